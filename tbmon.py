@@ -1,0 +1,3580 @@
+#!/usr/bin/env -S uv run --script
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["bottle>=0.13,<0.14", "waitress>=3.0.1,<4", "docker>=7.1,<8"]
+# ///
+"""tbmon - watch one TrueBit node and keep what it did on this machine.
+
+Follows the log of the node's container, reads its event database, keeps
+tasks, invoices and log entries in one SQLite file and serves a dashboard and
+an API. It opens no outbound connection: the Docker Engine is only asked, with
+GET and HEAD, on the paths listed in section 7.
+
+Threads: main (waitress and its workers), `ingest` (the only one that writes
+what the node did, with one short-lived `reader` per connection to the engine)
+and `upkeep` (container state, statistics, verdict, retention). All of them end
+when `stop` is set; one that dies of a bug of ours ends the process.
+
+Sections: 1 Configuration, 2 Time, 3 Node data, 4 Store, 7 Docker, 8 Ingest,
+9 API, 10 Main. Each uses only what stands above it; the word in brackets says
+what effect it may have, and tests/test_layout.py enforces both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import codecs
+import contextlib
+import fcntl
+import functools
+import gzip
+import hashlib
+import heapq
+import hmac
+import importlib.util
+import io
+import ipaddress
+import itertools
+import json
+import logging
+import os
+import posixpath
+import random
+import re
+import secrets
+import shutil
+import signal
+import socket
+import sqlite3
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+import zlib
+import zoneinfo
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+__version__ = "0.1.0"
+
+KIB = 1024
+MIB = 1024 * 1024
+MINUTE_MS = 60_000
+HOUR_MS = 60 * MINUTE_MS
+DAY_MS = 24 * HOUR_MS
+
+ENTRY_BYTES = 64 * KIB  # kept of one log entry; its identity covers the whole header line
+LINE_BYTES = 256 * KIB  # kept of one physical line while its pieces are joined
+PAYLOAD_DEPTH = 64  # nesting beyond this is not followed
+BATCH_ROWS = 2000  # log rows in one transaction at most
+TASK_TIMEOUT_MS = 10 * MINUTE_MS  # when a task names no executionTimeout
+TASK_GRACE_MS = MINUTE_MS  # after the timeout, before a task counts as lost
+BELIEF_MS = 5 * MINUTE_MS  # a header's second may differ this much from the engine's stamp
+SILENCE_MS = 10 * MINUTE_MS  # the node's own pulse comes every two minutes
+SEAM_MS = HOUR_MS  # on both sides of an import's newest entry, id-less lines are bound again
+OVERLAP_S = 3  # read again before the cursor: stamps step back between the two streams
+RETRY_MAX_S = 5.0
+
+log = logging.getLogger("tbmon")
+
+class UserError(Exception):
+    """Something the operator can put right; the text says what and how."""
+
+# ---------------------------------------------------------------------------
+# 1. Configuration                                                (environment)
+# ---------------------------------------------------------------------------
+
+def setting(default: object, text: str, **rules: Any) -> Any:
+    """Declare one field of Config; `rules`: low and high, or pattern and what it `takes`, secret, check."""
+    return field(default=default, metadata={"help": text, **rules})
+
+def check_zone(text: str) -> None:
+    """Raise ValueError unless `text` is auto or a zone this machine knows."""
+    if text == "auto":
+        return
+    try:
+        zoneinfo.ZoneInfo(text)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError("takes auto, UTC or a zone like Europe/Berlin") from None
+
+@dataclass(frozen=True)
+class Config:
+    """What an operator can set; field `x` is the environment variable X."""
+    port: int = setting(8090, "TCP port of dashboard and API", low=1, high=65535)
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 opens it to the network")
+    container_name: str = setting(
+        "runner-node", "name of the node's container",
+        pattern=r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", takes="a container's name, as docker ps shows it",
+    )  # fmt: skip
+    docker_host: str = setting(
+        "", "engine to ask: unix:///path, or tcp://host:port",
+        pattern=r"(unix:///|tcp://[^/]).*|", takes="unix:///path or tcp://host:port (for ssh, tunnel to a socket)",
+    )  # fmt: skip
+    docker_socket_path: str = setting("/var/run/docker.sock", "engine's socket when DOCKER_HOST is not set")
+    docker_tls_verify: bool = setting(False, "use TLS towards tcp:// and check the engine's certificate")
+    docker_cert_path: str = setting("", "folder with ca.pem, cert.pem and key.pem for DOCKER_TLS_VERIFY")
+    log_dir: str = setting("", "follow the node's log files in this folder and use no Docker at all")
+    node_timezone: str = setting("auto", "zone of the stamps in the node's log; auto finds it", check=check_zone)
+    db_path: str = setting("./data/truebit-monitor.db", "the SQLite file")
+    key_dir: str = setting("", "folder of key files; beside the database if empty")
+    log_retention_days: int = setting(30, "log entries older than this are deleted", low=1, high=36500)
+    max_db_bytes: int = setting(2 * 1024 * MIB, "oldest log entries go when the file is larger", low=8 * MIB)
+    api_key: str = setting("", "if set, the API asks for it: Authorization: Bearer KEY", secret=True)
+    task_data_password: str = setting("", "opens log and task data; generated if empty", secret=True)
+    allowed_hosts: str = setting("", "further host names this monitor is reached under, with commas")
+    max_output_data_bytes: int = setting(102400, "kept of a task's input and of its output", low=0, high=16 * MIB)
+    node_env: str = setting(
+        "production", "development logs at debug level", pattern="production|development",
+        takes="production or development",
+    )  # fmt: skip
+    log_level: str = setting(
+        "info", "least level of tbmon's own log", pattern="debug|info|warning|error",
+        takes="debug or info or warning or error",
+    )  # fmt: skip
+
+    @property
+    def engine_url(self) -> str:
+        """The Docker Engine's base URL; never taken from the Docker CLI's context."""
+        return self.docker_host or f"unix://{self.docker_socket_path}"
+
+    @property
+    def keys(self) -> Path:
+        """The folder of the 0600 key files."""
+        return Path(self.key_dir) if self.key_dir else Path(self.db_path).parent
+
+def convert(kind: str, text: str, rules: Mapping[str, Any]) -> object:
+    """Return `text` as `kind` ("int", "bool" or "str"); raise ValueError with what it takes."""
+    if kind == "bool":
+        words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}
+        if text.lower() not in words:
+            raise ValueError("takes true or false")
+        return words[text.lower()]
+    if kind == "int":
+        low, high = rules.get("low", 0), rules.get("high", 2**53)
+        if not re.fullmatch(r"\d{1,16}", text, re.ASCII) or not low <= int(text) <= high:
+            raise ValueError(f"takes a whole number from {low} to {high}")
+        return int(text)
+    if not re.fullmatch(rules.get("pattern", ".*"), text, re.S):
+        raise ValueError(f"takes {rules['takes']}")
+    rules.get("check", str)(text)
+    return text
+
+def read_secret_file(path: str) -> str:
+    """Return the secret in a NAME_FILE, without its final newline; ValueError if unreadable."""
+    try:
+        text = Path(path).read_text("utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot be read: {error}") from None
+    if not text.strip():
+        raise ValueError("is empty; leave the variable out to go without")
+    return text
+
+def read_config(env: Mapping[str, str]) -> Config:
+    """Build the Config from `env`; raise UserError naming every bad variable at once."""
+    values: dict[str, object] = {}
+    problems: list[str] = []
+    for item in fields(Config):
+        name, rules = item.name.upper(), item.metadata
+        text, source = env.get(name), name
+        try:
+            if rules.get("secret") and env.get(f"{name}_FILE"):
+                source = f"{name}_FILE"
+                text = read_secret_file(env[source])
+            if text is not None and (text != "" or item.default == ""):
+                values[item.name] = convert(str(item.type), text.strip(), rules)
+        except ValueError as error:
+            shown = "" if rules.get("secret") and source == name else f"={env[source]!r}"
+            problems.append(f"{source}{shown}: {error}")
+    if problems:
+        raise UserError("bad settings:\n  " + "\n  ".join(problems))
+    return Config(**values)  # type: ignore[arg-type]
+
+def settings_help() -> str:
+    """The table that --help prints: every variable, its default and its sentence."""
+    lines = ["settings (environment variables; a secret NAME may also come from the file NAME_FILE):"]
+    for item in fields(Config):
+        shown = item.default if item.default not in ("", False) else {"": "unset", False: "false"}[item.default]
+        lines.append(f"  {item.name.upper():<22} {item.metadata['help']} (default {shown})")
+    return "\n".join(lines)
+
+# ---------------------------------------------------------------------------
+# 2. Time                                                                (pure)
+# ---------------------------------------------------------------------------
+
+STAMP = re.compile(r"(\d{4})-(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)", re.ASCII)
+RFC3339 = re.compile(STAMP.pattern + r"(?:\.(\d{1,9}))?(Z|[+-](?:[01]\d|2[0-3]):?[0-5]\d)?", re.ASCII)
+END_MS = 4_291_747_200_000  # 2106-01-01
+
+def parse_second(text: str) -> int | None:
+    """Read `YYYY-MM-DD HH:MM:SS` as seconds since 1970, as if UTC; None if it is no date.
+
+    A leap second (:60) is the second after. Years 1970 to 2105 fit the four bytes of a stored key.
+    """
+    found = STAMP.fullmatch(text)
+    if found is None:
+        return None
+    year, month, day, hour, minute, second = (int(part) for part in found.groups())
+    if not 1970 <= year <= 2105 or hour > 23 or minute > 59 or second > 60:
+        return None
+    try:
+        days = datetime(year, month, day).toordinal() - 719_163
+    except ValueError:
+        return None
+    return days * 86400 + hour * 3600 + minute * 60 + second
+
+def parse_time(value: object) -> int | None:
+    """Read a time as milliseconds since 1970: RFC 3339 text, or seconds or milliseconds as number or text.
+
+    Numbers below 10^11 are seconds. The node's event database was seen with ISO text and with
+    milliseconds (node-data.md, 3.1). None for anything else, or outside 1970 to 2105.
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        found = RFC3339.fullmatch(text)
+        if found is not None:
+            second, fraction, zone = parse_second(text[:19]), found[7] or "", found[8] or "Z"
+            if second is None:
+                return None
+            offset = 0 if zone == "Z" else int(zone[:3]) * 60 + int(zone[0] + zone[-2:])
+            ms = (second - offset * 60) * 1000 + int(fraction.ljust(3, "0")[:3])
+            return ms if 0 <= ms < END_MS else None
+        if not re.fullmatch(r"\d{1,16}(\.\d+)?", text, re.ASCII):
+            return None
+        value = float(text)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    value = value * 1000 if value < 1e11 else value
+    return int(value) if 0 <= value < END_MS else None
+
+def utc(ms: int | None) -> str | None:
+    """Format milliseconds as `YYYY-MM-DDTHH:MM:SS.mmmZ`; None stays None."""
+    if ms is None:
+        return None
+    moment = datetime.fromtimestamp(ms // 1000, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+
+def second_text(second: int) -> str:
+    """Format a stamp's second as the node writes it."""
+    return f"{datetime.fromtimestamp(second, UTC):%Y-%m-%d %H:%M:%S}"
+
+class Zone:
+    """Turns the node's zone-less stamps into UTC.
+
+    With a named zone the zone's own rules decide. With auto the offset, a multiple of 15 minutes, is
+    taken from the first header that comes with the engine's stamp, and changed (summer time) only
+    when 20 headers in a row agree on another; UTC until there is something to compare with.
+    """
+
+    def __init__(self, name: str, offset_s: int | None = None) -> None:
+        self.named = None if name == "auto" else zoneinfo.ZoneInfo(name)
+        self.offset_s = offset_s
+        self.rival_s, self.streak = 0, 0
+
+    def learn(self, second: int, engine_ms: int) -> None:
+        """Compare a header's second with the engine's stamp of the same line."""
+        difference = second - engine_ms // 1000
+        nearest = round(difference / 900) * 900
+        if self.named or nearest == self.offset_s or abs(difference - nearest) > 60 or abs(nearest) > 15 * 3600:
+            self.streak = 0
+            return
+        self.streak = self.streak + 1 if nearest == self.rival_s else 1
+        self.rival_s = nearest
+        if self.offset_s is None or self.streak >= 20:
+            self.offset_s, self.streak = nearest, 0
+
+    def utc_ms(self, second: int) -> int:
+        """The moment, in milliseconds UTC, that the node's clock showed as `second`."""
+        if self.named is None:
+            return (second - (self.offset_s or 0)) * 1000
+        try:
+            local = datetime.fromtimestamp(second, UTC).replace(tzinfo=self.named)
+            return int(local.timestamp()) * 1000
+        except (OverflowError, ValueError):
+            return second * 1000
+
+# ---------------------------------------------------------------------------
+# 3. Node data                                                           (pure)
+# ---------------------------------------------------------------------------
+
+LOG_TYPES = (
+    "raw", "info", "semaphore", "registration", "task_received", "task_download", "task_start",
+    "execution_output", "task_completed", "task_failed", "task_published", "invoice",
+)  # fmt: skip
+LEVELS = ("", "error", "warn", "info", "http", "verbose", "debug", "silly")
+PAYLOAD_TYPES = ("task_received", "execution_output", "invoice", "task_failed")
+KNOWN_INFO = (  # wordings that carry nothing to keep, yet are no sign of a changed log
+    "Message received from ", "Message published to ", "Starting services", "Connected to ", "Heartbeat sent",
+    "Message bus ", "Retrying connection", "cache lookup",
+)  # fmt: skip
+TASK_TYPES = {"rs": "rust", "js": "javascript", "py": "python", "c": "c", "cpp": "cpp", "api": "api"}
+REASONS = (  # wording of limits in node logs is not known (node-data.md, 4.4): matched by word
+    ("gas", "gas_limit"), ("memory", "memory_limit"), ("stack", "stack_limit"), ("frame", "stack_limit"),
+    ("call", "call_limit"), ("timeout", "timeout"), ("timed out", "timeout"), ("download", "download"),
+)  # fmt: skip
+
+ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]+[0-~]|[0-Z\\^-~])")
+TAIL = re.compile(
+    r" ([A-Za-z]+): (@truebit/[^\s:]+?)(?:-(0[xX][0-9a-fA-F]+|[0-9a-fA-F]{40}))?:(v?\d[\w.+-]*)(?: (.*))?",
+    re.S | re.ASCII,
+)
+PREFIX = re.compile(
+    r"(?:[\w.-]+ *\| ?)?(?:\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z )?(?=\d{4}-\d\d-\d\d \d\d:\d\d:\d\d )", re.ASCII
+)
+ENGINE_PREFIX = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z ", re.ASCII)
+COMPOSE = re.compile(r"[\w.-]+ *\| ?", re.ASCII)
+UUID = r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+EXECUTION = re.compile(rf"Execution ({UUID}) (completed|failed)\b(.*)", re.S)
+EXECUTION_ID = re.compile(rf"""["']?executionId["']?\s*[:=]\s*["']?({UUID})(?![0-9a-fA-F-])""")
+DOWNLOADED = re.compile(r"Task ([\w./-]{1,160}) downloaded successfully", re.ASCII)
+SEMAPHORE = re.compile(
+    r"Semaphore (\w{1,64}) (?:message received|processing started|processing completed)\b.{0,80}?"
+    r"(?:\((\d{1,6})/(\d{1,6}) (slots used|now active)\)|Using slot (\d{1,6})/(\d{1,6}))",
+    re.S,
+)
+REGISTRATION = re.compile(r"Node with address (\S+) (registered|deregistered|requested (?:de)?registration)\b")
+OWN_START = re.compile(r"Command execution std(?:out|err):|\(node:\d+\) |\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d", re.ASCII)
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\'|\\.', re.S)
+WALLET = re.compile(r"(?:0[xX]|(?<![0-9a-fA-F]))[0-9a-fA-F]{40}(?![0-9a-fA-F])")
+HEX_RUN = re.compile(r"[0-9a-fA-F]{40}")
+
+def keyed(key: bytes, kind: str, text: str) -> bytes:
+    """The 32-byte HMAC of `text` under the local key; `kind` keeps uses of the key apart.
+
+    Only its ASCII counts: where the json-file driver cuts a line at 16 KiB, the engine turns a split
+    character into replacement characters, and the same line from a file must be the same.
+    """
+    return hmac.digest(key, kind.encode() + b"\0" + text.encode("ascii", "ignore"), "sha256")
+
+class Redactor:
+    """Replaces wallet addresses by `wallet:` + 16 hex digits that only the local key can make.
+
+    `seen` holds the digits of addresses that stood in logger names: they are replaced wherever they
+    occur, also inside longer runs, while other addresses are recognised as exactly 40 digits.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self.key = key
+        self.seen: set[str] = set()
+        self.anywhere: re.Pattern[str] | None = None
+
+    def see(self, address: str) -> str:
+        """Remember an address from a logger's name and return its pseudonym."""
+        digits = address[-40:].lower()
+        if len(digits) == 40 and digits not in self.seen and len(self.seen) < 64:
+            self.seen.add(digits)
+            self.anywhere = re.compile("(?:0x)?(?:" + "|".join(self.seen) + ")", re.I)
+        return self.pseudonym(digits)
+
+    def pseudonym(self, digits: str) -> str:
+        return "wallet:" + keyed(self.key, "wallet", digits[-40:].lower()).hex()[:16]
+
+    def clean(self, text: str, replacement: str = "") -> str:
+        """Return `text` without addresses; each becomes `replacement`, or its pseudonym if that is empty."""
+        if "wallet:" in text:
+            text = text.replace("wallet:", "wallet::")
+        if HEX_RUN.search(text) is None:
+            return text
+
+        def named(found: re.Match[str]) -> str:
+            return replacement or self.pseudonym(found[0])
+
+        text = WALLET.sub(named, text)
+        return self.anywhere.sub(named, text) if self.anywhere else text
+
+class Head(NamedTuple):
+    """What a header says of its writer; `suffix` is the pseudonym of the address in the logger's name."""
+    level: str
+    suffix: str | None
+    version: str
+
+@dataclass(slots=True)
+class Entry:
+    """One logged statement. `second` is its stamp as written, read as UTC; `raw` its words before redaction.
+
+    `engine_ms` is the engine's stamp of its first line, None from files. `stamped` tells whether the
+    stamp is its own. The fields from `changed` on belong to who assembles and records it.
+    """
+    second: int
+    head: Head | None
+    type: str
+    text: str
+    header_id: bytes
+    engine_ms: int | None = None
+    raw: str = ""
+    stamped: bool = True
+    changed: bool = True
+    depth: int | None = None
+    key: bytes = b""
+    seq: int = 0
+    at: int = 0
+    believed: bool = False
+
+    def expects_more(self) -> bool:
+        """True while a payload is open: the text ends in a colon or its brackets are not balanced."""
+        if self.depth is None:
+            self.depth = bracket_depth(self.text)
+        return self.depth > 0 or self.text.rstrip()[-1:] == ":"
+
+    def extend(self, text: str, raw: str) -> None:
+        """Add a continuation line; beyond ENTRY_BYTES only the brackets are still counted."""
+        self.depth = (bracket_depth(self.text) if self.depth is None else self.depth) + bracket_depth(text)
+        if len(self.text) + len(text) < ENTRY_BYTES:
+            self.text += "\n" + text
+            self.changed = True
+            if self.raw:  # not so for an entry taken up again from the store, which has no raw words
+                self.raw += "\n" + raw
+
+def bracket_depth(text: str) -> int:
+    """How many brackets `text` leaves open, those inside quotes not counted; may be negative."""
+    if not ("{" in text or "[" in text or "}" in text or "]" in text):
+        return 0
+    bare = QUOTED.sub("", text)
+    return bare.count("{") + bare.count("[") - bare.count("}") - bare.count("]")
+
+def classify(message: str) -> str:
+    """The log type of a message that has a header (node-data.md, 2.3; wording certain where marked there)."""
+    if message.startswith("Semaphore "):
+        return "semaphore" if SEMAPHORE.match(message) else "info"
+    if message.startswith("Message received from task_created"):
+        return "task_received"
+    if message.startswith("Command execution std"):
+        return "execution_output"
+    if message.startswith("Execution ") and (found := EXECUTION.match(message)):
+        return "task_" + found[2]
+    if message.startswith("Message published to compute_outcome"):
+        return "task_published"
+    if message.startswith("Starting task execution"):
+        return "task_start"
+    if message.startswith("Task ") and DOWNLOADED.match(message):
+        return "task_download"
+    if message.startswith("Node with address ") and REGISTRATION.match(message):
+        return "registration"
+    return "invoice" if "InvoiceSubscriber" in message else "info"
+
+def is_recognised(entry_type: str, text: str) -> bool:
+    """False for what a changed log would look like: no header we know, or a wording we do not."""
+    return entry_type != "raw" and (entry_type != "info" or text.startswith(KNOWN_INFO))
+
+class Known(NamedTuple):
+    """What a line's text after the stamp says; the same words come thousands of times."""
+    head: Head
+    type: str
+    text: str
+    header_id: bytes
+
+class Assembler:
+    """Joins one stream's lines to entries; pure but for what it remembers of the stream.
+
+    Feed it whole lines as (bytes without newline, engine's stamp in ms or None, place), where `place`
+    names a line that has no stamp before it: the engine's stamp as text, or file and offset.
+    """
+
+    def __init__(self, redactor: Redactor, last_second: int | None = None) -> None:
+        self.redactor = redactor
+        self.open: Entry | None = None
+        self.known: dict[bytes, Known] = {}
+        self.stamp, self.second = b"", last_second
+        self.compose, self.dated = False, False  # what the last header had before it, and so its continuations
+
+    def feed(self, lines: Iterable[tuple[bytes, int | None, bytes]]) -> list[Entry]:
+        """Return every entry that began or grew, in order; the last one may grow again at the next call."""
+        entries: list[Entry] = []
+        for raw, engine_ms, place in lines:
+            if raw[-1:] == b"\r":
+                raw = raw[:-1]
+            if b"\x1b" in raw:
+                raw = ESCAPES.sub(b"", raw)
+            known = self.known.get(raw[19:])
+            if known is not None and (raw[:19] == self.stamp or self.read_stamp(raw[:19])):
+                assert self.second is not None
+                entry = Entry(self.second, known.head, known.type, known.text, known.header_id, engine_ms)
+            else:
+                found = self.read_line(raw[:LINE_BYTES].decode("utf-8", "replace"), engine_ms, place)
+                if found is None:
+                    continue
+                entry = found
+            if self.open is not None and self.open.changed:
+                self.open.changed = False
+                entries.append(self.open)
+            self.open = entry
+        if self.open is not None and self.open.changed:
+            self.open.changed = False
+            entries.append(self.open)
+        return entries
+
+    def read_stamp(self, stamp: bytes) -> bool:
+        second = parse_second(stamp.decode("ascii", "replace"))
+        if second is None or stamp[10:11] != b" ":
+            return False
+        self.stamp, self.second = stamp, second
+        return True
+
+    def read_line(self, line: str, engine_ms: int | None, place: bytes) -> Entry | None:
+        """Return the entry that `line` begins; or None, after adding it to the open one."""
+        begin = PREFIX.match(line)
+        tail = TAIL.fullmatch(line, begin.end() + 19) if begin is not None else None
+        if begin and tail and self.read_stamp(line[begin.end() : begin.end() + 19].encode()):
+            lead = line[: begin.end()]
+            self.compose, self.dated = "|" in lead, lead.endswith("Z ")
+            return self.read_header(tail, engine_ms)
+        if self.compose and (prefix := COMPOSE.match(line)):
+            line = line[prefix.end() :]
+        if self.dated and (prefix := ENGINE_PREFIX.match(line)):
+            line = line[prefix.end() :]
+        bare = self.redactor.clean(line)
+        starts = OWN_START.match(line) or CONTROL.search(line)
+        if self.open is not None and not starts and (line[:1] in ("", " ", "\t") or self.open.expects_more()):
+            self.open.extend(bare, line)
+            return None
+        return self.read_headless(line, bare, engine_ms, place) if line.strip() else None
+
+    def read_header(self, tail: re.Match[str], engine_ms: int | None) -> Entry:
+        level, logger, address, version, message = tail.groups()
+        suffix = None if address is None else self.redactor.see(address)
+        message = message or ""
+        head = Head(level.lower(), suffix, self.redactor.clean(version))
+        text = self.redactor.clean(message)[:ENTRY_BYTES]
+        kind = classify(message)
+        mark = "-wallet" if suffix else ""
+        plain = f"{level}: {logger}{mark}:{version} {self.redactor.clean(message, 'wallet:')}"
+        header_id = keyed(self.redactor.key, "entry", plain)[:12]
+        if kind in PAYLOAD_TYPES:
+            return Entry(self.stamp_second(), head, kind, text, header_id, engine_ms, message[:ENTRY_BYTES])
+        words = tail.string[tail.start() :].encode("utf-8", "replace")
+        if len(words) < 400 and HEX_RUN.search(message) is None:
+            if len(self.known) >= 8192:
+                self.known.clear()
+            self.known[words] = Known(head, kind, text, header_id)
+        return Entry(self.stamp_second(), head, kind, text, header_id, engine_ms)
+
+    def read_headless(self, line: str, bare: str, engine_ms: int | None, place: bytes) -> Entry:
+        """An entry without a header takes the stamp before it; where there is none, `place` tells it apart."""
+        kind = "execution_output" if line.startswith("Command execution std") else "raw"
+        own = parse_second(line[:19]) if line[10:11] == " " else None
+        second = self.second if own is None else own
+        plain = self.redactor.clean(line, "wallet:")
+        if second is None:
+            plain += "\0" + place.decode("ascii", "replace")
+        header_id = keyed(self.redactor.key, "line", plain)[:12]
+        stamp = second if second is not None else (engine_ms or 0) // 1000
+        raw = line[:ENTRY_BYTES] if kind in PAYLOAD_TYPES else ""
+        return Entry(stamp, None, kind, bare[:ENTRY_BYTES], header_id, engine_ms, raw, own is not None)
+
+    def stamp_second(self) -> int:
+        assert self.second is not None
+        return self.second
+
+class Trust:
+    """Decides which headers the node wrote itself.
+
+    Text of a task can imitate any line. Believed is the identity (suffix, version) that the node
+    established when it started: the newest seen until a header carries an address, for two minutes at
+    most. Another identity takes its place only after a restart (`restart`), or once it alone has been
+    heard for ten minutes and 20 headers, as after a restart that nobody reported; its entries,
+    held back until then, are in `adopted`.
+    """
+    SETTLE_S, RIVAL_S, RIVALS = 120, 600, 20
+
+    def __init__(self, identity: tuple[str | None, str] | None = None) -> None:
+        self.identity = identity
+        self.first_second: int | None = None
+        self.heard = 0  # when the node's own last header came
+        self.rivals: list[Entry] = []
+        self.adopted: list[Entry] = []
+
+    def restart(self) -> None:
+        """The container started: the next headers establish the identity anew."""
+        self.identity, self.first_second, self.heard = None, None, 0
+        self.rivals.clear()
+
+    def judge(self, entry: Entry) -> bool:
+        """True if the entry's header is the node's own."""
+        if entry.head is None:
+            return False
+        who = entry.head.suffix, entry.head.version
+        if who == self.identity:
+            self.rivals.clear()
+            self.heard = self.moment(entry)
+            return True
+        if self.identity is None:
+            self.identity, self.first_second = who, entry.second
+            return True
+        settling = self.identity[0] is None and self.first_second is not None
+        if settling and 0 <= entry.second - (self.first_second or 0) <= self.SETTLE_S:
+            self.identity = who
+            return True
+        self.hold(entry, who)
+        return False
+
+    def moment(self, entry: Entry) -> int:
+        """When a header came, in seconds: by the engine's clock, which no task can set, else by its own stamp."""
+        return entry.second if entry.engine_ms is None else entry.engine_ms // 1000
+
+    def hold(self, entry: Entry, who: tuple[str | None, str]) -> None:
+        if self.moment(entry) < self.heard:
+            return
+        first = self.rivals[0] if self.rivals else None
+        if first is None or first.head is None or (first.head.suffix, first.head.version) != who:
+            self.rivals = [entry]
+            return
+        if len(self.rivals) < 1000:
+            self.rivals.append(entry)
+        if len(self.rivals) >= self.RIVALS and self.moment(entry) - self.moment(first) >= self.RIVAL_S:
+            self.identity, self.adopted, self.rivals = who, self.rivals, []
+
+ATOM = object()  # marks "no value read yet"
+TOKEN = re.compile(
+    r"""(?P<open>[{\[](?![A-Z][\w ]*(?:\ \*\d+|:[^\[\]{}]*)?\]))|(?P<close>[}\]])|(?P<mark>[:,+])"""
+    r"""|(?P<atom>\[[A-Z][^\]]*\]|\d{4}-\d\d-\d\dT[\d:.]+Z)"""
+    r"""|(?P<text>"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|`(?:[^`\\]|\\.)*`?)|(?P<word>(?:[^\s{}\[\]:,"'`+]|(?<=\de)\+(?=\d))+)""",
+    re.S | re.ASCII,
+)
+ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)", re.S)
+
+def unescape(found: re.Match[str]) -> str:
+    code = found[1]
+    if len(code) > 1:
+        return chr(int(code[1:], 16))
+    return {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "0": "\0", "\n": ""}.get(code, code)
+
+def read_word(word: str) -> object:
+    """The value of an unquoted word: a number (123n too), true, false, null, undefined, or the word itself."""
+    words: dict[str, object] = {"true": True, "false": False, "null": None, "undefined": None}
+    if word in words:
+        return words[word]
+    try:
+        return int(word[:-1] if word[-1] == "n" else word) if len(word) < 40 else word
+    except ValueError:
+        pass  # not a whole number: it may still be another one
+    try:
+        return float(word)
+    except ValueError:
+        return word
+
+def read_token(found: re.Match[str]) -> object:
+    """The value of one token of TOKEN; None for what stands for a value that is not shown."""
+    if found.lastgroup == "text":
+        quote = found[0][0]
+        inner = found[0][1:-1] if len(found[0]) > 1 and found[0][-1] == quote else found[0][1:]
+        return ESCAPE.sub(unescape, inner) if "\\" in inner else inner
+    if found.lastgroup == "word":
+        return read_word(found[0])
+    return found[0] if found[0][0].isdigit() else None  # a date, or [Object], [Array], [Circular *1]
+
+def put(box: dict[str, object] | list[object], name: object, value: object) -> None:
+    if isinstance(box, list):
+        box.append(value)
+    elif isinstance(name, str):
+        box.setdefault(name, value)
+
+def read_inspect(text: str) -> object:
+    """Read the first object or list of `text` as JavaScript's util.inspect prints it, or broken JSON.
+
+    Lenient: unquoted keys, any quotes, [Object], `... 3 more items`, a missing end. One pass, no recursion.
+    """
+    stack: list[tuple[dict[str, object] | list[object], object]] = []  # a box, and the name of its next value
+    value, joins = ATOM, False
+    for found in TOKEN.finditer(text):
+        kind = found.lastgroup
+        if kind == "open":
+            box: dict[str, object] | list[object] = {} if found[0] == "{" else []
+            if stack and len(stack) < PAYLOAD_DEPTH:
+                put(*stack[-1], box)
+                stack[-1] = stack[-1][0], None
+            stack.append((box, None))
+            value = ATOM
+        elif not stack:
+            continue
+        elif kind == "close" or found[0] == ",":
+            if value is not ATOM:
+                put(*stack[-1], value)
+            value, stack[-1] = ATOM, (stack[-1][0], None)
+            if kind == "close" and len(stack) == 1:
+                break
+            if kind == "close":
+                stack.pop()
+        elif found[0] == ":":
+            if stack[-1][1] is None:
+                stack[-1] = stack[-1][0], str(value)
+                value = ATOM
+        elif found[0] == "+":
+            joins = True
+        else:
+            token = read_token(found)
+            if joins and isinstance(value, str) and isinstance(token, str):
+                value += token
+            elif value is ATOM:
+                value = token
+            joins = False
+    if stack and value is not ATOM:
+        put(*stack[-1], value)
+    return stack[0][0] if stack else None
+
+DECODER = json.JSONDecoder(strict=False)
+
+def read_payload(text: str) -> dict[str, Any]:
+    """Return the object in a message: JSON if it is, else as JavaScript prints it; {} if there is none."""
+    start = min((at for at in (text.find("{"), text.find("[")) if at >= 0), default=-1)
+    if start < 0:
+        return {}
+    try:
+        value = DECODER.raw_decode(text, start)[0]
+    except (ValueError, RecursionError):
+        value = read_inspect(text[start:])
+    return value if isinstance(value, dict) else {}
+
+def part(value: object, *path: str) -> Any:
+    """Walk into nested objects; None where a step is missing."""
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+def whole(value: object, low: int = 0, high: int = 2**63 - 1) -> int | None:
+    """A whole number in the range, from a number or its decimal text; None for anything else."""
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,19}", value, re.ASCII):
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    good = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+    return value if good else None  # type: ignore[return-value]
+
+Clean = Callable[[str], str]  # Redactor.clean, or str for what is clean already
+
+def hex64(value: object, clean: Clean) -> str | None:
+    """The 64 lower-case digits of a hash, with or without 0x before them; none that hold the node's own address."""
+    found = re.fullmatch(r"(?:0x)?([0-9a-fA-F]{64})", value) if isinstance(value, str) else None
+    return found[1].lower() if found and clean(found[1]) == found[1] else None
+
+def uuid(value: object) -> str | None:
+    return value.lower() if isinstance(value, str) and re.fullmatch(UUID, value) else None
+
+def name_or_none(value: object, clean: Clean) -> str | None:
+    """A task id, chain or operation: short, without blanks, addresses replaced."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not re.fullmatch(r"[\w.:/-]{1,160}", value, re.ASCII):
+        return None
+    return clean(value)
+
+class Event(NamedTuple):
+    """A fact about tasks, invoices or the node. `fields` are columns of Task, or what the kind says.
+
+    Kinds: the log types, and task_created, computed_outcome, invoice of the event database.
+    """
+    kind: str
+    execution_id: str | None
+    fields: dict[str, Any]
+
+def json_text(value: object) -> str | None:
+    """`value` as JSON; None if it is nested too deep to be written."""
+    try:
+        return json.dumps(value)
+    except RecursionError:
+        return None
+
+def task_event(body: Mapping[str, Any], clean: Clean) -> Event | None:
+    """Read a task_created payload (node-data.md, 3.1); None without a strict execution id."""
+    message = body.get("message")
+    message = message if isinstance(message, dict) else body
+    execution_id = uuid(body.get("executionId")) or uuid(part(message, "executionId"))
+    if execution_id is None:
+        return None
+    task_id = name_or_none(part(message, "taskId"), clean)
+    language, _, rest = (task_id or "").partition("_")
+    given = part(message, "input")
+    fields = {
+        "task_id": task_id,
+        "task_hash": hex64(rest.partition("/")[0], clean),
+        "task_type": TASK_TYPES.get(language, "other") if task_id else None,
+        "chain_id": name_or_none(part(message, "chainId"), clean),
+        "block_number": whole(part(message, "blockNumber")),
+        "block_hash": hex64(part(message, "blockHash"), clean),
+        "gas_limit": whole(part(message, "limits", "gas")),
+        "memory_limit": whole(part(message, "limits", "memory")),
+        "timeout_ms": whole(part(message, "econParams", "executionTimeout") or part(message, "executionTimeout")),
+        "received_at": parse_time(body.get("timestamp")),
+        "input": given if isinstance(given, str) or given is None else json_text(given),
+    }
+    return Event("task_created", execution_id, fields)
+
+def output_event(text: str, raw: str, clean: Clean) -> Event:
+    """Read `Command execution stdout|stderr:`; elapsed is nanoseconds (node-data.md, 2.5, inferred)."""
+    stream = "stderr" if raw.startswith("Command execution stderr") else "stdout"
+    words = raw.partition(":")[2].strip()
+    if stream == "stderr":
+        return Event("execution_output", None, {"error_text": text.partition(":")[2].strip()})
+    payload = read_payload(words)
+    elapsed_ns = whole(payload.get("elapsed"))
+    cached = part(payload, "execution", "prepare", "cached")
+    fields = {
+        "elapsed_ms": None if elapsed_ns is None else elapsed_ns // 1_000_000,
+        "exit_code": whole(part(payload, "wasi", "exitCode"), -(2**31), 2**32 - 1),
+        "gas_limit": whole(part(payload, "metering", "limits", "gas")),
+        "memory_limit": whole(part(payload, "metering", "limits", "memory")),
+        "gas_used": whole(part(payload, "metering", "last", "steps")),
+        "memory_peak": whole(part(payload, "metering", "peak", "memory")),
+        "wasm_hash": hex64(part(payload, "execution", "wasm", "hash"), clean),
+        "cached": cached if isinstance(cached, bool) else None,
+        "output": words,
+    }
+    return Event("execution_output", uuid(payload.get("executionId")), fields)
+
+def invoice_event(body: Mapping[str, Any], clean: Clean) -> Event | None:
+    """Read an invoice (node-data.md, 5.1); None if it names neither itself nor an execution.
+
+    The invoice id has over 20 digits: text. Line items keep operation, account (a pseudonym), steps and pages.
+    """
+    invoice_id = name_or_none(body.get("invoiceId"), clean)
+    execution_id = uuid(body.get("executionId"))
+    given = body.get("lineItem")
+    if (invoice_id is None and execution_id is None) or not isinstance(given, list):
+        return None
+    items = [
+        {
+            "operation": name_or_none(part(item, "operation"), clean),
+            "account": name_or_none(part(item, "account"), clean),
+            "steps": whole(part(item, "total_steps_computed")),
+            "memory_peak": whole(part(item, "peak_memory_used")),
+        }
+        for item in given[:200]
+        if isinstance(item, dict)
+    ]
+    price = body.get("stepGasPrice")
+    good = isinstance(price, (int, float)) and not isinstance(price, bool) and 0 <= price < 1e18
+    fields = {
+        "invoice_id": invoice_id,
+        "task_id": name_or_none(body.get("taskId"), clean),
+        "at": parse_time(body.get("taskCreated_timeStamp")),
+        "step_gas_price": float(price) if good and price is not None else None,
+        "line_items": items,
+    }
+    return Event("invoice", execution_id, fields)
+
+@functools.lru_cache(256)
+def slot_event(text: str) -> Event | None:
+    """Read a semaphore line: slots in use now (None where the line changes nothing) and in all."""
+    found = SEMAPHORE.match(text)
+    if found is None:
+        return None
+    used, total = (found[5], found[6]) if found[5] else (found[2], found[3])
+    current = None if found[4] == "slots used" else int(used)
+    return Event("semaphore", None, {"subscriber": found[1], "current": current, "total": int(total)})
+
+def registration_event(text: str) -> Event | None:
+    """registered is True after `registered successfully`, else False; address is a pseudonym if it was one."""
+    found = REGISTRATION.match(text)
+    if found is None:
+        return None
+    address = found[1] if re.fullmatch(r"wallet:[0-9a-f]{16}", found[1]) else None
+    return Event("registration", None, {"registered": found[2] == "registered", "address": address})
+
+def read_event(kind: str, text: str, raw: str, clean: Clean) -> Event | None:
+    """The fact in a log entry of type `kind`, or None if there is none (yet).
+
+    `text` is the redacted message, `raw` the same before redaction where the type has a payload.
+    """
+    if kind == "semaphore":
+        return slot_event(text)
+    if kind in ("task_completed", "task_failed"):
+        found = EXECUTION.match(text)
+        words = found[3].strip(" :\n") if found else ""
+        return Event(kind, found[1].lower(), {"error_text": words or None}) if found else None
+    if kind == "task_received":
+        payload = read_payload(raw)
+        body = payload["payload"] if isinstance(payload.get("payload"), dict) else payload
+        event = task_event(body, clean)
+        found = EXECUTION_ID.search(raw) if event is None else None
+        event = Event("task_created", found[1].lower(), {}) if found else event
+        return event and event._replace(kind="task_received")
+    if kind == "execution_output":
+        return output_event(text, raw, clean)
+    if kind == "invoice":
+        return invoice_event(read_payload(raw), clean)
+    if kind == "task_start":
+        found = re.search(UUID, text)
+        return Event(kind, found[0].lower() if found else None, {})
+    if kind == "task_download":
+        found = DOWNLOADED.match(text)
+        return Event(kind, None, {"task_id": found[1]}) if found else None
+    return registration_event(text) if kind == "registration" else None
+
+def record_event(record: object, clean: Clean) -> Event | None:
+    """The fact in one record of the event database; None for kinds we do not know (node-data.md, 3)."""
+    if not isinstance(record, dict):
+        return None
+    body = record["payload"] if isinstance(record.get("payload"), dict) else record
+    kind = body.get("type")
+    if kind == "task_created":
+        return task_event(body, clean)
+    if kind == "invoice":
+        return invoice_event(body, clean)
+    if kind == "computed_outcome" and (execution_id := uuid(body.get("executionId"))):
+        return Event(kind, execution_id, {"sender": name_or_none(body.get("senderAddress"), clean)})
+    return None
+
+# Evidence about a task, as bits; the status follows from all of it, in whatever order it came.
+COMPLETED_LINE, FAILED_LINE, OUTCOME, PAID, PENALISED, LOST, IN_EVENT_DB, IN_LOG = (1 << bit for bit in range(8))
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One execution. Times are ms UTC, memory is in pages of 64 KiB, gas in steps; None is unknown."""
+    execution_id: str
+    task_id: str | None = None
+    task_hash: str | None = None
+    task_type: str | None = None
+    chain_id: str | None = None
+    block_number: int | None = None
+    block_hash: str | None = None
+    status: str = "received"
+    received_at: int | None = None
+    started_at: int | None = None
+    completed_at: int | None = None
+    elapsed_ms: int | None = None
+    gas_limit: int | None = None
+    gas_used: int | None = None
+    memory_limit: int | None = None
+    memory_peak: int | None = None
+    exit_code: int | None = None
+    cached: int | None = None
+    error: str | None = None
+    wasm_hash: str | None = None
+    timeout_ms: int | None = None
+    evidence: int = 0
+
+    @property
+    def deadline(self) -> int | None:
+        """When the task counts as lost, in ms; None while its time of receipt is unknown."""
+        if self.received_at is None:
+            return None
+        return self.received_at + (self.timeout_ms or TASK_TIMEOUT_MS) + TASK_GRACE_MS
+
+def task_status(task: Task) -> str:
+    """The state that all evidence together gives (design: failed wins, then completed, then lost)."""
+    seen = task.evidence
+    if task.exit_code or seen & FAILED_LINE or (seen & PENALISED and not seen & COMPLETED_LINE):
+        return "failed"
+    if seen & (COMPLETED_LINE | OUTCOME | PAID):
+        return "completed"
+    if seen & LOST:
+        return "lost"
+    return "received" if task.started_at is None else "executing"
+
+def failure_reason(words: str | None) -> str:
+    """One of the enumerated reasons, by what a failure's words mention."""
+    lower = (words or "").lower()
+    return next((reason for word, reason in REASONS if re.search(rf"\b{word}", lower)), "other")
+
+def merge_task(task: Task, evidence: int = 0, **found: Any) -> Task:
+    """Add what was found to what is known: fill what is unknown, overwrite nothing, except that
+    a failing exit code replaces 0, and a receipt told by the log replaces the event database's. The
+    words of `error` only choose a reason.
+    """
+    words = found.pop("error", None)
+    known = {name: value for name, value in found.items() if value is not None and getattr(task, name) is None}
+    if found.get("exit_code"):
+        known["exit_code"] = task.exit_code or found["exit_code"]
+    if found.get("received_at") is not None and evidence & IN_LOG and not task.evidence & IN_LOG:
+        known["received_at"] = found["received_at"]
+    task = replace(task, evidence=task.evidence | evidence, **known)
+    status = task_status(task)
+    reason = task.error if status == "failed" else None
+    if status == "failed" and reason is None:
+        reason = "penalty" if not task.exit_code and not task.evidence & FAILED_LINE else None
+        reason = "exit_code" if task.exit_code else reason or failure_reason(words)
+    return replace(task, status=status, error=reason)
+
+def own_item(items: Sequence[Mapping[str, Any]], own: Iterable[str]) -> Mapping[str, Any] | None:
+    """The line item by which the node itself was paid or penalised; a penalty goes before a pay."""
+    mine = [item for item in items if item["account"] in own and item["operation"] in ("pay", "penalty")]
+    return max(mine, key=lambda item: str(item["operation"]), default=None)
+
+class Symptoms(NamedTuple):
+    """What the verdict looks at; times in ms, `now` included. None is unknown."""
+    now: int
+    problem: str | None  # why tbmon itself cannot see, if it cannot
+    container: str | None  # its state, "missing", or None without Docker
+    ever_seen: bool
+    last_line_at: int | None
+    last_task_at: int | None
+    recent: Sequence[str]  # outcomes of the last 20 finished tasks, newest first
+    restarts_10_min: int
+    recognised: float | None  # share of the last entries; None for too few of them
+
+class Verdict(NamedTuple):
+    state: str  # blind, down, degraded, working, idle
+    reason: str
+    advice: str
+
+def judge_node(seen: Symptoms) -> Verdict:
+    """The first that holds of blind, down, degraded, working, idle (design, section 5)."""
+    if seen.problem:
+        return Verdict("blind", seen.problem, "Run `tbmon.py doctor` on this host; it names what is in the way.")
+    if seen.container == "missing" and not seen.ever_seen:
+        return Verdict("blind", "the container has not been seen yet", "Start the node, or set CONTAINER_NAME.")
+    if seen.container not in (None, "running"):
+        return Verdict("down", f"the container is {seen.container}", "Start it again and read the end of its log.")
+    return judge_work(seen)
+
+def judge_work(seen: Symptoms) -> Verdict:
+    """The verdict on a node that runs and can be seen."""
+    failures = sum(outcome == "failed" for outcome in seen.recent)
+    if seen.restarts_10_min >= 3:
+        return Verdict("degraded", f"{seen.restarts_10_min} starts in 10 minutes", "Look for why the node ends.")
+    if seen.last_line_at is None or seen.now - seen.last_line_at > SILENCE_MS:
+        return Verdict("degraded", "no log line for 10 minutes", "The node writes every two minutes: restart it.")
+    if list(seen.recent[:3]) == ["failed"] * 3:
+        return Verdict("degraded", "the last three tasks failed", "Open the failed tasks and read their errors.")
+    if failures > 0.2 * len(seen.recent) and len(seen.recent) >= 5:
+        return Verdict("degraded", f"{failures} of the last {len(seen.recent)} tasks failed", "Open the failed tasks.")
+    if seen.recognised is not None and seen.recognised < 0.95:
+        share = round(100 * (1 - seen.recognised))
+        return Verdict("degraded", f"{share} % of the log is not recognised", "The node may be newer than tbmon.")
+    if seen.last_task_at is not None and seen.now - seen.last_task_at <= DAY_MS:
+        return Verdict("working", "it had a task within 24 hours", "Nothing to do.")
+    return Verdict("idle", "no task within 24 hours, and the log is flowing", "Nothing to do: idle days are normal.")
+
+# ---------------------------------------------------------------------------
+# 4. Store                                                               (disk)
+# ---------------------------------------------------------------------------
+
+APPLICATION_ID = 0x74626D6E  # "tbmn": marks our files in the SQLite header
+ENGINE, FILES = 1, 2  # bits of log.sources
+SUSPECT, UNRECOGNISED, UNSTAMPED = 1, 2, 4  # bits of log.flags
+
+MIGRATIONS = (
+    """
+    CREATE TABLE state (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE log (
+        key BLOB PRIMARY KEY,             -- stamp as written (4 bytes, big-endian), identity (12 bytes)
+        seq INTEGER NOT NULL,             -- order within the second
+        at INTEGER NOT NULL,              -- ms UTC, like every time in this file
+        level INTEGER NOT NULL,
+        type INTEGER NOT NULL,
+        sources INTEGER NOT NULL,
+        flags INTEGER NOT NULL,
+        execution_id TEXT,
+        message TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX log_execution ON log (execution_id) WHERE execution_id IS NOT NULL;
+    CREATE TABLE overlap (                -- lines near the cursor, to be known when they are read again
+        id INTEGER PRIMARY KEY, newest TEXT NOT NULL, lines TEXT NOT NULL
+    );
+    CREATE TABLE file (head_hash TEXT PRIMARY KEY, head_bytes INTEGER NOT NULL, offset INTEGER NOT NULL);
+    CREATE TABLE gap (id INTEGER PRIMARY KEY, from_at INTEGER, to_at INTEGER, reason TEXT NOT NULL);
+    CREATE TABLE start (started_at INTEGER PRIMARY KEY, container_id TEXT NOT NULL);
+    CREATE TABLE node (name TEXT PRIMARY KEY, value TEXT, at INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE task (
+        id INTEGER PRIMARY KEY, execution_id TEXT NOT NULL UNIQUE, task_id TEXT, task_hash TEXT, task_type TEXT,
+        chain_id TEXT, block_number INTEGER, block_hash TEXT, status TEXT NOT NULL, received_at INTEGER,
+        started_at INTEGER, completed_at INTEGER, elapsed_ms INTEGER, gas_limit INTEGER, gas_used INTEGER,
+        memory_limit INTEGER, memory_peak INTEGER, exit_code INTEGER, cached INTEGER, error TEXT, wasm_hash TEXT,
+        timeout_ms INTEGER, evidence INTEGER NOT NULL, deadline INTEGER
+    );
+    CREATE INDEX task_time ON task (IFNULL(received_at, 0), id);
+    CREATE INDEX task_running ON task (deadline) WHERE status IN ('received', 'executing');
+    CREATE TABLE task_data (execution_id TEXT PRIMARY KEY, input TEXT, output TEXT, error_text TEXT);
+    CREATE TABLE task_event (
+        execution_id TEXT NOT NULL, at INTEGER NOT NULL, event TEXT NOT NULL, PRIMARY KEY (execution_id, at, event)
+    ) WITHOUT ROWID;
+    CREATE TABLE invoice (
+        id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, invoice_id TEXT, execution_id TEXT, task_id TEXT, at INTEGER,
+        step_gas_price REAL, line_items TEXT NOT NULL, operation TEXT, steps INTEGER, memory_peak INTEGER,
+        confirmed INTEGER NOT NULL
+    );
+    CREATE INDEX invoice_time ON invoice (IFNULL(at, 0), id);
+    CREATE INDEX invoice_execution ON invoice (execution_id);
+    """,
+)
+
+TASK_COLUMNS = tuple(item.name for item in fields(Task))
+SAVE_TASK = (
+    f"INSERT INTO task ({', '.join(TASK_COLUMNS)}, deadline) VALUES ({', '.join('?' * (len(TASK_COLUMNS) + 1))})"
+    " ON CONFLICT (execution_id) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in (*TASK_COLUMNS[1:], "deadline"))
+)
+SAVE_ENTRY = """
+    INSERT INTO log (key, seq, at, level, type, sources, flags, execution_id, message) VALUES (?,?,?,?,?,?,?,?,?)
+    ON CONFLICT (key) DO UPDATE SET
+        sources = sources | excluded.sources,
+        flags = CASE WHEN excluded.flags & 1 THEN flags ELSE excluded.flags END,
+        execution_id = IFNULL(excluded.execution_id, execution_id),
+        message = CASE  -- the engine's json-file driver puts char(65533) for what it cut
+            WHEN length(CAST(replace(excluded.message, char(65533), '') AS BLOB))
+                > length(CAST(replace(message, char(65533), '') AS BLOB))
+            THEN excluded.message ELSE message END
+"""
+WRITES = {  # by `Store.put`
+    "state": "INSERT OR REPLACE INTO state (name, value) VALUES (?, ?)",
+    "counter": "INSERT INTO counter VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+    "entry": SAVE_ENTRY,
+    "binding": "UPDATE log SET execution_id = ? WHERE key = ?",
+    "task": SAVE_TASK,
+    "task_event": "INSERT OR IGNORE INTO task_event (execution_id, at, event) VALUES (?, ?, ?)",
+    "start": "INSERT OR IGNORE INTO start (started_at, container_id) VALUES (?, ?)",
+    "gap": "INSERT INTO gap (from_at, to_at, reason) VALUES (?, ?, ?)",
+}
+SAVE_INVOICE = """
+    INSERT INTO invoice (name, invoice_id, execution_id, task_id, at, step_gas_price, line_items, operation, steps,
+        memory_peak, confirmed)
+    VALUES (:name, :invoice_id, :execution_id, :task_id, :at, :step_gas_price, :line_items, :operation, :steps,
+        :memory_peak, :confirmed)
+    ON CONFLICT (name) DO UPDATE SET
+        execution_id = IFNULL(execution_id, excluded.execution_id), task_id = IFNULL(task_id, excluded.task_id),
+        at = IFNULL(at, excluded.at), step_gas_price = IFNULL(step_gas_price, excluded.step_gas_price),
+        operation = IFNULL(excluded.operation, operation),
+        steps = IFNULL(excluded.steps, steps), memory_peak = IFNULL(excluded.memory_peak, memory_peak),
+        confirmed = MAX(confirmed, excluded.confirmed)
+"""
+QUERIES = {  # by `Store.get` and `Store.first`
+    "quick_check": "PRAGMA quick_check(1)",
+    "state": "SELECT value FROM state WHERE name = ?",
+    "counters": "SELECT name, value FROM counter",
+    "has_entry": "SELECT 1 FROM log WHERE key = ? AND sources & ?",
+    "entry": "SELECT key, seq, at, type, flags, message FROM log WHERE key = ?",
+    "last_entry_at": "SELECT at FROM log ORDER BY key DESC LIMIT 1",
+    "overlap": "SELECT lines FROM overlap ORDER BY id",
+    "files": "SELECT head_hash, head_bytes, offset FROM file",
+    "gaps": "SELECT from_at, to_at, reason FROM gap ORDER BY id DESC LIMIT 100",
+    "starts_since": "SELECT COUNT(*) FROM start WHERE started_at >= ?",
+    "node": "SELECT name, value FROM node",
+    "task": f"SELECT {', '.join(TASK_COLUMNS)} FROM task WHERE execution_id = ?",
+    "tasks_between": f"SELECT {', '.join(TASK_COLUMNS)} FROM task WHERE IFNULL(received_at, 0) BETWEEN ? AND ?",
+    "task_data": "SELECT input, output, error_text FROM task_data WHERE execution_id = ?",
+    "task_events": "SELECT at, event FROM task_event WHERE execution_id = ? ORDER BY at",
+    "last_task_at": "SELECT received_at FROM task ORDER BY IFNULL(received_at, 0) DESC, id DESC LIMIT 1",
+    "recent_outcomes": "SELECT status FROM task WHERE status IN ('completed', 'failed')"
+    " ORDER BY IFNULL(received_at, 0) DESC, id DESC LIMIT 20",
+    "overdue": "SELECT execution_id FROM task WHERE status IN ('received', 'executing')"
+    " AND (deadline < ? OR received_at < ?)",
+    "invoice_of": "SELECT invoice_id FROM invoice WHERE execution_id = ? ORDER BY id LIMIT 1",
+    "invoice_count": "SELECT COUNT(*) FROM invoice",
+    "invoices_of_others": "SELECT execution_id, line_items FROM invoice WHERE operation IS NULL",
+    "recognised": "SELECT IFNULL(SUM(NOT flags & ?), 0), COUNT(*)"
+    " FROM (SELECT flags FROM log ORDER BY key DESC LIMIT 500)",
+    "summary": """
+    SELECT COUNT(*) AS total, SUM(status = 'received') AS received, SUM(status = 'executing') AS executing,
+        SUM(status = 'completed') AS completed, SUM(status = 'failed') AS failed, SUM(status = 'lost') AS lost,
+        SUM(cached = 1) AS cached, AVG(elapsed_ms) AS avg_elapsed_ms, AVG(gas_used) AS avg_gas_used,
+        SUM(IFNULL(received_at, 0) >= ?) AS tasks_24h
+    FROM task
+    """,
+}
+
+def literal_like(text: str) -> str:
+    """A LIKE pattern that finds `text` anywhere, its own wildcards taken literally (ESCAPE '!')."""
+    return "%" + re.sub(r"([!%_])", r"!\1", text) + "%"
+
+def key_of(second: int, rest: bytes = b"") -> bytes:
+    """The stored key of an entry, or, without `rest`, the bound below all keys of that second."""
+    return max(0, min(second, 2**32 - 1)).to_bytes(4, "big") + rest
+
+def file_kind(path: Path) -> str:
+    """Tell whose file `path` is, from its header alone: new, ours, foreign (SQLite of another program), unreadable."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(100)
+    except FileNotFoundError:
+        return "new"
+    if not header:
+        return "new"
+    if header[:16] != b"SQLite format 3\0" or len(header) < 100:
+        return "unreadable"
+    return "ours" if int.from_bytes(header[68:72], "big") == APPLICATION_ID else "foreign"
+
+def read_key_file(path: Path, make: Callable[[], bytes]) -> bytes:
+    """Return the content of the 0600 file `path`, made by `make` at the first call."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        content = make()
+    part_path = path.with_name(path.name + ".part")
+    with os.fdopen(os.open(part_path, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # another first start may be doing the same
+        if path.exists():
+            part_path.unlink(missing_ok=True)
+        else:
+            file.truncate()
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(part_path, path)  # a crash leaves no half-written key
+    return path.read_bytes()
+
+class Store:
+    """The SQLite file: every statement of the program, one writing connection, a reader for each thread.
+
+    Raises UserError if the file belongs to another program, is in use, or was made with another local
+    key; a damaged file is moved aside. `write()` may be called from any thread, `read()` too.
+    """
+
+    def __init__(self, path: Path, local_key: bytes) -> None:
+        self.path, self.local_key = path.resolve(), local_key
+        self.lock = threading.Lock()  # held by whoever writes
+        self.readers = threading.local()
+        self.own: frozenset[str] = frozenset()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.refuse_foreign()
+        self.lock_file = self.take_lock()
+        try:
+            self.db = self.open_or_replace()
+        except BaseException:
+            self.lock_file.close()
+            raise
+        self.own = frozenset(json.loads(self.first("state", "own") or "[]"))
+
+    def take_lock(self) -> io.TextIOWrapper:
+        """Make sure that one process has the database; the lock ends with the process, however it ends."""
+        file = self.path.with_name(self.path.name + ".lock").open("w", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise UserError(f"{self.path} is in use by another tbmon; stop that one, or set DB_PATH") from None
+        return file
+
+    def refuse_foreign(self) -> None:
+        """Raise UserError unless the file is ours, new, or damaged; nothing is opened or written before."""
+        kind = file_kind(self.path)
+        if kind == "foreign":
+            raise UserError(
+                f"{self.path} is another program's database (the original monitor's has the same default path);"
+                " it was left as it is: set DB_PATH to a new file"
+            )
+        if kind == "unreadable" and not self.path.with_name(self.path.name + "-ours").exists():
+            raise UserError(f"{self.path} is no SQLite database; it was left as it is: set DB_PATH to a new file")
+
+    def open_or_replace(self) -> sqlite3.Connection:
+        try:
+            if file_kind(self.path) == "unreadable" or self.path.with_name(self.path.name + "-damaged").exists():
+                raise sqlite3.DatabaseError("it is not readable")
+            return self.open()
+        except sqlite3.OperationalError as error:
+            raise UserError(f"{self.path} cannot be opened: {error}") from None
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter: SQLite quotes a broken schema
+            self.move_aside(error)
+            return self.open()
+
+    def move_aside(self, error: Exception) -> None:
+        """Keep a damaged file under another name; what Docker still holds is read into a fresh one."""
+        name = f"{self.path.name}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        log.error("store: %s is damaged (%s): moved to %s, starting a fresh one", self.path, error, name)
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):  # not every file has a write-ahead log
+                os.replace(f"{self.path}{suffix}", self.path.with_name(name + suffix))
+        self.path.with_name(self.path.name + "-damaged").unlink(missing_ok=True)
+
+    def mark_damaged(self) -> None:
+        """Leave word for the next start that the file is damaged; called where SQLite says so."""
+        self.path.with_name(self.path.name + "-damaged").touch()
+
+    def open(self) -> sqlite3.Connection:
+        """Open the writing connection and bring the schema up to date; each step is one transaction."""
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=10)
+        try:
+            db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # takes effect only before the first table
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")  # before WAL: the file must never be without it
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+            small = db.execute("PRAGMA page_count").fetchone()[0] < 20_000  # larger files are checked by upkeep
+            if small and (answer := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                raise sqlite3.DatabaseError(answer)
+            self.migrate(db)
+            self.check_key(db)
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except BaseException:
+            db.close()
+            raise
+        self.path.with_name(self.path.name + "-ours").touch()
+        return db
+
+    def migrate(self, db: sqlite3.Connection) -> None:
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            raise UserError(f"{self.path} was made by a newer tbmon (schema {version}): update this one")
+        for number, script in enumerate(MIGRATIONS[version:], version + 1):
+            db.execute("BEGIN IMMEDIATE")
+            statements = re.sub(r"--[^\n]*", "", script).split(";")
+            for statement in (*statements, f"PRAGMA user_version = {number}"):
+                db.execute(statement)
+            db.execute("COMMIT")
+
+    def check_key(self, db: sqlite3.Connection) -> None:
+        """The entries' keys are made with the local key: with another one everything would be stored twice."""
+        mark = keyed(self.local_key, "check", "").hex()
+        row = db.execute("SELECT value FROM state WHERE name = 'key_check'").fetchone()
+        if row is None:
+            db.execute("INSERT INTO state (name, value) VALUES ('key_check', ?)", (mark,))
+        elif row[0] != mark:
+            raise UserError(f"the local key does not fit {self.path}: put its file back, or set DB_PATH to a new file")
+
+    def close(self) -> None:
+        with self.lock:
+            with contextlib.suppress(sqlite3.Error):  # a full disk must not keep us from ending
+                self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self.db.close()
+        self.lock_file.close()
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """Commit everything in the block or nothing; keep it short."""
+        with self.lock:
+            self.db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.db
+                self.db.execute("COMMIT")
+            except BaseException:
+                if self.db.in_transaction:  # a full disk has rolled back already
+                    self.db.execute("ROLLBACK")
+                self.own = frozenset(json.loads(self.first("state", "own") or "[]"))  # add_own may have been part of it
+                raise
+
+    def read(self, sql: str, values: Sequence[object] | Mapping[str, object] = ()) -> list[sqlite3.Row]:
+        """All rows of a query, on the calling thread's own read-only connection."""
+        db: sqlite3.Connection | None = getattr(self.readers, "db", None)
+        if db is None:
+            uri = f"{self.path.absolute().as_uri()}?mode=ro"
+            db = self.readers.db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10)
+            db.row_factory = sqlite3.Row
+            db.execute("PRAGMA query_only = 1")
+            db.execute("PRAGMA cache_size = -1024")
+        return db.execute(sql, values).fetchall()
+
+    def get(self, what: str, *values: object) -> list[sqlite3.Row]:
+        """The rows of one of QUERIES."""
+        return self.read(QUERIES[what], values)
+
+    def first(self, what: str, *values: object) -> Any:
+        """The first column of the first row of one of QUERIES; None if there is no row."""
+        rows = self.get(what, *values)
+        return rows[0][0] if rows else None
+
+    # What ingest keeps. Methods that take `db` belong inside a `write()` block.
+
+    def put(self, db: sqlite3.Connection, what: str, rows: Iterable[Sequence[object]]) -> None:
+        """Write rows of one of the kinds in WRITES, in the order of its columns."""
+        db.executemany(WRITES[what], rows)
+
+    def facts_between(self, since: int, until: int) -> list[sqlite3.Row]:
+        """Believed entries that say something of a task, in order; times in ms."""
+        low, high = key_of(since // 1000 - 15 * 3600), key_of(until // 1000 + 15 * 3600)
+        kinds = ",".join(str(number) for number, name in enumerate(LOG_TYPES) if name.startswith(("task_", "exec")))
+        return self.read(
+            f"SELECT key, at, type, message FROM log WHERE key BETWEEN ? AND ? AND at BETWEEN ? AND ?"
+            f" AND NOT flags & {SUSPECT} AND type IN ({kinds}) ORDER BY substr(key, 1, 4), seq",
+            (low, high, since, until),
+        )
+
+    def overlap_lines(self) -> Iterator[str]:
+        for row in self.get("overlap"):
+            yield from row["lines"].split("\n")
+
+    def save_overlap(self, db: sqlite3.Connection, newest: str, lines: Sequence[str], oldest: str) -> None:
+        """Keep the lines of one batch for the next resume; drop batches that ended before `oldest`."""
+        if lines:
+            db.execute("INSERT INTO overlap (newest, lines) VALUES (?, ?)", (newest, "\n".join(lines)))
+        db.execute("DELETE FROM overlap WHERE newest < ?", (oldest,))
+
+    def files(self) -> dict[str, tuple[int, int]]:
+        """The log files read so far: hash of the head, its length in bytes, offset read to."""
+        return {row["head_hash"]: (row["head_bytes"], row["offset"]) for row in self.get("files")}
+
+    def save_file(self, head_hash: str, read: tuple[int, int], before: str, db: sqlite3.Connection) -> None:
+        """Remember how far a file is read; `before` is the hash of its shorter head, if it had one."""
+        db.execute("DELETE FROM file WHERE head_hash = ?", (before,))
+        db.execute("INSERT OR REPLACE INTO file VALUES (?, ?, ?)", (head_hash, *read))
+
+    def task(self, execution_id: str) -> Task | None:
+        rows = self.get("task", execution_id)
+        return Task(*rows[0]) if rows else None
+
+    def save_tasks(self, db: sqlite3.Connection, tasks: Iterable[Task]) -> None:
+        values = [(*(getattr(task, name) for name in TASK_COLUMNS), task.deadline) for task in tasks]
+        db.executemany(SAVE_TASK, values)
+
+    def save_task_data(self, db: sqlite3.Connection, execution_id: str, data: Mapping[str, str]) -> None:
+        """Keep input, output and error_text; the longer text of each wins (an entry still growing)."""
+        for name, text in data.items():
+            assert name in ("input", "output", "error_text")
+            db.execute(
+                f"INSERT INTO task_data (execution_id, {name}) VALUES (?, ?) ON CONFLICT (execution_id) DO UPDATE"
+                f" SET {name} = excluded.{name}"
+                f" WHERE length(CAST(excluded.{name} AS BLOB)) > length(CAST(IFNULL({name}, '') AS BLOB))",
+                (execution_id, text),
+            )
+
+    def save_invoice(self, db: sqlite3.Connection, event: Event, confirmed: bool) -> Mapping[str, Any] | None:
+        """Keep an invoice once, whatever told of it; return the node's own line item, if it has one."""
+        found = event.fields
+        items = json.dumps(found["line_items"])
+        content = f"{event.execution_id} {items}"  # two of an execution without an id differ in their items
+        mine = own_item(found["line_items"], self.own)
+        shown = mine or (found["line_items"][0] if found["line_items"] else {})
+        values = {
+            **found,
+            "name": found["invoice_id"] or "-" + keyed(self.local_key, "invoice", content).hex()[:32],
+            "execution_id": event.execution_id,
+            "line_items": items,
+            "operation": mine["operation"] if mine else None,
+            "steps": shown.get("steps"),
+            "memory_peak": shown.get("memory_peak"),
+            "confirmed": int(confirmed),
+        }
+        db.execute(SAVE_INVOICE, values)
+        return mine
+
+    def add_own(self, db: sqlite3.Connection, pseudonym: str) -> None:
+        """Remember one of the node's own wallets and look for it in the invoices kept so far."""
+        self.own = self.own | {pseudonym}
+        self.put(db, "state", [("own", json.dumps(sorted(self.own)))])
+        others = "SELECT id, line_items FROM invoice WHERE operation IS NULL"  # those of this transaction too
+        for row in db.execute(others).fetchall():
+            if mine := own_item(json.loads(row[1]), self.own):
+                sql = "UPDATE invoice SET operation = ?, steps = ?, memory_peak = ? WHERE id = ?"
+                db.execute(sql, (mine["operation"], mine["steps"], mine["memory_peak"], row[0]))
+
+    def save_node(self, db: sqlite3.Connection, facts: Mapping[str, tuple[object, int]]) -> None:
+        """Keep what is known of the node as {name: (value, at)}; older news never replace newer."""
+        sql = (
+            "INSERT INTO node VALUES (?, ?, ?) ON CONFLICT (name)"
+            " DO UPDATE SET value = excluded.value, at = excluded.at WHERE excluded.at >= at"
+        )
+        db.executemany(sql, [(name, json.dumps(value), at) for name, (value, at) in facts.items()])
+
+    # Upkeep
+
+    def prune(self, before: int, max_bytes: int) -> int:
+        """Delete one slice of log entries older than `before` (ms), or the oldest if the file is too large.
+
+        Returns how many went; 0 when there is nothing to do. Tasks and invoices stay.
+        """
+        sizes = [self.read(f"PRAGMA {name}")[0][0] for name in ("page_count", "freelist_count", "page_size")]
+        if (sizes[0] - sizes[1]) * sizes[2] > max_bytes:
+            before = 2**62
+        with self.write() as db:
+            sql = "DELETE FROM log WHERE key IN (SELECT key FROM log WHERE key < ? AND at < ? ORDER BY key LIMIT 500)"
+            gone = db.execute(sql, (key_of(before // 1000), before)).rowcount
+        with self.lock:
+            self.db.executescript("PRAGMA incremental_vacuum(1000)")  # execute() would stop after one page
+        return gone or int(sizes[1] > 0)
+
+    # What the API shows
+
+    def show(self, text: str) -> str:
+        """Name the node's own wallets in a text that goes out."""
+        for pseudonym in self.own if "wallet:" in text else ():
+            text = text.replace(pseudonym, "wallet:self")
+        return text
+
+    def node(self) -> dict[str, Any]:
+        """What is known of the node, by name."""
+        return {row["name"]: json.loads(row["value"]) for row in self.get("node")}
+
+    def page(
+        self, table: str, order: str, where: Mapping[str, object], before: tuple[int, int] | None, limit: int, skip: int
+    ) -> list[sqlite3.Row]:
+        """Rows of `task` or `invoice`, newest first by (`order`, id); `where` maps conditions to their values."""
+        assert table in ("task", "invoice") and order in ("received_at", "at")
+        conditions, values = ["1", *where], list(where.values())
+        if before is not None:
+            conditions.append(f"(IFNULL({order}, 0), id) < (?, ?)")
+            values += before
+        sql = (
+            f"SELECT * FROM {table} WHERE {' AND '.join(conditions)}"
+            f" ORDER BY IFNULL({order}, 0) DESC, id DESC LIMIT ? OFFSET ?"
+        )
+        return self.read(sql, (*values, limit, skip))
+
+    def entries(
+        self, where: Mapping[str, object], since: int, until: int, before: tuple[bytes, int] | None, limit: int
+    ) -> list[sqlite3.Row]:
+        """Log entries, newest first by (second, seq, key), at most `limit`; `before` is (key, seq) of the last seen.
+
+        Keys come in time order but not in seq order within a second, so the second at the page's end is read whole.
+        """
+
+        def place(row: sqlite3.Row) -> tuple[bytes, int, bytes]:
+            return row["key"][:4], row["seq"], row["key"]
+
+        low, high = key_of(since // 1000 - 15 * 3600), key_of(until // 1000 + 15 * 3600)
+        last = None if before is None else (before[0][:4], before[1], before[0])
+        if before is not None:
+            high = min(high, key_of(int.from_bytes(before[0][:4], "big") + 1))
+        sql = (
+            "SELECT key, seq, at, level, type, sources, flags, execution_id, message FROM log"
+            f" WHERE {' AND '.join(['key >= ? AND key < ? AND at >= ? AND at < ?', *where])} ORDER BY key DESC"
+        )
+        values = since, until, *where.values()
+        rows: list[sqlite3.Row] = []
+        while True:
+            found = self.read(f"{sql} LIMIT ?", (low, high, *values, limit + 1))
+            if len(found) == limit + 1:  # the last second may go on beyond them
+                second = found[-1]["key"][:4]
+                found = [row for row in found if row["key"][:4] != second]
+                found += self.read(sql, (second, key_of(int.from_bytes(second, "big") + 1), *values))
+                low_next = second
+            else:
+                low_next = b""
+            found.sort(key=place, reverse=True)
+            rows += [row for row in found if last is None or place(row) < last]
+            if len(rows) >= limit or not low_next:
+                return rows[:limit]
+            high = low_next
+
+# ---------------------------------------------------------------------------
+# 7. Docker                                                     (docker socket)
+# ---------------------------------------------------------------------------
+
+LOGS_PATH = "/app/logs/@truebit"
+EVENT_DB_PATH = "/app/build/datadb"
+EVENT_DB_NAME = "-eventDB.json"  # how the names end; before it may stand the wallet
+ARCHIVE_PREFIXES = (LOGS_PATH, EVENT_DB_PATH, "/app/build/wasm-files/cache")
+ENGINE_CALLS = re.compile(r"/(?:_ping|version|containers/[a-zA-Z0-9][\w.-]*/(?:json|logs|stats|archive))", re.ASCII)
+TIMEOUT_S = 5  # for an answer of the engine
+SILENT_S = 3600  # a stream may be silent this long; a follower that mistrusts it looks sooner
+PIECE_BYTES = 16 * KIB  # Docker splits longer lines; a shorter piece ends its line, newline or not
+INNER_STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z ")
+NOTHING: Mapping[str, Any] = {}
+GO_DIR, GO_SYMLINK = 1 << 31, 1 << 27  # bits of Go's os.FileMode in a path's stat
+
+class DockerError(Exception):
+    """The engine did not answer, or not as it should; the text says what it said. Worth another try."""
+
+class Container(NamedTuple):
+    """What we keep of an inspect answer; its environment and mounts are never looked at."""
+    id: str
+    name: str
+    state: str
+    running: bool
+    started_at: int | None
+    created: int | None
+    image: str
+    restart_count: int
+    tty: bool
+    log_driver: str
+
+class PathStat(NamedTuple):
+    """A path in the container; `mtime` is the engine's text, only compared."""
+    size: int
+    mtime: str
+    is_dir: bool
+    link: str
+
+class Stats(NamedTuple):
+    """One sample of the container: percent of a core, and bytes without page cache."""
+    cpu: float | None
+    memory_bytes: int
+    memory_limit_bytes: int
+
+def read_container(answer: Mapping[str, Any]) -> Container:
+    """Pick what we keep from an inspect answer (Docker API, ContainerInspect)."""
+    started = parse_time(part(answer, "State", "StartedAt"))
+    return Container(
+        id=str(answer.get("Id", "")),
+        name=str(answer.get("Name", "")).lstrip("/"),
+        state=str(part(answer, "State", "Status")),
+        running=bool(part(answer, "State", "Running")),
+        started_at=started,  # a container that never ran says year 1, which is no time for us
+        created=parse_time(answer.get("Created")),
+        image=str(part(answer, "Config", "Image")),
+        restart_count=whole(answer.get("RestartCount")) or 0,
+        tty=bool(part(answer, "Config", "Tty")),
+        log_driver=str(part(answer, "HostConfig", "LogConfig", "Type")),
+    )
+
+def read_stats(answer: Mapping[str, Any], before: Mapping[str, Any]) -> Stats | None:
+    """One sample from a one-shot stats answer; CPU needs the answer `before` it. None if nothing runs."""
+    usage = whole(part(answer, "memory_stats", "usage"))
+    if usage is None:
+        return None
+    detail = part(answer, "memory_stats", "stats")
+    cache = whole(part(detail, "inactive_file")) or whole(part(detail, "total_inactive_file")) or 0
+    used, total = (
+        (whole(part(answer, *path)) or 0) - (whole(part(before, *path)) or 0)
+        for path in (("cpu_stats", "cpu_usage", "total_usage"), ("cpu_stats", "system_cpu_usage"))
+    )
+    cores = whole(part(answer, "cpu_stats", "online_cpus")) or 1
+    cpu = 100.0 * cores * used / total if before and total > 0 and used >= 0 else None
+    return Stats(cpu, max(0, usage - cache), whole(part(answer, "memory_stats", "limit")) or 0)
+
+class DockerEngine:
+    """The Docker Engine, asked with GET and HEAD only, on ENGINE_CALLS, and for files under three paths only.
+
+    Built on the `docker` package's client for its sockets, TLS and version negotiation. Any thread.
+    """
+
+    def __init__(self, config: Config) -> None:
+        import docker  # +10 MiB: only where an engine is asked
+
+        self.docker = docker
+        tls = None
+        if config.docker_tls_verify:
+            folder = Path(config.docker_cert_path or Path.home() / ".docker")
+            cert = (str(folder / "cert.pem"), str(folder / "key.pem"))
+            tls = docker.tls.TLSConfig(client_cert=cert, ca_cert=str(folder / "ca.pem"), verify=True)
+        self.url = config.engine_url
+        self.tls = tls
+        self.client: Any = None
+        self.before: Mapping[str, Any] = {}  # the last stats answer
+
+    def request(self, call: str, method: str = "GET", query: Mapping[str, Any] = NOTHING, stream: bool = False) -> Any:
+        """Ask the engine; return the response, or None for 404. The only place where a request is made."""
+        if method not in ("GET", "HEAD") or not ENGINE_CALLS.fullmatch(call):
+            raise ValueError(f"{method} {call} is not among the calls tbmon makes")
+        if "path" in query and not is_allowed_path(str(query["path"])):
+            raise ValueError("path outside the node's logs, event database and module cache")
+        try:
+            if self.client is None:  # asks for /version, and agrees on the API version
+                self.client = self.docker.APIClient(self.url, version="auto", timeout=TIMEOUT_S, tls=self.tls or False)
+                self.client.headers["Accept-Encoding"] = "identity"  # an archive would come compressed
+            url = f"{self.client.base_url}/v{self.client.api_version}{call}"
+            timeout = (TIMEOUT_S, SILENT_S) if stream else TIMEOUT_S
+            answer = self.client.request(method, url, params=query, stream=stream, timeout=timeout)
+        except (self.docker.errors.DockerException, OSError) as error:  # what requests raises is an OSError
+            self.client = None
+            raise DockerError(f"{self.url} does not answer: {reason_of(error)}") from None
+        if answer.status_code < 400:
+            return answer
+        words = answer.text[:200] if method == "GET" else ""
+        answer.close()
+        if answer.status_code == 404:
+            return None
+        raise DockerError(f"the engine answered {answer.status_code}: {words.strip()}")
+
+    def inspect(self, name: str) -> Container | None:
+        """The container of exactly this name (the engine also takes prefixes of ids), or None."""
+        answer = self.request(f"/containers/{name}/json")
+        container = read_container(answer.json()) if answer is not None else None
+        return container if container and container.name == name else None
+
+    def logs(self, name: str, since_s: int | None, follow: bool, tail: str = "all") -> EngineStream:
+        """Both streams with the engine's stamps."""
+        query: dict[str, object] = {"stdout": 1, "stderr": 1, "timestamps": 1, "follow": int(follow), "tail": tail}
+        if since_s is not None:
+            query["since"] = since_s
+        return EngineStream(
+            lambda: self.request(f"/containers/{name}/logs", "GET", query, stream=True),
+            self.docker.types.daemon.CancellableStream,
+        )
+
+    def stat(self, name: str, path: str) -> PathStat | None:
+        answer = self.request(f"/containers/{name}/archive", "HEAD", {"path": path})
+        if answer is None:
+            return None
+        try:
+            found = json.loads(base64.b64decode(answer.headers["X-Docker-Container-Path-Stat"]))
+            mode = int(found["mode"])
+            link = str(found.get("linkTarget", "")) if mode & GO_SYMLINK else ""
+            return PathStat(int(found["size"]), str(found["mtime"]), bool(mode & GO_DIR), link)
+        except (KeyError, ValueError, TypeError):
+            raise DockerError("the engine's stat of a path cannot be read") from None
+
+    @contextlib.contextmanager
+    def archive(self, name: str, path: str) -> Iterator[tarfile.TarFile | None]:
+        """The tar of a file or folder as a stream, or None; the caller takes regular members in order."""
+        answer = self.request(f"/containers/{name}/archive", "GET", {"path": path}, stream=True)
+        if answer is None:
+            yield None
+            return
+        try:
+            with tarfile.open(fileobj=answer.raw, mode="r|") as tar:
+                yield tar
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise DockerError(f"a file could not be read: {reason_of(error)}") from None
+        finally:
+            answer.close()
+
+    def stats(self, name: str) -> Stats | None:
+        """A new sample; one-shot, since a full answer takes the engine two seconds."""
+        answer = self.request(f"/containers/{name}/stats", "GET", {"stream": "false", "one-shot": "true"})
+        if answer is None:
+            return None
+        found = answer.json()
+        sample, self.before = read_stats(found, self.before), found
+        return sample
+
+class EngineStream:
+    """A followed log: `chunks` blocks in one thread until `close` is called in another.
+
+    Asked for only in `chunks`, since the engine sends not even a status before the first line.
+    """
+
+    def __init__(self, ask: Callable[[], Any], closer: Callable[..., Any]) -> None:
+        self.ask, self.closer = ask, closer
+        self.answer: Any = None
+        self.closed = False
+
+    def chunks(self) -> Iterator[bytes]:
+        """Bytes as they come. A cut connection looks like the end of the log: it means only "unknown".
+
+        Raises DockerError if the engine does not answer or the container is gone.
+        """
+        import urllib3
+
+        self.answer = self.ask()
+        if self.answer is None:
+            raise DockerError("the container is gone")
+        try:
+            if not self.closed:
+                yield from self.answer.raw.stream(256 * KIB, decode_content=False)
+        except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
+            log.debug("docker: the log connection ended: %s", error)  # ValueError, AttributeError: closed under us
+        finally:
+            self.answer.close()
+
+    def close(self) -> None:
+        """Shut the socket down, which ends a blocked read at once; before the first line there is no socket yet."""
+        self.closed = True
+        if self.answer is not None:
+            with contextlib.suppress(Exception):  # docker's closer reaches into four kinds of sockets, gone or not
+                self.closer(iter(()), self.answer).close()
+
+def reason_of(error: BaseException) -> str:
+    """The innermost cause in words; the outer ones repeat it with Python's class names."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)
+
+def is_allowed_path(path: str) -> bool:
+    """True for the three folders of the node that may be read, and what lies in them."""
+    plain = posixpath.normpath(path) == path
+    return plain and any(path == prefix or path.startswith(prefix + "/") for prefix in ARCHIVE_PREFIXES)
+
+def resolve(engine: DockerEngine, name: str, path: str) -> tuple[str, PathStat] | None:
+    """Follow links that stay inside the allowed folders; None for what is missing or leads out of them."""
+    for _ in range(5):
+        stat = engine.stat(name, path)
+        if stat is None or not stat.link:
+            return (path, stat) if stat else None
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(path), stat.link))
+        if not is_allowed_path(path):
+            return None
+    return None
+
+class FrameReader:
+    """Cuts the engine's log bytes into whole lines: (stream, engine's stamp, line); ends on any byte.
+
+    Not TTY: frames of 8 bytes (stream, 0, 0, 0, length big-endian) and a payload, a line over 16 KiB
+    in several frames with the same stamp, the last of which may lack its newline. TTY: no frames, and
+    the stamp stands again after every 16 KiB of a line (Docker API, ContainerAttach; measured on 20.10).
+    """
+
+    def __init__(self, tty: bool) -> None:
+        self.tty = tty
+        self.buffer = b""
+        self.pending: dict[int, tuple[bytes, bytes]] = {}  # per stream: stamp and joined pieces
+
+    def feed(self, data: bytes) -> list[tuple[int, bytes, bytes]]:
+        lines: list[tuple[int, bytes, bytes]] = []
+        buffer = self.buffer + data if self.buffer else data
+        if self.tty:
+            *whole_lines, rest = buffer.split(b"\n")
+            if len(rest) > PIECE_BYTES and rest[-1:] == b"\r":  # a long line of the `local` driver has no newline
+                whole_lines, rest = [*whole_lines, rest], b""
+            for line in whole_lines:
+                lines += self.read_tty(line)
+            self.buffer = rest if len(rest) < MIB else rest[:LINE_BYTES]
+            return lines
+        position, end = 0, len(buffer)
+        while end - position >= 8:
+            if buffer[position] > 2 or buffer[position + 1 : position + 4] != b"\0\0\0":
+                raise DockerError(f"the log stream says: {buffer[position + 8 : position + 200]!r}")
+            after = position + 8 + int.from_bytes(buffer[position + 4 : position + 8], "big")
+            if after > end:
+                break
+            stream, payload = buffer[position], buffer[position + 8 : after]
+            if payload[-1:] == b"\n" and payload[30:31] == b" " and not self.pending:
+                lines.append((stream, payload[:30], payload[31:-1]))
+            else:
+                self.join(stream, payload, lines)
+            position = after
+        self.buffer = buffer[position:]
+        if len(self.buffer) > 16 * MIB:
+            raise DockerError("the log stream announces a frame over 16 MiB")
+        return lines
+
+    def join(self, stream: int, payload: bytes, lines: list[tuple[int, bytes, bytes]]) -> None:
+        """Add a piece of a line to the pieces before it."""
+        stamp, _, body = payload.partition(b" ")
+        before = self.pending.pop(stream, None)
+        if before is not None and before[0] != stamp:
+            lines.append((stream, *before))
+            before = None
+        joined = (before[1] + body if before else body)[: LINE_BYTES + 1]
+        if body[-1:] == b"\n" or len(body) < PIECE_BYTES:
+            lines.append((stream, stamp, joined.removesuffix(b"\n")))
+        else:
+            self.pending[stream] = stamp, joined[:LINE_BYTES]
+
+    def read_tty(self, line: bytes) -> list[tuple[int, bytes, bytes]]:
+        """A terminal's line without the inner stamps; more than one where `local` left out newlines."""
+        if len(line) <= 31:
+            return []
+        stamp, body, at = line[:31], line[31:], PIECE_BYTES
+        while body[at : at + 31] == stamp:
+            body = body[:at] + body[at + 31 :]
+            at += PIECE_BYTES
+        following = INNER_STAMP.search(body, at - PIECE_BYTES) if at > PIECE_BYTES else None
+        if following is None:
+            return [(1, stamp[:30], body[:LINE_BYTES])]
+        return [(1, stamp[:30], body[: following.start()][:LINE_BYTES]), *self.read_tty(body[following.start() :])]
+
+    def finish(self) -> list[tuple[int, bytes, bytes]]:
+        """What a process that has ended left without a newline: lines too."""
+        left = [(stream, *pieces) for stream, pieces in self.pending.items()]
+        if self.tty:
+            left += self.read_tty(self.buffer)
+        self.pending, self.buffer = {}, b""
+        return left
+
+# ---------------------------------------------------------------------------
+# 8. Ingest                                                           (threads)
+# ---------------------------------------------------------------------------
+
+NODE_DATA = ("task_received", "task_download", "task_start", "execution_output", "task_completed", "task_failed")
+OUTPUT_COLUMNS = (
+    "elapsed_ms", "gas_used", "memory_peak", "exit_code", "cached", "wasm_hash", "gas_limit", "memory_limit",
+)  # fmt: skip
+
+@dataclass
+class Monitor:
+    """What the threads share. Each attribute has one writer, named beside it, and is replaced whole."""
+    config: Config
+    store: Store
+    redactor: Redactor
+    engine: DockerEngine | None  # None with LOG_DIR and in the demo
+    stop: threading.Event  # set by main, or by a thread that dies
+    clock: Callable[[], float] = time.time
+    demo: bool = False
+    retry_min_s: float = 0.5  # between two connections; doubles up to RETRY_MAX_S while they fail
+    container: Container | None = None  # upkeep and ingest
+    container_error: str | None = "the engine has not been asked yet"  # upkeep: why there is no container state
+    stats: Stats | None = None  # upkeep
+    problem: str | None = "tbmon has just started"  # ingest: why nothing is being followed
+    lag_ms: int = 0  # ingest: how far behind the log it is, 0 when all is read
+    verdict: Verdict | None = None  # upkeep
+    verdict_since: int | None = None  # upkeep
+
+    def now(self) -> int:
+        """The clock in milliseconds."""
+        return int(self.clock() * 1000)
+
+class Running(NamedTuple):
+    """A task that the log shows in work."""
+    deadline: int
+    started: bool
+
+class Tracker:
+    """Follows the tasks through one source's facts in order, and keeps what changed until `save`.
+
+    Ids come from the facts; a line without one is bound only where it can mean one task alone.
+    """
+
+    def __init__(self, store: Store, redactor: Redactor, limit: int, saved: Mapping[str, Any]) -> None:
+        self.store, self.redactor, self.limit = store, redactor, limit
+        self.running = {name: Running(*pair) for name, pair in saved.get("running", {}).items()}
+        self.pending: dict[str, dict[str, tuple[int, Event]]] = {  # outputs of a stream that wait for their task
+            stream: {key: (at, Event(*event)) for key, (at, event) in waiting.items()}
+            for stream, waiting in saved.get("pending", {}).items()
+        }
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what is saved; the facts still to come build on the store."""
+        self.tasks: dict[str, Task] = {}
+        self.data: dict[str, dict[str, str]] = {}
+        self.events: list[tuple[str, int, str]] = []
+        self.invoices: list[tuple[Event, bool]] = []
+        self.node: dict[str, tuple[object, int]] = {}
+        self.bound: list[tuple[str, bytes]] = []
+        self.new_own: set[str] = set()
+
+    def saved(self) -> dict[str, Any]:
+        return {"running": self.running, "pending": self.pending}
+
+    def save(self, db: sqlite3.Connection) -> None:
+        """Write what changed; part of the transaction that stores the entries it came from."""
+        for pseudonym in self.new_own:
+            self.store.add_own(db, pseudonym)
+        self.store.save_tasks(db, self.tasks.values())
+        for execution_id, data in self.data.items():
+            self.store.save_task_data(db, execution_id, data)
+        self.store.put(db, "task_event", self.events)
+        for event, confirmed in self.invoices:
+            self.store.save_invoice(db, event, confirmed)
+        self.store.save_node(db, self.node)
+        self.store.put(db, "binding", self.bound)
+
+    def task(self, execution_id: str) -> Task | None:
+        return self.tasks.get(execution_id) or self.store.task(execution_id)
+
+    def change(self, task: Task, evidence: int = 0, **found: Any) -> Task:
+        """Merge what was found into a task and keep it for `save` if that changes anything."""
+        merged = merge_task(task, evidence, **found)
+        if merged != task or task.execution_id in self.tasks:
+            self.tasks[task.execution_id] = merged
+        return merged
+
+    def keep_data(self, execution_id: str, fields: Mapping[str, Any]) -> None:
+        for name in ("input", "output", "error_text"):
+            if isinstance(text := fields.get(name), str) and text:
+                kept = text.encode("utf-8", "replace")[: self.limit].decode("utf-8", "ignore")
+                self.data.setdefault(execution_id, {})[name] = kept
+
+    def see(self, event: Event, at: int, stream: str, key: bytes) -> str | None:
+        """Take one fact from the log; `at` is its time in ms. Returns the execution it was bound to."""
+        kind, execution_id = event.kind, event.execution_id
+        for name in [name for name, running in self.running.items() if running.deadline < at]:
+            del self.running[name]
+        if kind == "semaphore":
+            name = event.fields["subscriber"]
+            self.node[f"total {name}"] = event.fields["total"], at
+            if event.fields["current"] is not None:
+                self.node[f"current {name}"] = event.fields["current"], at
+        elif kind == "registration":
+            self.node["registered"] = event.fields["registered"], at
+        elif kind == "invoice":
+            self.see_invoice(event, at, confirmed=False)
+        elif kind == "task_received":
+            self.see_created(event, at)
+        elif kind == "task_start":
+            execution_id = execution_id or self.only(name for name, seen in self.running.items() if not seen.started)
+            self.see_start(execution_id, at)
+        elif kind == "task_download":
+            known = {name: self.task(name) for name in self.running}
+            wanted = event.fields["task_id"]
+            execution_id = self.only(name for name, task in known.items() if task and task.task_id == wanted)
+        elif kind == "execution_output":
+            execution_id = self.see_output(event, at, stream, key)
+        elif kind in ("task_completed", "task_failed"):
+            self.see_end(event, at, stream)
+        if execution_id and kind in NODE_DATA:
+            self.events.append((execution_id, at, kind))
+        return execution_id
+
+    def only(self, names: Iterable[str]) -> str | None:
+        """The one name there is, or None."""
+        found = list(names)
+        return found[0] if len(found) == 1 else None
+
+    def see_created(self, event: Event, at: int | None) -> None:
+        """A task arrived: told by the log at `at`, or, with None, by the event database."""
+        assert event.execution_id is not None
+        found = {name: value for name, value in event.fields.items() if name != "input"}
+        evidence = IN_EVENT_DB
+        if at is not None:
+            found["received_at"], evidence = at, IN_LOG
+        task = self.change(self.task(event.execution_id) or Task(event.execution_id), evidence, **found)
+        self.tasks[task.execution_id] = task
+        self.keep_data(task.execution_id, event.fields)
+        if at is not None and task.deadline is not None:
+            before = self.running.get(task.execution_id)
+            self.running[task.execution_id] = Running(task.deadline, before.started if before else False)
+
+    def see_start(self, execution_id: str | None, at: int) -> None:
+        task = self.task(execution_id) if execution_id else None
+        if task is not None:
+            self.change(task, started_at=at)
+            if running := self.running.get(task.execution_id):
+                self.running[task.execution_id] = running._replace(started=True)
+
+    def see_output(self, event: Event, at: int, stream: str, key: bytes) -> str | None:
+        """Bind an execution's output: by id, to the only running task, or later, by the end that follows."""
+        waiting = self.pending.setdefault(stream, {})
+        execution_id = event.execution_id or (None if waiting else self.only(self.running))
+        if execution_id is not None:
+            self.bind_output(execution_id, event, at)
+        elif len(waiting) < 100:
+            waiting[key.hex()] = at, event
+        return execution_id
+
+    def bind_output(self, execution_id: str, event: Event, at: int) -> None:
+        task = self.task(execution_id)
+        if task is None:
+            return
+        found = {name: value for name, value in event.fields.items() if name in OUTPUT_COLUMNS}
+        ended = {"completed_at": at} if found.get("exit_code") else {}
+        self.change(task, **found, **ended)
+        self.keep_data(execution_id, event.fields)
+
+    def see_end(self, event: Event, at: int, stream: str) -> None:
+        """An execution completed or failed; it counts only for a task that is known."""
+        assert event.execution_id is not None
+        task = self.task(event.execution_id)
+        if task is None:
+            return
+        waiting = self.pending.pop(stream, {})
+        if len(waiting) == 1:
+            ((key, (output_at, output)),) = waiting.items()
+            self.bind_output(event.execution_id, output, output_at)
+            self.bound.append((event.execution_id, bytes.fromhex(key)))
+            self.events.append((event.execution_id, output_at, "execution_output"))
+        failed = event.kind == "task_failed"
+        words = event.fields["error_text"]
+        task = self.task(event.execution_id) or task
+        self.change(task, FAILED_LINE if failed else COMPLETED_LINE, completed_at=at, error=words if failed else None)
+        if failed:
+            self.keep_data(event.execution_id, event.fields)
+        self.running.pop(event.execution_id, None)
+
+    def see_invoice(self, event: Event, at: int | None, confirmed: bool) -> None:
+        event.fields["at"] = event.fields["at"] or at
+        self.invoices.append((event, confirmed))
+        self.see_items(event.execution_id, event.fields["line_items"])
+
+    def see_items(self, execution_id: str | None, items: Sequence[Mapping[str, Any]]) -> None:
+        """Own pay and penalty are evidence about the task."""
+        mine = own_item(items, self.store.own | self.new_own)
+        task = self.task(execution_id) if mine and execution_id else None
+        if mine and task is not None:
+            self.change(task, PENALISED if mine["operation"] == "penalty" else PAID)
+
+    def see_own(self, pseudonym: str | None) -> None:
+        """A wallet is known to be the node's own: earlier invoices may have paid it."""
+        if pseudonym is None or not pseudonym.startswith("wallet:") or pseudonym in self.store.own | self.new_own:
+            return
+        self.new_own.add(pseudonym)
+        for execution_id, items in self.store.get("invoices_of_others"):
+            self.see_items(execution_id, json.loads(items))
+        for event, _ in self.invoices:
+            self.see_items(event.execution_id, event.fields["line_items"])
+
+    def see_record(self, event: Event) -> bool:
+        """Take one record of the event database; False if the task it speaks of is not known yet."""
+        if event.kind == "task_created":
+            self.see_created(event, None)
+        elif event.kind == "invoice":
+            self.see_invoice(event, None, confirmed=True)
+        else:
+            self.see_own(event.fields["sender"])
+            task = self.task(event.execution_id) if event.execution_id else None
+            if task is None:
+                return False
+            self.change(task, OUTCOME)
+        return True
+
+    def lose(self, execution_id: str, at: int) -> None:
+        """A task will not end any more; later evidence revives it."""
+        self.running.pop(execution_id, None)
+        task = self.task(execution_id)
+        if task is not None and task.status in ("received", "executing"):
+            self.change(task, LOST)
+            self.events.append((execution_id, at, "lost"))
+
+class Recorder:
+    """Records what one source says: gives every entry its identity, believes it or not, stores it once.
+
+    All state that must outlive the process is written in the transaction of the rows it belongs to,
+    so that a new Recorder goes on where the last commit stood. Used by the ingest thread only.
+    """
+
+    def __init__(self, monitor: Monitor, source: int, fresh_pass: bool = False) -> None:
+        self.monitor, self.store, self.source = monitor, monitor.store, source
+        self.name = {ENGINE: "engine", FILES: "files"}[source]
+        saved: dict[str, Any] = json.loads(self.store.first("state", self.name) or "{}")
+        self.cursor: dict[str, Any] = saved.get("cursor", {})
+        self.trust = Trust(tuple(saved["identity"]) if saved.get("identity") else None)
+        self.zone = Zone(monitor.config.node_timezone, json.loads(self.store.first("state", "zone") or "null"))
+        self.tracker = Tracker(self.store, monitor.redactor, monitor.config.max_output_data_bytes, saved)
+        self.seq: int = saved.get("seq", 0)
+        # Equal headers of one second are counted from the store up to `floor`; no second above it was read.
+        self.floor: int = -1 if fresh_pass else saved.get("newest_second", -1)
+        self.newest_second = self.floor
+        self.counts: dict[bytes, int] = {}
+        self.rows: dict[bytes, tuple[object, ...]] = {}
+        self.counted: Counter[str] = Counter()
+        self.newest_at: int | None = None
+        self.first_at: int | None = None
+        self.loose: set[str] = set(saved.get("loose", ()))  # streams in which a task's own words may be printed
+        self.assemblers: dict[str, Assembler] = {}
+        for stream, before in {} if fresh_pass else saved.get("streams", {}).items():
+            self.reopen(stream, before)
+
+    def reopen(self, stream: str, before: Mapping[str, Any]) -> None:
+        """Take up a stream: its last stamp, and the entry that may still grow."""
+        assembler = self.assemblers[stream] = Assembler(self.monitor.redactor, before["second"])
+        for row in self.store.get("entry", bytes.fromhex(before["key"])):
+            second, kind = int.from_bytes(row["key"][:4], "big"), LOG_TYPES[row["type"]]
+            entry = Entry(second, None, kind, row["message"], b"", stamped=not row["flags"] & UNSTAMPED, changed=False)
+            entry.key, entry.seq, entry.at, entry.believed = row["key"], row["seq"], row["at"], before["believed"]
+            assembler.open = entry
+
+    def feed(self, stream: str, lines: Iterable[tuple[bytes, int | None, bytes]]) -> None:
+        """Take whole lines of one stream; what comes of them is stored at `commit`."""
+        assembler = self.assemblers.get(stream)
+        if assembler is None:
+            assembler = self.assemblers[stream] = Assembler(self.monitor.redactor)
+        for entry in assembler.feed(lines):
+            self.take(entry, stream)
+            if self.trust.adopted:
+                adopted, self.trust.adopted = self.trust.adopted, []
+                for held in adopted:
+                    held.believed = True
+                    self.record(held, stream)
+
+    def take(self, entry: Entry, stream: str) -> None:
+        if not entry.key:
+            self.identify(entry)
+            self.believe(entry, stream)
+            self.seq += 1
+            entry.seq = self.seq
+            if self.newest_at is None or self.first_at is None:
+                self.newest_at = self.first_at = entry.at
+            elif entry.at > self.newest_at:
+                self.newest_at = entry.at
+            if entry.type != "semaphore" and not is_recognised(entry.type, entry.text):
+                self.counted["unrecognised"] += 1
+            if entry.head is not None and not entry.believed:
+                self.counted["suspect"] += 1
+        self.record(entry, stream)
+
+    def identify(self, entry: Entry) -> None:
+        """Give the entry its key: stamp, header, and how many times this source has seen both before."""
+        first = key_of(entry.second, entry.header_id)
+        seen = self.counts.get(first)
+        if seen is None:
+            seen = self.stored_count(first) if entry.second <= self.floor else 0
+        self.counts[first] = seen + 1
+        entry.key = self.nth_key(first, seen + 1)
+        self.newest_second = max(self.newest_second, entry.second)
+
+    def nth_key(self, first: bytes, number: int) -> bytes:
+        if number == 1:
+            return first
+        return first[:4] + hashlib.blake2b(first + number.to_bytes(8, "big"), digest_size=12).digest()
+
+    def stored_count(self, first: bytes) -> int:
+        number = 0
+        while self.store.first("has_entry", self.nth_key(first, number + 1), self.source):
+            number += 1
+        return number
+
+    def believe(self, entry: Entry, stream: str) -> None:
+        """Set the entry's time, and whether it may change what we know of the node."""
+        if entry.head is None:
+            unstamped = entry.engine_ms is not None and not entry.stamped
+            entry.at = (entry.engine_ms or 0) if unstamped else self.zone.utc_ms(entry.second)
+            entry.believed = entry.type == "execution_output" and stream not in self.loose
+        else:
+            entry.believed = self.trust.judge(entry)
+            if entry.believed and entry.engine_ms is not None:
+                self.zone.learn(entry.second, entry.engine_ms)
+            entry.at = self.zone.utc_ms(entry.second)
+            if entry.engine_ms is not None and abs(entry.at - entry.engine_ms) > BELIEF_MS:
+                entry.believed = False
+            if entry.believed:
+                self.loose.discard(stream)
+        if entry.type == "execution_output" and entry.text.startswith("Command execution stderr"):
+            self.loose.add(stream)
+
+    def record(self, entry: Entry, stream: str) -> None:
+        """Keep the entry's row for `commit` and hand its fact, if believed, to the tracker."""
+        execution_id = None
+        if entry.believed:
+            if entry.head is not None:
+                self.tracker.see_own(entry.head.suffix)
+                self.note_head(entry.head, entry.at)
+            clean: Clean = self.monitor.redactor.clean if entry.raw else str
+            event = None
+            if entry.type not in ("info", "task_published"):
+                event = read_event(entry.type, entry.text, entry.raw or entry.text, clean)
+            if event is not None:
+                execution_id = self.tracker.see(event, entry.at, stream, entry.key)
+        if entry.at < self.monitor.now() - self.monitor.config.log_retention_days * DAY_MS:
+            return
+        flags = SUSPECT if entry.head is not None and not entry.believed else 0
+        if entry.type != "semaphore" and not is_recognised(entry.type, entry.text):
+            flags |= UNRECOGNISED
+        level = entry.head.level if entry.head else ""
+        self.rows[entry.key] = (
+            entry.key, entry.seq, entry.at, LEVELS.index(level) if level in LEVELS else 0, LOG_TYPES.index(entry.type),
+            self.source, flags | (0 if entry.stamped else UNSTAMPED), execution_id, entry.text,
+        )  # fmt: skip
+
+    def note_head(self, head: Head, at: int) -> None:
+        node = self.tracker.node
+        node["last_seen"] = at, at
+        node["version"] = head.version, at
+        if head.suffix:
+            node["address"] = head.suffix, at
+
+    def restarted(self, at: int) -> None:
+        """The node started again at `at` (ms): what it had in work is lost, its slots are free."""
+        self.trust.restart()
+        self.loose.clear()
+        for execution_id in {*self.tracker.running, *(row[0] for row in self.store.get("overdue", 0, at))}:
+            self.tracker.lose(execution_id, at)
+        for name in self.store.node():
+            if name.startswith("current "):
+                self.tracker.node[name] = 0, at
+
+    def lose_overdue(self) -> None:
+        """Tasks whose time is over by the log's own clock are lost."""
+        if self.newest_at is not None:
+            for row in self.store.get("overdue", self.newest_at, 0):
+                self.tracker.lose(row["execution_id"], self.newest_at)
+
+    def saved(self) -> dict[str, Any]:
+        streams = {}
+        for stream, its in self.assemblers.items():
+            key, believed = (its.open.key.hex(), its.open.believed) if its.open else ("", False)
+            streams[stream] = {"key": key, "second": its.second, "believed": believed}
+        return {
+            **self.tracker.saved(), "cursor": self.cursor, "identity": self.trust.identity, "seq": self.seq,
+            "newest_second": self.newest_second, "streams": streams, "loose": sorted(self.loose),
+        }  # fmt: skip
+
+    def commit(self, also: Callable[[sqlite3.Connection], None] | None = None) -> None:
+        """Store everything taken since the last commit, with the place to go on from."""
+        with self.store.write() as db:
+            self.store.put(db, "entry", self.rows.values())
+            self.tracker.save(db)
+            self.store.put(db, "state", [(self.name, json.dumps(self.saved()))])
+            if self.zone.offset_s is not None:
+                self.store.put(db, "state", [("zone", json.dumps(self.zone.offset_s))])
+            self.store.put(db, "counter", self.counted.items())
+            if also is not None:
+                also(db)
+        self.rows.clear()
+        self.counted.clear()
+        self.tracker.clear()
+        if len(self.counts) > 20_000:
+            self.counts.clear()
+            self.floor = self.newest_second
+
+HEAD_BYTES = 1024  # of a log file, by which it is known again under another name or compressed
+FILE_BYTES = 1024 * MIB  # read of one log file, after decompression
+RECORD_BYTES = 8 * MIB  # of one record of the event database
+BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]]|\\.', re.S)
+
+class Files(Protocol):
+    """Where the node's files are: a folder of its container, or one of this host."""
+
+    def names(self) -> Iterator[str]: ...
+    def signature(self, names: Iterable[str]) -> object: ...
+    def open(self, name: str) -> contextlib.AbstractContextManager[Any]: ...
+
+class ContainerFiles:
+    """The files in a folder of the container; links are followed inside the allowed folders."""
+
+    def __init__(self, engine: DockerEngine, container: str, folder: str) -> None:
+        self.engine, self.container, self.folder = engine, container, folder
+
+    def names(self) -> Iterator[str]:
+        """Every file; there is no listing, so the folder's tar is passed."""
+        found = resolve(self.engine, self.container, self.folder)
+        if found is not None:
+            with self.engine.archive(self.container, found[0]) as tar:
+                top = posixpath.dirname(found[0])
+                yield from (posixpath.join(top, part.name) for part in tar or () if part.isfile() or part.issym())
+
+    def signature(self, names: Iterable[str]) -> object:
+        """What changes when a file is added or one of `names` changes; None without the folder."""
+        found = [resolve(self.engine, self.container, path) for path in (self.folder, *names)]
+        return found if found[0] else None
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[Any]:
+        found = resolve(self.engine, self.container, name)
+        with self.engine.archive(self.container, found[0] if found else name) as tar:
+            member = next((part for part in tar or () if found and part.isfile()), None)
+            yield tar.extractfile(member) if tar and member else io.BytesIO()
+
+class LocalFiles:
+    """The files anywhere under a folder of this host."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def names(self) -> Iterator[str]:
+        return (str(path) for path in self.folder.rglob("*") if path.is_file())
+
+    def signature(self, names: Iterable[str]) -> object:
+        """As for a container's folder; None without an event database."""
+        paths = sorted(path for path in self.names() if path.endswith(EVENT_DB_NAME))
+        return [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths] or None
+
+    def open(self, name: str) -> contextlib.AbstractContextManager[Any]:
+        return open(name, "rb")
+
+def choose_log_files(names: Iterable[str]) -> list[str]:
+    """The log files to read among `names`, oldest first.
+
+    Each level has a folder of its own and `debug` holds them all (node-data.md, 1): where there is
+    one, only its files count. Names carry the date; a compressed file is older than a plain one.
+    """
+    found = [name for name in names if name.endswith((".log", ".log.gz"))]
+    in_debug = [name for name in found if "/debug/" in name]
+
+    def age(name: str) -> tuple[str, bool, str]:
+        date = re.search(r"\d{4}-\d\d-\d\d", posixpath.basename(name))
+        return (date[0] if date else "9"), not name.endswith(".gz"), name
+
+    return sorted(in_debug or found, key=age)
+
+class LogFileReader:
+    """Reads log files, each from where it was left.
+
+    A file is known by the hash of its first bytes, so renaming or compressing it changes nothing.
+    """
+
+    def __init__(self, recorder: Recorder, files: Files) -> None:
+        self.recorder, self.files = recorder, files
+        self.known = recorder.store.files()  # hash of the head: length of the head, offset read to
+
+    def read(self, name: str) -> Iterator[None]:
+        """Take what is new in a file; yields after each batch. What cannot be unpacked is passed over.
+
+        An unfinished last line is left for later, unless the file is compressed and so has ended.
+        """
+        packed = name.endswith(".gz")
+        try:
+            with self.files.open(name) as file:
+                yield from self.read_lines(gzip.GzipFile(fileobj=file) if packed else file, packed)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            date = re.search(r"\d{4}-\d\d-\d\d", name)  # the name itself holds the wallet
+            log.warning("ingest: the log file of %s cannot be unpacked: %s", date[0] if date else "some day", error)
+
+    def recognise(self, head: bytes) -> tuple[str, str, int]:
+        """(hash of the head, hash it was known by until now or "", offset to go on from)."""
+
+        def hashed(length: int) -> str:
+            return hmac.digest(self.recorder.monitor.redactor.key, b"file\0" + head[:length], "sha256").hex()[:32]
+
+        for length in sorted({length for length, _ in self.known.values() if length <= len(head)}, reverse=True):
+            found = self.known.get(hashed(length))
+            if found and found[0] == length:
+                return hashed(len(head)), hashed(length), found[1]
+        return hashed(len(head)), "", 0
+
+    def read_lines(self, file: Any, ended: bool) -> Iterator[None]:
+        data: bytes = file.read(HEAD_BYTES)
+        while len(data) < HEAD_BYTES and (more := file.read(HEAD_BYTES - len(data))):
+            data += more
+        if b"\n" not in data:
+            return
+        name, before, offset = self.recognise(data)
+        head_bytes, position, rest = len(data), 0, b""
+        while data and position < FILE_BYTES:
+            rest += data[max(0, offset - position - len(rest)) :]
+            *lines, rest = rest.split(b"\n")
+            position += len(data)
+            data = file.read(64 * KIB)
+            if not data and rest and ended:
+                lines.append(rest)
+            if lines:
+                places = []
+                for line in lines:
+                    places.append((line, None, b"%s:%d" % (name.encode(), offset)))
+                    offset += len(line) + 1
+                self.recorder.feed("file", places)
+                self.known.pop(before, None)
+                self.known[name] = head_bytes, offset
+                save = functools.partial(self.recorder.store.save_file, name, (head_bytes, offset), before)
+                self.recorder.commit(save)
+            yield
+
+def import_history(monitor: Monitor, engine: DockerEngine, seam: int) -> Iterator[None]:
+    """Read the container's log files, step by step; then bind id-less lines across the `seam` (ms)."""
+    files = ContainerFiles(engine, monitor.config.container_name, LOGS_PATH)
+    names = []
+    for name in files.names():
+        names.append(name)
+        yield
+    reader = LogFileReader(Recorder(monitor, FILES), files)
+    for name in choose_log_files(names):
+        yield from reader.read(name)
+    bind_again(monitor, seam)
+    log.info("ingest: %d log files of the node are read", len(names))
+
+def bind_again(monitor: Monitor, seam: int) -> None:
+    """Bind the id-less lines around `seam` anew, now that what came before it is known."""
+    store = monitor.store
+    tracker = Tracker(store, monitor.redactor, monitor.config.max_output_data_bytes, {})
+    events = []
+    for row in store.facts_between(seam - SEAM_MS, seam + SEAM_MS):
+        event = read_event(LOG_TYPES[row["type"]], row["message"], row["message"], str)
+        if event is not None:
+            events.append((event, row["at"], row["key"]))
+    logged = {event.execution_id for event, _, _ in events if event.kind == "task_received"}
+    for row in store.get("tasks_between", seam - SEAM_MS, seam + SEAM_MS):
+        task = Task(*row)
+        if task.execution_id in logged:
+            unbound: dict[str, Any] = dict.fromkeys(OUTPUT_COLUMNS)
+            bare = replace(task, started_at=None, error=None, **unbound)
+            tracker.tasks[task.execution_id] = replace(bare, status=task_status(bare))
+    for event, at, key in events:
+        tracker.see(event, at, "any", key)
+    with store.write() as db:
+        tracker.save(db)
+
+def read_records(file: Any) -> Iterator[object]:
+    """Yield the records of an event database one by one; raise ValueError unless it is whole.
+
+    The file may be read in the middle of a write. A record too deep to parse is passed over.
+    """
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    text, step = decode(file.read(64 * KIB)), 64 * KIB
+    begin = re.match(r'\ufeff?\s*(?:\{\s*"records"\s*:\s*)?\[', text)
+    if begin is None:
+        raise ValueError("it does not begin with a list of records")
+    at = begin.end()
+    while True:
+        while text[at : at + 1] in (" ", "\t", "\r", "\n", ","):
+            at += 1
+        if text[at : at + 1] == "]":
+            return
+        record, end = read_record(text, at)
+        if 0 < end < len(text):
+            yield record
+            at, step = end, 64 * KIB
+            continue
+        more = file.read(step)
+        if not more or len(text) - at > RECORD_BYTES:
+            raise ValueError("it ends within a record" if not more else "a record is too large")
+        text, at, step = text[at:] + decode(more), 0, min(2 * step, 4 * MIB)
+
+def read_record(text: str, at: int) -> tuple[object, int]:
+    """The value at `at` and where it ends; end 0 if it is not all there."""
+    try:
+        return DECODER.raw_decode(text, at)
+    except ValueError:
+        return None, 0
+    except RecursionError:
+        depth = 0
+        for found in BRACKETS.finditer(text, at):
+            depth += 1 if found[0] in "{[" else -1 if found[0] in "}]" else 0
+            if depth == 0 and found[0] in "}]":
+                return None, found.end()
+    return None, 0
+
+class EventDbPoll:
+    """Reads the event database when it has changed, every record once in a process's life."""
+    EVERY_S, RETRY_S = 2.0, 0.5
+
+    def __init__(self, monitor: Monitor, files: Files) -> None:
+        self.monitor, self.files = monitor, files
+        self.names: list[str] = []
+        self.read_at: object = None  # the signature at which all was read
+        self.seen: set[int] = set()
+        self.next_s = 0.0
+
+    def step(self, recorder: Recorder) -> None:
+        """Look, if it is time to; the records' facts are committed with the recorder's."""
+        if time.monotonic() < self.next_s:
+            return
+        self.next_s = time.monotonic() + self.EVERY_S
+        if self.files.signature(self.names) in (None, self.read_at):
+            return
+        try:
+            self.names = [name for name in self.files.names() if name.endswith(EVENT_DB_NAME)]
+            before = self.files.signature(self.names)
+            for event in self.read_all(recorder):
+                recorder.tracker.see_record(event)
+            after = self.files.signature(self.names)
+        except (ValueError, OSError, tarfile.TarError, DockerError) as error:
+            log.debug("ingest: the event database is being written: %s", error)
+            after = None
+        recorder.commit()
+        if after is not None and after == before:
+            self.read_at = after
+        else:
+            self.next_s = time.monotonic() + self.RETRY_S
+
+    def read_all(self, recorder: Recorder) -> list[Event]:
+        """Take all new records; returns those whose task had not been told yet."""
+        waiting, fresh = [], []
+        for path in self.names:
+            with self.files.open(path) as file:
+                for record in read_records(file):
+                    try:
+                        name = hash(json.dumps(record, sort_keys=True))
+                    except RecursionError:  # just shallow enough to be read
+                        continue
+                    event = record_event(record, self.monitor.redactor.clean) if name not in self.seen else None
+                    fresh.append(name)
+                    if event is not None and not recorder.tracker.see_record(event):
+                        waiting.append(event)
+                    if len(recorder.tracker.tasks) >= 200:
+                        recorder.commit()
+        self.seen.update(fresh)
+        return waiting
+
+class EngineFeed:
+    """Feeds one connection's lines to the engine's recorder and knows those read before again.
+
+    A line is known by (stream, engine's stamp, checksum, how many times); those near the cursor are
+    kept in the store, in the transaction of their rows.
+    """
+
+    def __init__(self, monitor: Monitor, container: Container) -> None:
+        self.monitor, self.container = monitor, container
+        store = monitor.store
+        cursor = json.loads(store.first("state", "engine") or "{}").get("cursor", {})
+        self.known: Counter[str] = Counter()
+        self.newest = b""  # the engine's newest stamp, fixed width: byte order is time order
+        self.since_s: int | None = None
+        fresh = False
+        if cursor.get("container") == container.id and cursor.get("newest"):
+            self.newest = cursor["newest"].encode()
+            second = parse_second(cursor["newest"][:19])
+            fresh = second is None or second > monitor.now() // 1000 + 1  # the clock was set back: read all again
+            self.since_s = None if fresh or second is None else second - OVERLAP_S
+            self.known.update(line for line in store.overlap_lines() if not fresh)
+        if self.since_s is None:
+            self.newest = b""
+        self.expected = bool(self.known)  # until one of them has come again
+        self.known_until = second_text((self.since_s or 0) + 60).replace(" ", "T").encode()
+        self.recorder = Recorder(monitor, ENGINE, fresh)
+        self.recorder.cursor = {**cursor, "container": container.id, "newest": self.newest.decode()}
+        self.frames = FrameReader(container.tty)
+        self.fresh_lines: list[tuple[bytes, int, bytes]] = []  # (stamp, stream, line) since the last commit
+        self.second_text, self.second_ms = b"", 0
+        started = container.started_at
+        self.start = started if started is not None and started != cursor.get("started_at") else None
+        self.dirty = False
+
+    def take(self, chunk: bytes) -> None:
+        self.take_lines(self.frames.feed(chunk))
+
+    def take_lines(self, lines: Sequence[tuple[int, bytes, bytes]]) -> None:
+        for stream, group in self.runs(lines):
+            self.recorder.feed(str(stream), group)
+        self.dirty = self.dirty or bool(lines)
+
+    def runs(self, lines: Sequence[tuple[int, bytes, bytes]]) -> Iterator[tuple[int, list[tuple[bytes, int, bytes]]]]:
+        """Group new lines by runs of one stream, so that both streams stay in the order of arrival."""
+        run: list[tuple[bytes, int, bytes]] = []
+        current = 0
+        for stream, stamp, body in lines:
+            if self.known and self.is_known(stream, stamp, body):
+                continue
+            self.newest = max(self.newest, stamp)
+            self.fresh_lines.append((stamp, stream, body))
+            engine_ms = self.read_stamp(stamp)
+            if stream != current or (self.start is not None and engine_ms >= self.start):
+                if run:
+                    yield current, run
+                current, run = stream, []
+                if self.start is not None and engine_ms >= self.start:
+                    self.note_start(self.start)
+            run.append((body, engine_ms, stamp))
+        if run:
+            yield current, run
+
+    def is_known(self, stream: int, stamp: bytes, body: bytes) -> bool:
+        """True for a line that was stored before the connection was made."""
+        name = line_name(stream, stamp, body)
+        if self.known[name] > 0:
+            self.known[name] -= 1
+            self.expected = False
+            return True
+        if self.expected and stamp > self.newest:
+            self.note_gap(stamp)
+        if stamp > self.known_until:
+            self.known.clear()
+        return False
+
+    def read_stamp(self, stamp: bytes) -> int:
+        """The engine's stamp in ms; 0 for one that cannot be read."""
+        if stamp[:19] != self.second_text:
+            self.second_text = stamp[:19]
+            self.second_ms = (parse_second(stamp[:19].decode("ascii", "replace")) or 0) * 1000
+        return self.second_ms + (int(stamp[20:23]) if stamp[20:23].isdigit() else 0)
+
+    def note_gap(self, first: bytes) -> None:
+        """None of the lines before the cursor came again: the engine has dropped them, and maybe more."""
+        self.expected = False
+        since, until = parse_time(self.newest.decode()), parse_time(first.decode("ascii", "replace"))
+        log.warning("ingest: the engine's log begins after what was read: lines may be missing since %s", utc(since))
+        with self.monitor.store.write() as db:
+            self.monitor.store.put(db, "gap", [(since, until, "the engine had dropped older lines")])
+
+    def note_start(self, at: int) -> None:
+        self.start = None
+        self.recorder.restarted(at)
+        self.recorder.cursor["started_at"] = at
+        with self.monitor.store.write() as db:
+            self.monitor.store.put(db, "start", [(at, self.container.id)])
+
+    def commit(self) -> None:
+        """Store what was taken, with the cursor and the lines around it."""
+        if not self.dirty:
+            return
+        cursor, recorder = self.recorder.cursor, self.recorder
+        cursor["newest"] = self.newest.decode("ascii", "replace")
+        cursor["first_at"] = cursor.get("first_at") or recorder.first_at
+        newest_s = parse_second(cursor["newest"][:19]) or 0
+        oldest = second_text(max(0, newest_s - OVERLAP_S - 1)).replace(" ", "T")
+        near = [line for line in self.fresh_lines if line[0] >= oldest.encode()]
+        names = [line_name(stream, stamp, body) for stamp, stream, body in near]
+        newest = max((stamp for stamp, _, _ in near), default=b"").decode("ascii", "replace")
+        recorder.commit(lambda db: self.monitor.store.save_overlap(db, newest, names, oldest))
+        self.fresh_lines.clear()
+        self.dirty = False
+
+    def caught_up(self) -> None:
+        """All there is has been read: a start after the last line took effect too, and time may be over for tasks."""
+        if self.start is not None:
+            self.note_start(self.start)
+        self.recorder.lose_overdue()
+        self.dirty = self.dirty or bool(self.recorder.tracker.tasks)
+        self.commit()
+
+def line_name(stream: int, stamp: bytes, body: bytes) -> str:
+    return f"{stamp.decode('ascii', 'replace')} {stream}{zlib.crc32(body):08x}"
+
+class Pipe:
+    """Carries chunks from the reader thread to ingest, at most CHUNKS of up to 256 KiB."""
+    CHUNKS = 64
+
+    def __init__(self, stream: EngineStream) -> None:
+        self.stream = stream
+        self.chunks: deque[bytes] = deque()
+        self.news = threading.Event()  # set when there is something to take
+        self.ended = False  # set by the reader after its last chunk
+        self.left = threading.Event()  # set by ingest when it takes no more
+        self.error: DockerError | None = None  # why the engine gave nothing
+        threading.Thread(target=self.pump, name="reader", daemon=True).start()
+
+    def pump(self) -> None:
+        """The reader thread: pass on what the engine sends and nothing else, so that it keeps up."""
+        try:
+            for chunk in self.stream.chunks():
+                while len(self.chunks) >= self.CHUNKS and not self.left.wait(0.01):
+                    pass
+                self.chunks.append(chunk)
+                self.news.set()
+        except DockerError as error:
+            self.error = error
+        self.ended = True
+        self.news.set()
+
+    def get(self, timeout_s: float) -> bytes | None:
+        """What has come, joined; b"" if nothing came in time, None at the end."""
+        self.news.wait(timeout_s)
+        self.news.clear()
+        ended = self.ended  # looked at first: nothing comes after it
+        joined = b"".join(self.chunks.popleft() for _ in range(len(self.chunks)))
+        if ended:
+            self.news.set()
+        return None if ended and not joined else joined
+
+    def close(self) -> None:
+        self.left.set()
+        self.stream.close()
+
+class Follower:
+    """Follows one container's log over any number of connections, restarts and re-creations."""
+    SILENCE_S = 20.0  # after this long without a byte the connection is checked
+
+    def __init__(self, monitor: Monitor, engine: DockerEngine) -> None:
+        self.monitor, self.engine = monitor, engine
+        self.name = monitor.config.container_name
+        self.events = EventDbPoll(monitor, ContainerFiles(engine, self.name, EVENT_DB_PATH))
+        self.drained: tuple[str, int | None] | None = None  # a stopped container whose log was read to its end
+        self.imported: str | None = None  # the container whose files were read
+        self.history: Iterator[None] | None = None
+
+    def step(self) -> None:
+        """Make one connection and follow it to its end; returns at once if there is nothing to follow."""
+        monitor = self.monitor
+        container = monitor.container = self.engine.inspect(self.name)
+        if container is None or (not container.running and self.drained == (container.id, container.started_at)):
+            monitor.problem = None
+            return
+        feed = EngineFeed(monitor, container)
+        pipe = Pipe(self.engine.logs(self.name, feed.since_s, follow=True))
+        try:
+            monitor.container = self.engine.inspect(self.name)
+            ended = self.follow(feed, pipe)
+        finally:
+            pipe.close()
+            monitor.lag_ms = 0
+        if ended:
+            self.finish(feed)
+
+    def follow(self, feed: EngineFeed, pipe: Pipe) -> bool:
+        """Take what comes until the connection ends (True), or tbmon stops or mistrusts it (False)."""
+        heard = time.monotonic()
+        caught_up = False
+        while not self.monitor.stop.is_set() and not self.was_replaced(feed.container):
+            chunk = pipe.get(0 if self.history else 0.25)
+            if chunk is None and pipe.error is not None:
+                raise pipe.error
+            if chunk is None:
+                return True
+            if chunk:
+                heard = time.monotonic()
+                feed.take(chunk)
+                if len(feed.recorder.rows) >= BATCH_ROWS or not pipe.chunks:
+                    feed.commit()
+                behind = bool(pipe.chunks) and feed.second_ms
+                self.monitor.lag_ms = max(0, self.monitor.now() - feed.second_ms) if behind else 0
+            if not chunk or not pipe.chunks:
+                if not caught_up and (not chunk or feed.second_ms > self.monitor.now() - 5000):
+                    caught_up = True
+                    self.begin_import(feed)
+                self.between(feed)
+            if time.monotonic() - heard > self.SILENCE_S:
+                if self.has_more(feed):
+                    log.warning("ingest: the log connection had gone silent; connecting again")
+                    return False
+                heard = time.monotonic()
+        return False
+
+    def was_replaced(self, container: Container) -> bool:
+        """True if the container was started again since the connection was made, or another has its name."""
+        now = self.monitor.container
+        return now is not None and (now.id, now.started_at) != (container.id, container.started_at)
+
+    def begin_import(self, feed: EngineFeed) -> None:
+        """Once for each container, when its log is read to the end: its files may go further back."""
+        self.monitor.lag_ms, self.monitor.problem = 0, None
+        if self.imported != feed.container.id:
+            self.imported = feed.container.id
+            seam = feed.recorder.cursor.get("first_at") or self.monitor.now()
+            self.history = import_history(self.monitor, self.engine, seam)
+
+    def between(self, feed: EngineFeed) -> None:
+        """What is done while the log is quiet: the event database, the files, tasks whose time is over."""
+        feed.caught_up()
+        self.events.step(feed.recorder)
+        if self.history is not None:
+            try:
+                if next(self.history, self) is self:
+                    self.history = None
+            except DockerError as error:
+                log.warning("ingest: the node's log files could not be read: %s", error)
+                self.history = None
+
+    def has_more(self, feed: EngineFeed) -> bool:
+        """Ask for the log's last line on another connection: has it something that this one did not bring?"""
+        stream = self.engine.logs(self.name, None, follow=False, tail="1")
+        frames = FrameReader(feed.container.tty)
+        try:
+            lines = [line for chunk in stream.chunks() for line in frames.feed(chunk)] + frames.finish()
+        finally:
+            stream.close()
+        return any(stamp > feed.newest for _, stamp, _ in lines)
+
+    def finish(self, feed: EngineFeed) -> None:
+        """The connection ended: if the container did too, what is left of its last line is a line.
+
+        An engine may end the connection before its last words: an ended container is read once more.
+        """
+        container = self.monitor.container = self.engine.inspect(self.name)
+        still_there = container is not None and container.id == feed.container.id
+        if container is not None and still_there and (container.running or feed.container.running):
+            return
+        feed.take_lines(feed.frames.finish())
+        feed.caught_up()
+        self.events.next_s = 0.0
+        if still_there:
+            self.drained = feed.container.id, feed.container.started_at
+            self.events.step(feed.recorder)
+
+class DirectoryFollower:
+    """Follows the node's files under LOG_DIR by polling; no Docker access exists."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self.monitor = monitor
+        self.files = LocalFiles(Path(monitor.config.log_dir))
+        self.recorder = Recorder(monitor, FILES)
+        self.reader = LogFileReader(self.recorder, self.files)
+        self.stats: dict[str, tuple[int, int, int]] = {}  # path: inode, size, mtime when it was read
+        self.events = EventDbPoll(monitor, self.files)
+
+    def step(self) -> None:
+        """Read what is new in all files, oldest file first."""
+        if not os.access(self.files.folder, os.R_OK | os.X_OK):
+            self.monitor.problem = f"LOG_DIR={self.files.folder} cannot be read"
+            return
+        for name in choose_log_files(self.files.names()):
+            with contextlib.suppress(FileNotFoundError):  # rotated away between listing and reading
+                self.read(name)
+        self.monitor.problem = None
+        self.recorder.lose_overdue()
+        self.events.step(self.recorder)
+        if self.recorder.tracker.tasks:
+            self.recorder.commit()
+
+    def read(self, name: str) -> None:
+        stat = os.stat(name)
+        seen = stat.st_ino, stat.st_size, stat.st_mtime_ns
+        if self.stats.get(name) == seen:
+            return
+        for _ in self.reader.read(name):
+            if self.monitor.stop.is_set():
+                return
+        self.stats[name] = seen
+
+class SimulatedNode:
+    """The demo's node: a seeded script of all it ever logs, `DAYS` of past included, and a restart."""
+
+    DAYS, WALLET, VERSION = 3, "0x" + "7d" * 20, "1.4.2-beta.7"
+
+    def __init__(self, live_at: int, seed: int = 7) -> None:
+        self.live_at, self.seed = live_at, seed
+        self.begin = live_at - self.DAYS * 86400
+        self.restarted_at = self.begin + 2 * 86400 + 5000
+
+    def script(self) -> Iterator[tuple[float, str]]:
+        """Every line ever as (second, line), in order and without end."""
+        return heapq.merge(self.pulse(), self.work(random.Random(self.seed)))
+
+    def header(self, at: float, message: str, level: str = "info") -> tuple[float, str]:
+        return at, f"{second_text(int(at))} {level}: @truebit/worker-runner-node-{self.WALLET}:{self.VERSION} {message}"
+
+    def pulse(self) -> Iterator[tuple[float, str]]:
+        """The invoice subscriber's sign of life, every two minutes (node-data.md, 2.4)."""
+        for at in itertools.count(self.begin, 120):
+            name = "Semaphore InvoiceSubscriber"
+            yield self.header(at, f"{name} message received - Processing immediately (0/4 slots used)")
+            yield self.header(at, f"{name} processing started - Using slot 1/4")
+            done = "processing completed - Released slot (0/4 now active) - All slots available"
+            yield self.header(at, f"{name} {done}")
+
+    def work(self, dice: random.Random) -> Iterator[tuple[float, str]]:
+        at = float(self.begin)
+        yield self.header(at, "Starting services")
+        yield self.header(at + 2, f"Node with address {self.WALLET} registered successfully")
+        while True:
+            at += dice.uniform(15, 45) if at >= self.live_at - 600 else dice.expovariate(1 / 4000) + 30
+            if at < self.restarted_at < at + 9000:  # the task in work when the node is restarted will be lost
+                yield from itertools.islice(self.one_task(self.restarted_at - 3.0, dice), 20)
+                at = self.restarted_at + 1.0
+                yield self.header(at, "Starting services")
+            for line in self.one_task(at, dice):
+                at = line[0]
+                yield line
+
+    def one_task(self, at: float, dice: random.Random) -> Iterator[tuple[float, str]]:
+        """The lines of one execution, from receipt to invoice."""
+        name = f"{dice.getrandbits(32):08x}-{dice.getrandbits(16):04x}-4000-8000-{dice.getrandbits(48):012x}"
+        task_id = f"{dice.choice(('js', 'rs', 'py', 'js', 'cpp'))}_{dice.choice(('3f', '81', 'c4')) * 32}"
+        steps, seconds = dice.choice((2_013_266_000, 28_584_970_692, 740_112)), dice.choice((0.2, 1.4, 6.0, 21.0))
+        fate = dice.choices(("completed", "exit", "failed", "penalty"), (86, 6, 4, 4))[0]
+        limits = {"gas": "60000000000", "call": "65536", "frame": "524288", "memory": "1024"}
+        message = {
+            "taskId": task_id, "chainId": "43113", "blockNumber": 47_476_800 + int(at - self.begin) // 2,
+            "blockHash": f"0x{dice.getrandbits(256):064x}", "limits": limits, "input": "demo input",
+            "econParams": {"executionTimeout": 30000},
+        }  # fmt: skip
+        payload = {"type": "task_created", "executionId": name, "timestamp": int(at * 1000), "message": message}
+        first, *others = json.dumps(payload, indent=2).split("\n")
+        yield self.header(at, "Message received from task_created: " + first)
+        yield from ((at, line) for line in others)
+        yield self.header(at + 0.4, f"Task {task_id} downloaded successfully")
+        yield self.header(at + 0.6, f"Starting task execution {name}")
+        at += 0.6 + seconds
+        if fate == "failed":
+            yield self.header(at, f"Execution {name} failed: gas limit exceeded", "error")
+            return
+        yield self.header(at, f"Command execution stdout: {{ executionId: '{name}',")
+        yield at, f"  elapsed: '{int(seconds * 1e9)}', wasi: {{ exitCode: {int(fate == 'exit')} }},"
+        pages = dice.choice((87, 87, 130, 412))
+        yield at, f"  metering: {{ last: {{ steps: {steps} }}, peak: {{ memory: {pages} }} }},"
+        yield at, f"  execution: {{ prepare: {{ cached: {dice.choice(('true', 'false', 'true'))} }} }} }}"
+        yield self.header(at + 0.1, f"Execution {name} completed")
+        yield self.header(at + 0.3, "Message published to compute_outcome")
+        accounts = ("charge", "0x" + "11" * 20), ("penalty" if fate == "penalty" else "pay", self.WALLET)
+        invoice = {
+            "type": "invoice", "executionId": name, "taskId": task_id, "stepGasPrice": 1,
+            "invoiceId": str(10**21 + dice.getrandbits(60)),
+            "lineItem": [
+                {"operation": operation, "account": account, "total_steps_computed": steps, "peak_memory_used": 87}
+                for operation, account in accounts
+            ],
+        }  # fmt: skip
+        yield self.header(at + 5, "InvoiceSubscriber received invoice: " + json.dumps(invoice))
+
+def play_demo(monitor: Monitor) -> None:
+    """The demo's ingest thread: the simulated node's lines, each at its time, on the way that an engine's take."""
+    node = SimulatedNode(int(monitor.clock()))
+    started, created = node.restarted_at * 1000, node.begin * 1000
+    name = monitor.config.container_name
+    monitor.container = Container("d3" * 32, name, "running", True, started, created, "demo", 0, False, "json-file")
+    feed = EngineFeed(monitor, monitor.container)
+    for at, text in node.script():
+        while at > monitor.clock():
+            feed.caught_up()
+            wave, monitor.problem = monitor.clock() % 60 / 60, None
+            monitor.stats = Stats(4 + 30 * wave, int((180 + 40 * wave) * MIB), 2048 * MIB)
+            if monitor.stop.wait(min(1.0, at - monitor.clock())):
+                return
+        stamp = f"{second_text(int(at)).replace(' ', 'T')}.{at % 1 * 1e9:09.0f}Z"
+        feed.take_lines([(1, stamp.encode(), text.encode())])
+        if len(feed.recorder.rows) >= BATCH_ROWS:
+            feed.commit()
+
+def ingest(monitor: Monitor) -> None:
+    """The ingest thread: follow the node until `stop`; what is not ours to mend is tried again for ever."""
+    delay_s, told = monitor.retry_min_s, ""
+    follower: Follower | DirectoryFollower | None = None
+    while not monitor.stop.is_set():
+        try:
+            if follower is None:
+                follower = Follower(monitor, monitor.engine) if monitor.engine else DirectoryFollower(monitor)
+            follower.step()
+            delay_s, told = monitor.retry_min_s, ""
+        except (DockerError, sqlite3.OperationalError) as error:  # the engine, a full disk
+            follower = None  # its state may be ahead of the store: begin from what is committed
+            monitor.problem = str(error)
+            if monitor.problem != told:
+                log.warning("ingest: %s; trying again", error)
+            delay_s, told = min(2 * delay_s, RETRY_MAX_S), monitor.problem
+        monitor.stop.wait(delay_s * random.uniform(0.5, 1))
+
+def upkeep(monitor: Monitor) -> None:
+    """The upkeep thread: container state every 2 s, statistics every 10 s, pruning and the file's check."""
+    check_at = time.monotonic() + 600
+    rounds = 0
+    while not monitor.stop.is_set():
+        if monitor.engine is not None:
+            sample_container(monitor, monitor.engine, with_stats=rounds % 5 == 0)
+        set_verdict(monitor)
+        if rounds % 30 == 0:
+            prune(monitor)
+        if time.monotonic() > check_at:
+            check_at = time.monotonic() + 86400
+            if monitor.store.first("quick_check") != "ok":  # takes about 0.2 s for a million rows
+                raise sqlite3.DatabaseError("the database is damaged")
+        rounds += 1
+        monitor.stop.wait(2)
+
+def sample_container(monitor: Monitor, engine: DockerEngine, with_stats: bool) -> None:
+    """Look at the container's state and, if asked, at what it uses."""
+    try:
+        monitor.container = engine.inspect(monitor.config.container_name)
+        monitor.container_error = None
+        running = monitor.container is not None and monitor.container.running
+        if with_stats or not running:
+            monitor.stats = engine.stats(monitor.config.container_name) if running else None
+    except DockerError as error:
+        monitor.container_error, monitor.stats = str(error), None
+
+def prune(monitor: Monitor) -> None:
+    """Delete what is too old or too much, in slices, so that nobody waits long."""
+    before = monitor.now() - monitor.config.log_retention_days * DAY_MS
+    with contextlib.suppress(sqlite3.OperationalError):  # a full disk: ingest says so
+        while not monitor.stop.is_set() and monitor.store.prune(before, monitor.config.max_db_bytes):
+            monitor.stop.wait(0.005)
+
+def set_verdict(monitor: Monitor) -> None:
+    """Judge the node and remember since when it has been so."""
+    store, now = monitor.store, monitor.now()
+    problem = monitor.problem
+    if monitor.engine is not None:
+        problem = monitor.container_error or problem
+    if problem is None and monitor.lag_ms > 60_000:
+        problem = f"still reading the log of {monitor.lag_ms // 60_000} minutes ago"
+    recognised, entries = store.get("recognised", UNRECOGNISED)[0]
+    container = None if monitor.engine is None else monitor.container.state if monitor.container else "missing"
+    symptoms = Symptoms(
+        now, problem, container, ever_seen=store.first("state", "engine") is not None,
+        last_line_at=store.node().get("last_seen") or store.first("last_entry_at"),
+        last_task_at=store.first("last_task_at"), recent=[row["status"] for row in store.get("recent_outcomes")],
+        restarts_10_min=store.first("starts_since", now - 10 * MINUTE_MS),
+        recognised=recognised / entries if entries >= 50 else None,
+    )  # fmt: skip
+    verdict = judge_node(symptoms)
+    if monitor.verdict is None or monitor.verdict.state != verdict.state:
+        saved = json.loads(store.first("state", "verdict") or "{}")
+        since = saved.get("since") if saved.get("state") == verdict.state else now
+        monitor.verdict_since = since
+        log.info("verdict: %s: %s", verdict.state, verdict.reason)
+        with contextlib.suppress(sqlite3.OperationalError), store.write() as db:
+            store.put(db, "state", [("verdict", json.dumps({"state": verdict.state, "since": since}))])
+    monitor.verdict = verdict
+
+# ---------------------------------------------------------------------------
+# 9. API                                                              (listens)
+# ---------------------------------------------------------------------------
+
+STATIC = Path(__file__).resolve().parent / "static"
+SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+STATUSES = ("received", "executing", "completed", "failed", "lost")
+INVOICE_COLUMNS = ("id", "invoice_id", "execution_id", "task_id", "operation", "memory_peak", "step_gas_price")
+TASK_LOCAL = tuple(name for name in TASK_COLUMNS if name not in ("wasm_hash", "timeout_ms", "evidence"))
+SINCE, UNTIL = 0, 4_294_967_296_000  # what a list covers if not told otherwise
+
+class Refusal(Exception):
+    """An answer other than 200: its status and a sentence that says what would be right."""
+
+    def __init__(self, status: int, error: str, **headers: str) -> None:
+        super().__init__(error)
+        self.status, self.headers = status, headers
+
+def number_between(low: int, high: int) -> Callable[[str], int | None]:
+    return lambda text: int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) and low <= int(text) <= high else None
+
+def one_of(*words: str) -> Callable[[str], str | None]:
+    return lambda text: text if text in words else None
+
+def read_cursor(text: str) -> tuple[Any, int] | None:
+    """What `cursor_text` made of the last row's place."""
+    try:
+        place, number = json.loads(base64.urlsafe_b64decode(text + "=="))
+        place = bytes.fromhex(place) if isinstance(place, str) else place
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return (place, number) if isinstance(place, (int, bytes)) and isinstance(number, int) else None
+
+def cursor_text(place: int | bytes, number: int) -> str:
+    words = json.dumps([place.hex() if isinstance(place, bytes) else place, number])
+    return base64.urlsafe_b64encode(words.encode()).decode().rstrip("=")
+
+class Parameter(NamedTuple):
+    """A query parameter: what it takes, and how it is read; None is a refusal."""
+    takes: str
+    read: Callable[[str], Any]
+
+A_TIME = Parameter("a time like 2026-01-31T12:00:00Z", parse_time)
+PAGE = {
+    "limit": Parameter("a whole number from 1 to 1000", number_between(1, 1000)),
+    "offset": Parameter("a whole number from 0 to 100000", number_between(0, 100_000)),
+    "cursor": Parameter("what an earlier answer gave as pagination.next", read_cursor),
+    "since": A_TIME, "until": A_TIME,
+}  # fmt: skip
+LANGUAGES = (*TASK_TYPES.values(), "other")
+TASKS_QUERY = {
+    **PAGE, "status": Parameter(", ".join(STATUSES), one_of(*STATUSES)),
+    "type": Parameter(", ".join(LANGUAGES), one_of(*LANGUAGES)),
+}  # fmt: skip
+LOGS_QUERY = {
+    **PAGE, "level": Parameter(", ".join(LEVELS[1:]), one_of(*LEVELS[1:])),
+    "type": Parameter(", ".join(LOG_TYPES), one_of(*LOG_TYPES)), "search": Parameter("text", str),
+    "execution_id": Parameter("an execution id", uuid),
+}  # fmt: skip
+
+def read_query(given: Iterable[tuple[str, str]], known: Mapping[str, Parameter]) -> dict[str, Any]:
+    """Read a request's parameters; raise Refusal naming one that is unknown, repeated or wrong."""
+    query: dict[str, Any] = {}
+    for name, text in given:
+        if name not in known:
+            takes = f"one of {', '.join(known)}" if known else "no parameters"
+            raise Refusal(400, f"unknown parameter {name[:40]!r}: this path takes {takes}")
+        if name in query:
+            raise Refusal(400, f"parameter {name} is given twice")
+        query[name] = known[name].read(text)
+        if query[name] is None:
+            raise Refusal(400, f"parameter {name} takes {known[name].takes}")
+    return query
+
+def big(value: float | None) -> float | str | None:
+    """A number as JSON can carry it: beyond 2^53 as text."""
+    return str(value) if value is not None and value > 2**53 else value
+
+def task_json(row: sqlite3.Row) -> dict[str, Any]:
+    """A task as the API shows it; memory in pages of 64 KiB."""
+    shown = {name: row[name] for name in ("id", *TASK_LOCAL)}
+    shown |= {name: utc(row[name]) for name in ("received_at", "started_at", "completed_at")}
+    shown |= {name: big(row[name]) for name in ("gas_limit", "gas_used", "memory_limit", "memory_peak", "block_number")}
+    return shown | {"cached": None if row["cached"] is None else bool(row["cached"])}
+
+def invoice_json(row: sqlite3.Row) -> dict[str, Any]:
+    """An invoice; its gas units are its steps times the price of a step."""
+    price, steps = row["step_gas_price"], row["steps"]
+    items = [{**item, "steps": big(item["steps"])} for item in json.loads(row["line_items"])]
+    shown = {name: row[name] for name in INVOICE_COLUMNS}
+    units = None if price is None or steps is None else price * steps
+    units = int(units) if units is not None and units.is_integer() else units
+    shown |= {"timestamp": utc(row["at"]), "steps": big(steps), "confirmed": bool(row["confirmed"])}
+    return shown | {"gas_units": big(units), "line_items": items}
+
+def entry_json(row: sqlite3.Row) -> dict[str, Any]:
+    """A log entry; `data` is the payload in its message if that is JSON."""
+    message, data = row["message"], None
+    start = message.find("{")
+    if start >= 0 and row["type"] != LOG_TYPES.index("semaphore"):
+        with contextlib.suppress(ValueError, RecursionError):  # no JSON: shown as text alone
+            data = DECODER.raw_decode(message, start)[0]
+    return {
+        "id": row["key"].hex(), "timestamp": utc(row["at"]),
+        "timestamp_original": second_text(int.from_bytes(row["key"][:4], "big")),
+        "level": LEVELS[row["level"]] or None, "type": LOG_TYPES[row["type"]], "message": message,
+        "execution_id": row["execution_id"], "data": data,
+        "source": {ENGINE: "engine", FILES: "files"}.get(row["sources"], "both"),
+        "suspect": bool(row["flags"] & SUSPECT),
+    }  # fmt: skip
+
+def paged(name: str, rows: list[Any], places: list[tuple[Any, int]], query: Mapping[str, Any]) -> dict[str, Any]:
+    """A list's answer: `rows` may hold one more than the limit, which shows that there are more."""
+    limit, offset = query.get("limit", 50), query.get("offset", 0)
+    more = len(rows) > limit
+    after = cursor_text(*places[limit - 1]) if more else None
+    return {name: rows[:limit], "pagination": {"limit": limit, "offset": offset, "hasMore": more, "next": after}}
+
+def same_secret(given: str, secret: str) -> bool:
+    """Compare without telling by the time it takes how much was right."""
+    return hmac.compare_digest(given.encode("utf-8", "replace"), secret.encode())
+
+class Api:
+    """What the routes answer: plain values for JSON, or a Refusal. Called by waitress's threads."""
+
+    def __init__(self, monitor: Monitor, password: str) -> None:
+        self.monitor, self.store, self.password = monitor, monitor.store, password
+        self.api_key = monitor.config.api_key
+
+    def check(self, access: str, headers: Mapping[str, str]) -> None:
+        """Raise Refusal unless a request with these headers may have data of the class `access`."""
+        if access == "open":
+            return
+        scheme, _, key = headers.get("Authorization", "").partition(" ")
+        if self.api_key and not (scheme.lower() == "bearer" and same_secret(key.strip(), self.api_key)):
+            challenge = {"WWW-Authenticate": "Bearer"}
+            raise Refusal(401, "this needs the API key: send the header 'Authorization: Bearer KEY'", **challenge)
+        given = headers.get("X-Task-Data-Password", "")
+        if access == "private" and not same_secret(given, self.password):
+            raise Refusal(401, "this needs the task-data password: send it in the header X-Task-Data-Password")
+
+    def health(self) -> dict[str, Any]:
+        """200 as long as tbmon itself works, whatever the node does."""
+        docker = "disabled" if self.monitor.engine is None else "connected"
+        if docker == "connected" and self.monitor.container_error is not None:
+            docker = "disconnected"
+        return {"status": "ok", "timestamp": utc(self.monitor.now()), "docker": docker, "version": __version__}
+
+    def node(self) -> dict[str, Any]:
+        """What is known of the node; null is unknown."""
+        node, slots = self.store.node(), {}
+        for name in sorted(name.removeprefix("total ") for name in node if name.startswith("total ")):
+            slots[name] = {"current": node.get(f"current {name}"), "total": node[f"total {name}"]}
+        used = [slot["current"] for slot in slots.values() if slot["current"] is not None]
+        container = self.monitor.container
+        return {
+            "address": node.get("address"), "version": node.get("version"), "registered": node.get("registered"),
+            "current_slots": sum(used) if used else None,
+            "total_slots": sum(slot["total"] for slot in slots.values()) if slots else None, "slots": slots,
+            "started_at": utc(container.started_at) if container and container.running else None,
+            "last_seen": utc(node.get("last_seen")),
+        }  # fmt: skip
+
+    def container(self) -> dict[str, Any] | None:
+        unseen = self.monitor.engine is not None and self.monitor.container_error is not None
+        seen = None if unseen else self.monitor.container
+        return seen and {
+            "id": seen.id[:12], "name": seen.name, "state": seen.state, "running": seen.running,
+            "startedAt": utc(seen.started_at), "image": seen.image, "created": utc(seen.created),
+            "restartCount": seen.restart_count,
+        }  # fmt: skip
+
+    def status(self) -> dict[str, Any]:
+        stats, verdict = self.monitor.stats, self.monitor.verdict
+        recognised, entries = self.store.get("recognised", UNRECOGNISED)[0]
+        memory = stats and {
+            "usage": round(stats.memory_bytes / MIB, 1),
+            "limit": round(stats.memory_limit_bytes / MIB, 1),
+            "percent": round(100 * stats.memory_bytes / (stats.memory_limit_bytes or 1), 1),
+        }
+        return {
+            "node": self.node(), "container": self.container(),
+            "stats": stats and {"cpu": None if stats.cpu is None else round(stats.cpu, 1), "memory": memory},
+            "verdict": verdict and {**verdict._asdict(), "since": utc(self.monitor.verdict_since)},
+            "recognised": round(recognised / entries, 4) if entries else None,
+            "demo": self.monitor.demo, "timestamp": utc(self.monitor.now()),
+        }  # fmt: skip
+
+    def stats(self) -> dict[str, Any]:
+        invoices = {"total": self.store.first("invoice_count")}
+        now = utc(self.monitor.now())
+        return {"tasks": self.summary(), "invoices": invoices, "node": self.node(), "timestamp": now}
+
+    def summary(self) -> dict[str, Any]:
+        found = dict(self.store.get("summary", self.monitor.now() - DAY_MS)[0])
+        shown: dict[str, Any] = {name: value or 0 for name, value in found.items() if not name.startswith("avg_")}
+        finished = shown["completed"] + shown["failed"]
+        shown["success_rate"] = round(100 * shown["completed"] / finished, 1) if finished else None
+        for name in ("avg_elapsed_ms", "avg_gas_used"):
+            shown[name] = None if found[name] is None else big(round(found[name]))
+        return shown
+
+    def page(self, table: str, order: str, where: Mapping[str, object], query: Mapping[str, Any]) -> list[sqlite3.Row]:
+        span = {f"IFNULL({order}, 0) >= ?": query.get("since"), f"IFNULL({order}, 0) < ?": query.get("until")}
+        where = {condition: value for condition, value in {**where, **span}.items() if value is not None}
+        limit, skip = query.get("limit", 50), query.get("offset", 0)
+        return self.store.page(table, order, where, query.get("cursor"), limit + 1, skip)
+
+    def tasks(self, query: Mapping[str, Any]) -> dict[str, Any]:
+        where = {"status = ?": query.get("status"), "task_type = ?": query.get("type")}
+        rows = self.page("task", "received_at", where, query)
+        places = [(row["received_at"] or 0, row["id"]) for row in rows]
+        return paged("tasks", [task_json(row) for row in rows], places, query)
+
+    def task_row(self, execution_id: str) -> sqlite3.Row:
+        rows = self.store.page("task", "received_at", {"execution_id = ?": execution_id.lower()}, None, 1, 0)
+        if not rows:
+            raise Refusal(404, "no task with this execution id is known")
+        return rows[0]
+
+    def task(self, execution_id: str) -> dict[str, Any]:
+        row = self.task_row(execution_id)
+        name = row["execution_id"]
+        events = [{"at": utc(event["at"]), "event": event["event"]} for event in self.store.get("task_events", name)]
+        return {
+            **task_json(row), "hasSensitiveData": bool(self.store.get("task_data", name)),
+            "sensitiveDataRequiresAuth": True, "events": events, "invoice_id": self.store.first("invoice_of", name),
+        }  # fmt: skip
+
+    def task_data(self, execution_id: str) -> dict[str, Any]:
+        name = self.task_row(execution_id)["execution_id"]
+        given, printed, error = next(iter(self.store.get("task_data", name)), (None, None, None))
+        return {"execution_id": name, "inputData": given, "outputData": printed, "errorText": error}
+
+    def invoices(self, query: Mapping[str, Any]) -> dict[str, Any]:
+        rows = self.page("invoice", "at", {}, query)
+        places = [(row["at"] or 0, row["id"]) for row in rows]
+        return paged("invoices", [invoice_json(row) for row in rows], places, query)
+
+    def invoice_count(self) -> dict[str, Any]:
+        return {"count": self.store.first("invoice_count")}
+
+    def logs(self, query: Mapping[str, Any]) -> dict[str, Any]:
+        where: dict[str, object] = {}
+        if "level" in query:
+            where["level = ?"] = LEVELS.index(query["level"])
+        if "type" in query:
+            where["type = ?"] = LOG_TYPES.index(query["type"])
+        if "execution_id" in query:
+            where["execution_id = ?"] = query["execution_id"]
+        if query.get("search"):
+            where["message LIKE ? ESCAPE '!'"] = literal_like(query["search"])
+        limit, skip, before = query.get("limit", 50), query.get("offset", 0), query.get("cursor")
+        since, until = query.get("since", SINCE), query.get("until", UNTIL)
+        rows = self.store.entries(where, since, until, before, skip + limit + 1)[skip:]
+        return paged("logs", [entry_json(row) for row in rows], [(row["key"], row["seq"]) for row in rows], query)
+
+    def log_status(self) -> dict[str, Any]:
+        counters = dict(tuple(row) for row in self.store.get("counters"))
+        gaps = [{"from": utc(row[0]), "to": utc(row[1]), "reason": row[2]} for row in self.store.get("gaps")]
+        source = "demo" if self.monitor.demo else "engine" if self.monitor.engine else "directory"
+        shown = {name: counters.get(name, 0) for name in ("unrecognised", "suspect")}
+        return {"source": source, "lastLogAt": utc(self.store.first("last_entry_at")), "gaps": gaps, **shown}
+
+class Route(NamedTuple):
+    """A path of the API; `access` is its data class, `query` the parameters it takes."""
+    path: str
+    access: str  # open, local or private
+    answer: Callable[..., Mapping[str, Any]]
+    query: Mapping[str, Parameter] | None = None
+
+ROUTES = (
+    Route("/health", "open", Api.health),
+    Route("/api/health", "open", Api.health),
+    Route("/api/status", "local", Api.status),
+    Route("/api/status/stats", "local", Api.stats),
+    Route("/api/tasks", "local", Api.tasks, TASKS_QUERY),
+    Route("/api/tasks/stats/summary", "local", Api.summary),
+    Route("/api/tasks/<execution_id>", "local", Api.task),
+    Route("/api/tasks/<execution_id>/data", "private", Api.task_data),
+    Route("/api/invoices", "local", Api.invoices, PAGE),
+    Route("/api/invoices/count", "local", Api.invoice_count),
+    Route("/api/logs", "private", Api.logs, LOGS_QUERY),
+    Route("/api/logs/status", "local", Api.log_status),
+)
+
+def is_our_host(host: str, allowed: Iterable[str]) -> bool:
+    """True for a Host that no stranger's domain can be: an IP address, localhost, one label, or one allowed."""
+    name = re.sub(r":\d{1,5}$", "", host).lower().removesuffix(".")
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+        return True
+    except ValueError:
+        return name in allowed or name.endswith(".localhost") or re.fullmatch(r"[a-z0-9_-]+", name) is not None
+
+def build_app(api: Api, config: Config) -> Any:
+    """The WSGI application: ROUTES, the static files, and JSON for every error under /api."""
+    import bottle  # only where something is served
+
+    app = bottle.Bottle()
+    hosts = {name.strip().lower() for name in config.allowed_hosts.split(",") if name.strip()}
+    request, response = bottle.request, bottle.response
+
+    def reply(status: int, body: Mapping[str, Any], headers: Mapping[str, str]) -> bytes:
+        response.status = status
+        for name, value in {"Content-Type": "application/json; charset=utf-8", **SECURITY_HEADERS, **headers}.items():
+            response.set_header(name, value)
+        return api.store.show(json.dumps(body) + "\n").encode()
+
+    def answer(route: Route, **path: str) -> bytes:
+        try:
+            api.check(route.access, request.headers)
+            given = read_query(request.query.allitems(), route.query or {})
+            values = route.answer(api, *path.values(), *([given] if route.query else []))
+            return reply(200, values, {"Cache-Control": "no-store"} if route.access == "private" else {})
+        except Refusal as refusal:
+            return reply(refusal.status, {"error": str(refusal)}, refusal.headers)
+        except sqlite3.OperationalError as error:
+            return reply(503, {"error": f"the database cannot be read now: {error}"}, {"Retry-After": "5"})
+
+    def failed(error: Any) -> bytes:
+        """Bottle's way out: unknown path, wrong method, or a bug of ours."""
+        if error.exception is not None:
+            log.error("api: %s %s failed\n%s", request.method, request.path, error.traceback)
+        known = {404: "there is nothing at this path", 405: "this path does not take that method"}
+        words = known.get(error.status_code, "tbmon made a mistake here; its log says more")
+        return reply(error.status_code, {"error": words}, {"Allow": "GET, HEAD"} if error.status_code == 405 else {})
+
+    def check_host() -> None:
+        if not is_our_host(request.environ.get("HTTP_HOST", ""), hosts):
+            words = "this host name is not one tbmon answers to: name it in ALLOWED_HOSTS"
+            raise bottle.HTTPResponse(json.dumps({"error": words}) + "\n", 421, {"Content-Type": "application/json"})
+
+    def static(name: str = "index.html") -> Any:
+        sent = bottle.static_file(name, root=str(STATIC))
+        for header, value in SECURITY_HEADERS.items():
+            sent.set_header(header, value)
+        return failed(sent) if isinstance(sent, bottle.HTTPError) else sent
+
+    app.add_hook("before_request", check_host)
+    app.default_error_handler = failed
+    for route in ROUTES:
+        app.route(route.path, "GET", functools.partial(answer, route))
+    app.route("/", "GET", static)
+    app.route("/<name:re:[a-z-]+\\.(?:js|css|svg|html)>", "GET", static)
+    return app
+
+def make_server(app: Any, config: Config) -> Any:
+    """Listen; raises UserError if the port or the address cannot be had."""
+    import waitress
+
+    try:
+        return waitress.create_server(
+            app, host=config.host, port=config.port, threads=8, ident=None, max_request_body_size=64 * KIB,
+            channel_request_lookahead=1, connection_limit=200, channel_timeout=30, asyncore_use_poll=True,
+        )  # fmt: skip
+    except OSError as error:
+        words = f"cannot listen on {config.host}:{config.port}: {reason_of(error)}; set PORT or HOST"
+        raise UserError(words) from None
+
+# ---------------------------------------------------------------------------
+# 10. Main                                                            (process)
+# ---------------------------------------------------------------------------
+
+PACKAGES = ("bottle", "waitress", "docker")
+
+class LogFormatter(logging.Formatter):
+    """One line an event, in UTC; addresses in words that come from elsewhere are replaced here too."""
+
+    def __init__(self, redactor: Redactor | None) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+        self.converter = time.gmtime
+        self.redactor = redactor
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return self.redactor.clean(text) if self.redactor else text
+
+def set_up_log(config: Config, redactor: Redactor | None) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LogFormatter(redactor))
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel("DEBUG" if config.node_env == "development" else config.log_level.upper())
+
+def task_data_password(config: Config) -> str:
+    """The password of the private class: the one set, or one made at the first start and kept."""
+    if config.task_data_password:
+        return config.task_data_password
+    path = config.keys / "task-data.password"
+    password = read_key_file(path, lambda: secrets.token_urlsafe(18).encode()).decode("ascii", "replace").strip()
+    log.info("\N{KEY} task-data password (kept in %s): %s", path, password)
+    return password
+
+def start_thread(monitor: Monitor, name: str, work: Callable[[Monitor], None], failures: list[str]) -> threading.Thread:
+    """Run `work` in a thread; if it dies, the process ends, so that whoever started it starts it again."""
+
+    def guarded() -> None:
+        try:
+            work(monitor)
+        except sqlite3.DatabaseError as error:
+            monitor.store.mark_damaged()
+            log.critical("%s: the database fails (%s); the next start moves it aside", name, error)
+        except Exception:  # a bug of ours, whatever it is
+            log.critical("%s: thread ended by an error", name, exc_info=True)
+        if not monitor.stop.is_set():
+            failures.append(name)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=guarded, name=name)
+    thread.start()
+    return thread
+
+def end_by_signal(number: int, frame: object) -> None:
+    raise SystemExit(0)
+
+def serve(config: Config, demo: bool = False) -> int:
+    """Run until a signal comes (0) or a thread dies (1)."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, end_by_signal)
+    local_key = read_key_file(config.keys / "local.key", lambda: secrets.token_bytes(32))
+    redactor = Redactor(local_key)
+    set_up_log(config, redactor)
+    failures: list[str] = []
+    threads: list[threading.Thread] = []
+    with contextlib.closing(Store(Path(config.db_path), local_key)) as store:
+        engine = None if demo or config.log_dir else DockerEngine(config)
+        monitor = Monitor(config, store, redactor, engine, threading.Event(), demo=demo)
+        server = make_server(build_app(Api(monitor, task_data_password(config)), config), config)
+        try:
+            source = "a simulated node (demo data)" if demo else config.log_dir or f"container {config.container_name}"
+            log.info("tbmon %s on http://%s:%d, following %s", __version__, config.host, config.port, source)
+            for name, work in (("ingest", play_demo if demo else ingest), ("upkeep", upkeep)):
+                threads.append(start_thread(monitor, name, work, failures))
+            server.run()
+        finally:
+            monitor.stop.set()
+            for thread in threads:
+                thread.join(8)
+    log.info("stopped")
+    return 1 if failures else 0
+
+def run_demo(config: Config) -> int:
+    """Serve a simulated node from a folder that goes when the demo ends."""
+    with tempfile.TemporaryDirectory(prefix="tbmon-demo-") as folder:
+        return serve(
+            replace(config, db_path=f"{folder}/demo.db", key_dir="", log_dir="", container_name="demo-node"), demo=True
+        )
+
+class Finding(NamedTuple):
+    """One line of doctor: OK, WARN or FAIL, what it looked at, and what to do about it."""
+    level: str
+    what: str
+    remedy: str = ""
+
+def doctor(config: Config) -> int:
+    """Check everything the monitor needs; 1 if something fails."""
+    worst = 0
+    for finding in itertools.chain(check_source(config), check_host(config)):
+        print(f"{finding.level:<4} {finding.what}" + (f"\n     -> {finding.remedy}" if finding.remedy else ""))
+        worst = worst or int(finding.level == "FAIL")
+    return worst
+
+def check_source(config: Config) -> Iterator[Finding]:
+    """Settings, and what the node's words come from."""
+    yield Finding("OK", "settings")
+    if config.log_dir:
+        names = choose_log_files(LocalFiles(Path(config.log_dir)).names())
+        good = bool(names) and all(os.access(name, os.R_OK) for name in names)
+        remedy = "" if good else "Name the folder of the node's logs in LOG_DIR, and let tbmon's user read them."
+        yield Finding("OK" if good else "FAIL", f"{len(names)} log files under LOG_DIR={config.log_dir}", remedy)
+        return
+    engine = DockerEngine(config)
+    try:
+        engine.request("/version")
+        yield Finding("OK", f"engine at {engine.url}")
+        yield from check_container(config.container_name, engine)
+    except DockerError as error:
+        remedy = "Start Docker; let tbmon's user reach it (group docker), or set DOCKER_HOST or LOG_DIR."
+        yield Finding("FAIL", str(error), remedy)
+
+def check_container(name: str, engine: DockerEngine) -> Iterator[Finding]:
+    """The container, its log and its event database."""
+    container = engine.inspect(name)
+    if container is None:
+        yield Finding("FAIL", f"no container {name}", "Start the node, or set CONTAINER_NAME (docker ps shows names).")
+        return
+    running = container.running
+    remedy = "" if running else f"Start it: docker start {name}"
+    yield Finding("OK" if running else "WARN", f"container {name} is {container.state}", remedy)
+    if container.log_driver not in ("json-file", "local", "journald"):
+        yield Finding("FAIL", f"log driver {container.log_driver} cannot be read", "Use json-file or local.")
+        return
+    yield Finding("OK", f"log driver {container.log_driver}")
+    yield check_log(engine, container)
+    there = resolve(engine, name, EVENT_DB_PATH) is not None
+    remedy = "" if there else f"Normal for a node without a task so far; it is looked for under {EVENT_DB_PATH}."
+    yield Finding("OK" if there else "WARN", f"event database {'found' if there else 'not found'}", remedy)
+
+def check_log(engine: DockerEngine, container: Container) -> Finding:
+    """Read the last 500 lines as ingest would, and tell how many are recognised."""
+    frames = FrameReader(container.tty)
+    stream = engine.logs(container.name, None, follow=False, tail="500")
+    lines = [line for chunk in stream.chunks() for line in frames.feed(chunk)] + frames.finish()
+    entries = Assembler(Redactor(b"doctor")).feed([(body, None, stamp) for _, stamp, body in lines])
+    good = sum(is_recognised(entry.type, entry.text) for entry in entries)
+    if good and good >= 0.95 * len(entries):
+        return Finding("OK", f"{good} of the last {len(entries)} log entries recognised")
+    remedy = "The node may be newer than tbmon, or this another container." if entries else "It may have just started."
+    return Finding("WARN", f"{good} of the last {len(entries)} log entries recognised", remedy)
+
+def check_host(config: Config) -> Iterator[Finding]:
+    """Database file, port and disk."""
+    path = Path(config.db_path)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if file_kind(path) in ("foreign", "unreadable"):
+        yield Finding("FAIL", f"{path} is not a database of tbmon", "Set DB_PATH to a new file.")
+    elif not os.access(path if path.exists() else folder, os.W_OK):
+        yield Finding("FAIL", f"{path} cannot be written", "Let tbmon's user write there, or set DB_PATH.")
+    else:
+        yield Finding("OK", f"database {path}" + ("" if path.exists() else " (will be made)"))
+    if ask_health(config) == 200:
+        yield Finding("OK", f"tbmon answers on port {config.port}")
+    else:
+        try:
+            with socket.create_server((config.host, config.port)):
+                yield Finding("OK", f"port {config.port} is free")
+        except OSError as error:
+            yield Finding("FAIL", f"{config.host}:{config.port} cannot be had: {reason_of(error)}", "Set PORT or HOST.")
+    free = shutil.disk_usage(folder).free
+    level = "FAIL" if free < 100 * MIB else "WARN" if free < 2048 * MIB else "OK"
+    remedy = "" if level == "OK" else "Make room, or lower MAX_DB_BYTES and LOG_RETENTION_DAYS."
+    yield Finding(level, f"{free // MIB} MiB free for the database", remedy)
+
+def ask_health(config: Config) -> int | None:
+    """The status of a running tbmon's /health on this host; None if nothing answers."""
+    import http.client
+
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
+    try:
+        connection = http.client.HTTPConnection(host, config.port, timeout=5)
+        connection.request("GET", "/health", headers={"Host": "localhost"})
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return None
+
+def healthcheck(config: Config) -> int:
+    """For a container's HEALTHCHECK: 0 if tbmon answers."""
+    status = ask_health(config)
+    print("ok" if status == 200 else f"no healthy answer on port {config.port}: {status or 'nothing listens'}")
+    return 0 if status == 200 else 1
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    commands: dict[str, Callable[[Config], int]] = {
+        "serve": serve, "demo": run_demo, "doctor": doctor, "healthcheck": healthcheck,
+    }  # fmt: skip
+    parser = argparse.ArgumentParser(
+        "tbmon", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=settings_help(),
+        description="Watch one TrueBit node: serve (default), demo (no Docker needed), doctor, healthcheck.",
+    )  # fmt: skip
+    parser.add_argument("command", nargs="?", default="serve", choices=tuple(commands))
+    parser.add_argument("--version", action="version", version=f"tbmon {__version__}")
+    command = parser.parse_args(words).command
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    try:
+        if missing and command != "healthcheck":
+            ways = "`make run`, `uv run --script tbmon.py` or `pip install -r requirements.txt`"
+            raise UserError(f"{', '.join(missing)} not installed: use {ways}")
+        return commands[command](read_config(os.environ))
+    except (UserError, OSError) as error:
+        print(f"tbmon: {error}", file=sys.stderr)
+        return 2
+
+if __name__ == "__main__":
+    sys.exit(main())
