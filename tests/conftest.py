@@ -1,0 +1,315 @@
+"""Real parts for the tests: a container that says what a test writes, proxies before the engine, the program itself."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import tbmon  # noqa: E402
+
+SOCKET = "/var/run/docker.sock"
+IMAGE = "tbmon-test/busybox:1"
+APPLETS = ("sh", "cat", "sleep", "mkdir", "ln", "mv", "cp")
+WALLET = "0x558fA1b2C3d4E5f60718293a4B5c6D7e8F901234"
+VERSION = "1.120.0-beta.275"
+
+
+def missing(part: str) -> None:
+    """A part that only CI must have: skip by name elsewhere."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{part} is missing")
+    pytest.skip(f"needs {part}")
+
+
+def wait_for(what: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+    """Return what `what` returns as soon as that is true; fail after `timeout_s`."""
+    deadline, pause = time.monotonic() + timeout_s, threading.Event()
+    while not (found := what()):
+        assert time.monotonic() < deadline, f"not within {timeout_s} s"
+        pause.wait(0.02)
+    return found
+
+
+def header(message: str, at: float | None = None, level: str = "info", wallet: str = WALLET) -> str:
+    """A line as the node writes it, now or at `at` (seconds since 1970)."""
+    stamp = tbmon.second_text(int(time.time() if at is None else at))
+    return f"{stamp} {level}: @truebit/worker-runner-node-{wallet}:{VERSION} {message}"
+
+
+def docker(*words: str, check: bool = True, data: bytes | None = None) -> str:
+    done = subprocess.run(("docker", *words), input=data, capture_output=True)
+    assert done.returncode == 0 or not check, (words, done.stderr)
+    return done.stdout.decode().strip()
+
+
+@pytest.fixture(scope="session")
+def engine() -> None:
+    """A Docker Engine, with an image made from the busybox on this machine."""
+    if shutil.which("docker") is None or subprocess.run(("docker", "version"), capture_output=True).returncode:
+        missing("a Docker Engine")
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        missing("busybox-static")
+        return
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        tar.add(busybox, "bin/busybox")
+        for name in APPLETS:
+            link = tarfile.TarInfo(f"bin/{name}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(link)
+    docker("import", "-", IMAGE, data=packed.getvalue())
+
+
+class Node:
+    """A stand-in for the node's container: it says on its two streams what is written to two pipes."""
+
+    SAY = "cat /io/err >&2 & exec cat /io/out"
+
+    def __init__(self, folder: Path) -> None:
+        self.name = f"tbmon-test-{os.getpid()}-{random.randrange(10**9)}"
+        self.folder = folder
+        folder.mkdir()
+        self.pipes = {}
+        for name in ("out", "err"):
+            os.mkfifo(folder / name)
+            self.pipes[name] = os.open(folder / name, os.O_RDWR)  # never blocks, and keeps the readers waiting
+
+    def run(self, *options: str, script: str = SAY) -> None:
+        docker("run", "-d", "--name", self.name, "-v", f"{self.folder}:/io", *options, IMAGE, "sh", "-c", script)
+
+    def say(self, data: str | bytes, stream: str = "out") -> None:
+        data = data if isinstance(data, bytes) else (data + "\n").encode()
+        while data:
+            data = data[os.write(self.pipes[stream], data) :]
+
+    def restart(self) -> None:
+        docker("restart", "-t", "0", self.name)
+
+    def put(self, path: str, content: bytes) -> None:
+        """Place a file in the container."""
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            for parent in reversed(Path(path).parents[:-1]):
+                folder = tarfile.TarInfo(str(parent).lstrip("/"))
+                folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+                tar.addfile(folder)
+            member = tarfile.TarInfo(path.lstrip("/"))
+            member.size, member.mtime = len(content), time.time_ns() / 1e9
+            tar.addfile(member, io.BytesIO(content))
+        docker("cp", "-", f"{self.name}:/", data=packed.getvalue())
+
+    def shell(self, script: str) -> None:
+        docker("exec", self.name, "sh", "-c", script)
+
+    def remove(self) -> None:
+        docker("rm", "-f", "-v", self.name, check=False)
+
+    def close(self) -> None:
+        self.remove()
+        for pipe in self.pipes.values():
+            os.close(pipe)
+
+
+@pytest.fixture
+def node(engine: None, tmp_path: Path) -> Iterator[Node]:
+    made = Node(tmp_path / "io")
+    yield made
+    made.close()
+
+
+class Watch:
+    """The monitor's threads on a store of their own, in this process."""
+
+    def __init__(self, folder: Path, name: str = "none", **settings: Any) -> None:
+        folder.mkdir(exist_ok=True)
+        self.config = tbmon.Config(container_name=name, db_path=str(folder / "t.db"), **settings)
+        self.key = tbmon.read_key_file(folder / "local.key", lambda: os.urandom(32))
+        self.failures: list[str] = []
+        self.threads: list[threading.Thread] = []
+
+    def start(self) -> Watch:
+        self.store = tbmon.Store(Path(self.config.db_path), self.key)
+        engine = None if self.config.log_dir else tbmon.DockerEngine(self.config)
+        redactor = tbmon.Redactor(self.key)
+        self.monitor = tbmon.Monitor(self.config, self.store, redactor, engine, threading.Event(), retry_min_s=0.02)
+        for name, work in (("ingest", tbmon.ingest), ("upkeep", tbmon.upkeep)):
+            self.threads.append(tbmon.start_thread(self.monitor, name, work, self.failures))
+        return self
+
+    def stop(self) -> None:
+        self.monitor.stop.set()
+        for thread in self.threads:
+            thread.join(10)
+            assert not thread.is_alive(), f"{thread.name} does not end"
+        self.threads.clear()
+        self.store.close()
+        assert not self.failures
+
+    def __enter__(self) -> Watch:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def entries(self) -> list[Any]:
+        """All log entries, oldest first."""
+        return self.store.entries({}, 0, 2**41, None, 10**7)[::-1]
+
+    def messages(self) -> list[str]:
+        return [row["message"] for row in self.entries()]
+
+    def count(self) -> int:
+        return int(self.store.read("SELECT COUNT(*) FROM log")[0][0])
+
+    def task(self, execution_id: str) -> Any:
+        return self.store.task(execution_id)
+
+    def wait_for_message(self, message: str, timeout_s: float = 20.0) -> None:
+        sql = "SELECT 1 FROM log WHERE message = ?"
+        wait_for(lambda: self.store.read(sql, (message,)), timeout_s)
+
+
+@pytest.fixture
+def watch(node: Node, tmp_path: Path) -> Iterator[Watch]:
+    """A monitor of the node's container; started by the test, stopped after it."""
+    made = Watch(tmp_path / "data", node.name)
+    yield made
+    if made.threads:
+        made.stop()
+
+
+class Program:
+    """tbmon as its operator starts it, with an environment of its own."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        self.env = {
+            "PATH": os.environ["PATH"], "HOME": str(folder), "PORT": str(self.port),
+            "TASK_DATA_PASSWORD": "open sesame", "DB_PATH": str(folder / "t.db"), **settings,
+        }  # fmt: skip
+        self.log = folder / "log.txt"
+
+    def start(self, command: str = "serve") -> Program:
+        with self.log.open("ab") as log:
+            words = (sys.executable, str(ROOT / "tbmon.py"), command)
+            self.process = subprocess.Popen(words, env=self.env, cwd=self.folder, stdout=log, stderr=log)
+        wait_for(lambda: self.process.poll() is not None or self.answers())
+        return self
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError):
+            return self.get("/health")[0] == 200
+        return False
+
+    def get(self, path: str, **headers: str) -> tuple[int, Any]:
+        """(status, body): JSON where it is, else text."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers=named)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                status, kind, body = answer.status, answer.headers["Content-Type"], answer.read().decode()
+        except urllib.error.HTTPError as error:
+            status, kind, body = error.code, error.headers["Content-Type"], error.read().decode()
+        return status, json.loads(body) if "json" in kind else body
+
+    def private(self, path: str) -> Any:
+        status, body = self.get(path, X_Task_Data_Password="open sesame")
+        assert status == 200, body
+        return body
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(15)
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """Makes Programs, and ends what is left of them."""
+    made: list[Program] = []
+
+    def make(**settings: str) -> Program:
+        made.append(Program(tmp_path / f"program{len(made)}", **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        if getattr(one, "process", None) and one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+
+
+class Proxy:
+    """Stands before the engine's socket, records what is asked, and cuts log connections after some bytes."""
+
+    def __init__(self, path: Path, cut_after: Callable[[], int] | None = None) -> None:
+        self.path, self.cut_after = path, cut_after
+        self.asked: list[tuple[str, str]] = []
+        self.cuts = 0
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(path))
+        self.listener.listen(50)
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.path}"
+
+    def accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client = self.listener.accept()[0]
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(SOCKET)
+                state = {"left": -1}
+                for source, sink, listens in ((client, server, True), (server, client, False)):
+                    threading.Thread(target=self.carry, args=(source, sink, listens, state), daemon=True).start()
+
+    def carry(self, source: socket.socket, sink: socket.socket, listens: bool, state: dict[str, int]) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if listens:
+                    for method, target in re.findall(rb"^([A-Z]+) (\S+) HTTP/1.1\r$", data, re.M):
+                        self.asked.append((method.decode(), target.decode()))
+                        if b"/logs?" in target and self.cut_after is not None:
+                            state["left"] = self.cut_after()
+                elif 0 <= state["left"] <= len(data):
+                    sink.sendall(data[: state["left"]])
+                    self.cuts += 1
+                    break
+                elif state["left"] > 0:
+                    state["left"] -= len(data)
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def close(self) -> None:
+        self.listener.close()
+        self.path.unlink()
