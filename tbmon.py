@@ -52,6 +52,7 @@ import tarfile
 import tempfile
 import threading
 import time
+import urllib.parse
 import zlib
 import zoneinfo
 from collections import Counter, deque
@@ -59,7 +60,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 __version__ = "0.1.0"
 
@@ -91,7 +92,7 @@ class UserError(Exception):
 # ---------------------------------------------------------------------------
 
 def setting(default: object, text: str, **rules: Any) -> Any:
-    """Declare one field of Config; `rules`: low and high, or pattern and what it `takes`, secret, check."""
+    """Declare one field of Config; `rules`: low and high, choices, pattern and what it `takes`, secret, check."""
     return field(default=default, metadata={"help": text, **rules})
 
 def check_zone(text: str) -> None:
@@ -115,6 +116,7 @@ class Config:
     docker_host: str = setting(
         "", "engine to ask: unix:///path, or tcp://host:port",
         pattern=r"(unix:///|tcp://[^/]).*|", takes="unix:///path or tcp://host:port (for ssh, tunnel to a socket)",
+        check=lambda text: urllib.parse.urlsplit(text).port,
     )  # fmt: skip
     docker_socket_path: str = setting("/var/run/docker.sock", "engine's socket when DOCKER_HOST is not set")
     docker_tls_verify: bool = setting(False, "use TLS towards tcp:// and check the engine's certificate")
@@ -129,14 +131,8 @@ class Config:
     task_data_password: str = setting("", "opens log and task data; generated if empty", secret=True)
     allowed_hosts: str = setting("", "further host names this monitor is reached under, with commas")
     max_output_data_bytes: int = setting(102400, "kept of a task's input and of its output", low=0, high=16 * MIB)
-    node_env: str = setting(
-        "production", "development logs at debug level", pattern="production|development",
-        takes="production or development",
-    )  # fmt: skip
-    log_level: str = setting(
-        "info", "least level of tbmon's own log", pattern="debug|info|warning|error",
-        takes="debug or info or warning or error",
-    )  # fmt: skip
+    node_env: str = setting("production", "development logs at debug level", choices=("production", "development"))
+    log_level: str = setting("info", "least level of tbmon's own log", choices=("debug", "info", "warning", "error"))
 
     @property
     def engine_url(self) -> str:
@@ -160,6 +156,8 @@ def convert(kind: str, text: str, rules: Mapping[str, Any]) -> object:
         if not re.fullmatch(r"\d{1,16}", text, re.ASCII) or not low <= int(text) <= high:
             raise ValueError(f"takes a whole number from {low} to {high}")
         return int(text)
+    if "choices" in rules and text not in rules["choices"]:
+        raise ValueError("takes " + " or ".join(rules["choices"]))
     if not re.fullmatch(rules.get("pattern", ".*"), text, re.S):
         raise ValueError(f"takes {rules['takes']}")
     rules.get("check", str)(text)
@@ -267,14 +265,16 @@ class Zone:
     """Turns the node's zone-less stamps into UTC.
 
     With a named zone the zone's own rules decide. With auto the offset, a multiple of 15 minutes, is
-    taken from the first header that comes with the engine's stamp, and changed (summer time) only
-    when 20 headers in a row agree on another; UTC until there is something to compare with.
+    taken from the first header that comes with the engine's stamp, and changed (summer time) only when
+    all headers of RIVAL_S agree on another, 6 at least; UTC until there is something to compare with.
     """
+
+    RIVAL_S = 120  # the node's pulse
 
     def __init__(self, name: str, offset_s: int | None = None) -> None:
         self.named = None if name == "auto" else zoneinfo.ZoneInfo(name)
         self.offset_s = offset_s
-        self.rival_s, self.streak = 0, 0
+        self.rival_s, self.rival_since, self.streak = 0, 0, 0
 
     def learn(self, second: int, engine_ms: int) -> None:
         """Compare a header's second with the engine's stamp of the same line."""
@@ -283,9 +283,11 @@ class Zone:
         if self.named or nearest == self.offset_s or abs(difference - nearest) > 60 or abs(nearest) > 15 * 3600:
             self.streak = 0
             return
-        self.streak = self.streak + 1 if nearest == self.rival_s else 1
-        self.rival_s = nearest
-        if self.offset_s is None or self.streak >= 20:
+        if nearest != self.rival_s or not self.streak:
+            self.rival_s, self.rival_since, self.streak = nearest, engine_ms, 0
+        self.streak += 1
+        agreed = self.streak >= 6 and engine_ms - self.rival_since >= self.RIVAL_S * 1000
+        if self.offset_s is None or agreed:
             self.offset_s, self.streak = nearest, 0
 
     def utc_ms(self, second: int) -> int:
@@ -462,13 +464,6 @@ def is_recognised(entry_type: str, text: str) -> bool:
     """False for what a changed log would look like: no header we know, or a wording we do not."""
     return entry_type != "raw" and (entry_type != "info" or text.startswith(KNOWN_INFO))
 
-class Known(NamedTuple):
-    """What a line's text after the stamp says; the same words come thousands of times."""
-    head: Head
-    type: str
-    text: str
-    header_id: bytes
-
 class Assembler:
     """Joins one stream's lines to entries; pure but for what it remembers of the stream.
 
@@ -479,7 +474,7 @@ class Assembler:
     def __init__(self, redactor: Redactor, last_second: int | None = None) -> None:
         self.redactor = redactor
         self.open: Entry | None = None
-        self.known: dict[bytes, Known] = {}
+        self.known: dict[bytes, tuple[Head, str, str, bytes]] = {}  # what a text means; most come again and again
         self.stamp, self.second = b"", last_second
         self.compose, self.dated = False, False  # what the last header had before it, and so its continuations
 
@@ -494,7 +489,7 @@ class Assembler:
             known = self.known.get(raw[19:])
             if known is not None and (raw[:19] == self.stamp or self.read_stamp(raw[:19])):
                 assert self.second is not None
-                entry = Entry(self.second, known.head, known.type, known.text, known.header_id, engine_ms)
+                entry = Entry(self.second, *known, engine_ms)
             else:
                 found = self.read_line(raw[:LINE_BYTES].decode("utf-8", "replace"), engine_ms, place)
                 if found is None:
@@ -551,7 +546,7 @@ class Assembler:
         if len(words) < 400 and HEX_RUN.search(message) is None:
             if len(self.known) >= 8192:
                 self.known.clear()
-            self.known[words] = Known(head, kind, text, header_id)
+            self.known[words] = head, kind, text, header_id
         return Entry(self.stamp_second(), head, kind, text, header_id, engine_ms)
 
     def read_headless(self, line: str, bare: str, engine_ms: int | None, place: bytes) -> Entry:
@@ -1020,10 +1015,6 @@ def judge_node(seen: Symptoms) -> Verdict:
         return Verdict("blind", "the container has not been seen yet", "Start the node, or set CONTAINER_NAME.")
     if seen.container not in (None, "running"):
         return Verdict("down", f"the container is {seen.container}", "Start it again and read the end of its log.")
-    return judge_work(seen)
-
-def judge_work(seen: Symptoms) -> Verdict:
-    """The verdict on a node that runs and can be seen."""
     failures = sum(outcome == "failed" for outcome in seen.recent)
     if seen.restarts_10_min >= 3:
         return Verdict("degraded", f"{seen.restarts_10_min} starts in 10 minutes", "Look for why the node ends.")
@@ -1116,7 +1107,6 @@ WRITES = {  # by `Store.put`
     "counter": "INSERT INTO counter VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
     "entry": SAVE_ENTRY,
     "binding": "UPDATE log SET execution_id = ? WHERE key = ?",
-    "task": SAVE_TASK,
     "task_event": "INSERT OR IGNORE INTO task_event (execution_id, at, event) VALUES (?, ?, ?)",
     "start": "INSERT OR IGNORE INTO start (started_at, container_id) VALUES (?, ?)",
     "gap": "INSERT INTO gap (from_at, to_at, reason) VALUES (?, ?, ?)",
@@ -1182,7 +1172,9 @@ def file_kind(path: Path) -> str:
         with path.open("rb") as file:
             header = file.read(100)
     except FileNotFoundError:
-        return "new"
+        header = b""
+    except IsADirectoryError:
+        return "unreadable"
     if not header:
         return "new"
     if header[:16] != b"SQLite format 3\0" or len(header) < 100:
@@ -1192,14 +1184,14 @@ def file_kind(path: Path) -> str:
 def read_key_file(path: Path, make: Callable[[], bytes]) -> bytes:
     """Return the content of the 0600 file `path`, made by `make` at the first call."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        content = make()
+    with contextlib.suppress(FileNotFoundError):
+        if (kept := path.read_bytes()).strip():  # an empty one would be an empty password
+            return kept
+    content = make()
     part_path = path.with_name(path.name + ".part")
     with os.fdopen(os.open(part_path, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # another first start may be doing the same
-        if path.exists():
+        if path.exists() and path.read_bytes().strip():
             part_path.unlink(missing_ok=True)
         else:
             file.truncate()
@@ -1281,8 +1273,10 @@ class Store:
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=10)
         try:
-            db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # takes effect only before the first table
-            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")  # before WAL: the file must never be without it
+            db.execute("BEGIN")  # not IMMEDIATE, which begins the file, and auto_vacuum comes before that
+            db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            db.execute("COMMIT")
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
             small = db.execute("PRAGMA page_count").fetchone()[0] < 20_000  # larger files are checked by upkeep
@@ -1537,7 +1531,7 @@ class Store:
 LOGS_PATH = "/app/logs/@truebit"
 EVENT_DB_PATH = "/app/build/datadb"
 EVENT_DB_NAME = "-eventDB.json"  # how the names end; before it may stand the wallet
-ARCHIVE_PREFIXES = (LOGS_PATH, EVENT_DB_PATH, "/app/build/wasm-files/cache")
+ARCHIVE_PREFIXES = (LOGS_PATH, EVENT_DB_PATH)
 ENGINE_CALLS = re.compile(r"/(?:_ping|version|containers/[a-zA-Z0-9][\w.-]*/(?:json|logs|stats|archive))", re.ASCII)
 TIMEOUT_S = 5  # for an answer of the engine
 SILENT_S = 3600  # a stream may be silent this long; a follower that mistrusts it looks sooner
@@ -1607,7 +1601,7 @@ def read_stats(answer: Mapping[str, Any], before: Mapping[str, Any]) -> Stats | 
     return Stats(cpu, max(0, usage - cache), whole(part(answer, "memory_stats", "limit")) or 0)
 
 class DockerEngine:
-    """The Docker Engine, asked with GET and HEAD only, on ENGINE_CALLS, and for files under three paths only.
+    """The Docker Engine, asked with GET and HEAD only, on ENGINE_CALLS, and for files under ARCHIVE_PREFIXES only.
 
     Built on the `docker` package's client for its sockets, TLS and version negotiation. Any thread.
     """
@@ -1620,7 +1614,10 @@ class DockerEngine:
         if config.docker_tls_verify:
             folder = Path(config.docker_cert_path or Path.home() / ".docker")
             cert = (str(folder / "cert.pem"), str(folder / "key.pem"))
-            tls = docker.tls.TLSConfig(client_cert=cert, ca_cert=str(folder / "ca.pem"), verify=True)
+            try:
+                tls = docker.tls.TLSConfig(client_cert=cert, ca_cert=str(folder / "ca.pem"), verify=True)
+            except docker.errors.DockerException as error:
+                raise UserError(f"DOCKER_CERT_PATH={folder}: {str(error).splitlines()[0]}") from None
         self.url = config.engine_url
         self.tls = tls
         self.client: Any = None
@@ -1631,7 +1628,7 @@ class DockerEngine:
         if method not in ("GET", "HEAD") or not ENGINE_CALLS.fullmatch(call):
             raise ValueError(f"{method} {call} is not among the calls tbmon makes")
         if "path" in query and not is_allowed_path(str(query["path"])):
-            raise ValueError("path outside the node's logs, event database and module cache")
+            raise ValueError("path outside the node's logs and event database")
         try:
             if self.client is None:  # asks for /version, and agrees on the API version
                 self.client = self.docker.APIClient(self.url, version="auto", timeout=TIMEOUT_S, tls=self.tls or False)
@@ -1650,10 +1647,17 @@ class DockerEngine:
             return None
         raise DockerError(f"the engine answered {answer.status_code}: {words.strip()}")
 
+    def read_json(self, answer: Any) -> dict[str, Any]:
+        """The object in an answer; DockerError if there is none."""
+        with contextlib.suppress(ValueError, RecursionError):  # said below
+            if isinstance(found := answer.json(), dict):
+                return found
+        raise DockerError("the engine's answer is no JSON object")
+
     def inspect(self, name: str) -> Container | None:
         """The container of exactly this name (the engine also takes prefixes of ids), or None."""
         answer = self.request(f"/containers/{name}/json")
-        container = read_container(answer.json()) if answer is not None else None
+        container = read_container(self.read_json(answer)) if answer is not None else None
         return container if container and container.name == name else None
 
     def logs(self, name: str, since_s: int | None, follow: bool, tail: str = "all") -> EngineStream:
@@ -1698,7 +1702,7 @@ class DockerEngine:
         answer = self.request(f"/containers/{name}/stats", "GET", {"stream": "false", "one-shot": "true"})
         if answer is None:
             return None
-        found = answer.json()
+        found = self.read_json(answer)
         sample, self.before = read_stats(found, self.before), found
         return sample
 
@@ -1745,7 +1749,7 @@ def reason_of(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or error or type(error).__name__)
 
 def is_allowed_path(path: str) -> bool:
-    """True for the three folders of the node that may be read, and what lies in them."""
+    """True for the folders of the node that may be read, and what lies in them."""
     plain = posixpath.normpath(path) == path
     return plain and any(path == prefix or path.startswith(prefix + "/") for prefix in ARCHIVE_PREFIXES)
 
@@ -2170,7 +2174,7 @@ class Recorder:
                 self.zone.learn(entry.second, entry.engine_ms)
             entry.at = self.zone.utc_ms(entry.second)
             if entry.engine_ms is not None and abs(entry.at - entry.engine_ms) > BELIEF_MS:
-                entry.believed = False
+                entry.believed, entry.at = False, entry.engine_ms
             if entry.believed:
                 self.loose.discard(stream)
         if entry.type == "execution_output" and entry.text.startswith("Command execution stderr"):
@@ -2256,13 +2260,6 @@ FILE_BYTES = 1024 * MIB  # read of one log file, after decompression
 RECORD_BYTES = 8 * MIB  # of one record of the event database
 BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]]|\\.', re.S)
 
-class Files(Protocol):
-    """Where the node's files are: a folder of its container, or one of this host."""
-
-    def names(self) -> Iterator[str]: ...
-    def signature(self, names: Iterable[str]) -> object: ...
-    def open(self, name: str) -> contextlib.AbstractContextManager[Any]: ...
-
 class ContainerFiles:
     """The files in a folder of the container; links are followed inside the allowed folders."""
 
@@ -2327,7 +2324,7 @@ class LogFileReader:
     A file is known by the hash of its first bytes, so renaming or compressing it changes nothing.
     """
 
-    def __init__(self, recorder: Recorder, files: Files) -> None:
+    def __init__(self, recorder: Recorder, files: ContainerFiles | LocalFiles) -> None:
         self.recorder, self.files = recorder, files
         self.known = recorder.store.files()  # hash of the head: length of the head, offset read to
 
@@ -2394,7 +2391,8 @@ def import_history(monitor: Monitor, engine: DockerEngine, seam: int) -> Iterato
     for name in choose_log_files(names):
         yield from reader.read(name)
     bind_again(monitor, seam)
-    log.info("ingest: %d log files of the node are read", len(names))
+    if names:
+        log.info("ingest: %d log files of the node are read", len(names))
 
 def bind_again(monitor: Monitor, seam: int) -> None:
     """Bind the id-less lines around `seam` anew, now that what came before it is known."""
@@ -2461,7 +2459,7 @@ class EventDbPoll:
     """Reads the event database when it has changed, every record once in a process's life."""
     EVERY_S, RETRY_S = 2.0, 0.5
 
-    def __init__(self, monitor: Monitor, files: Files) -> None:
+    def __init__(self, monitor: Monitor, files: ContainerFiles | LocalFiles) -> None:
         self.monitor, self.files = monitor, files
         self.names: list[str] = []
         self.read_at: object = None  # the signature at which all was read
@@ -2849,7 +2847,8 @@ class SimulatedNode:
         yield self.header(at, "Starting services")
         yield self.header(at + 2, f"Node with address {self.WALLET} registered successfully")
         while True:
-            at += dice.uniform(15, 45) if at >= self.live_at - 600 else dice.expovariate(1 / 4000) + 30
+            past_s = self.live_at - 600 - at
+            at += dice.uniform(15, 45) if past_s <= 0 else min(dice.expovariate(1 / 4000) + 30, past_s)
             if at < self.restarted_at < at + 9000:  # the task in work when the node is restarted will be lost
                 yield from itertools.islice(self.one_task(self.restarted_at - 3.0, dice), 20)
                 at = self.restarted_at + 1.0
@@ -2864,12 +2863,9 @@ class SimulatedNode:
         task_id = f"{dice.choice(('js', 'rs', 'py', 'js', 'cpp'))}_{dice.choice(('3f', '81', 'c4')) * 32}"
         steps, seconds = dice.choice((2_013_266_000, 28_584_970_692, 740_112)), dice.choice((0.2, 1.4, 6.0, 21.0))
         fate = dice.choices(("completed", "exit", "failed", "penalty"), (86, 6, 4, 4))[0]
-        limits = {"gas": "60000000000", "call": "65536", "frame": "524288", "memory": "1024"}
-        message = {
-            "taskId": task_id, "chainId": "43113", "blockNumber": 47_476_800 + int(at - self.begin) // 2,
-            "blockHash": f"0x{dice.getrandbits(256):064x}", "limits": limits, "input": "demo input",
-            "econParams": {"executionTimeout": 30000},
-        }  # fmt: skip
+        message: dict[str, Any] = {"taskId": task_id, "chainId": "43113", "input": "demo input"}
+        message |= {"blockNumber": 47_476_800 + int(at) // 2, "blockHash": f"0x{dice.getrandbits(256):064x}"}
+        message |= {"limits": {"gas": "60000000000", "memory": "1024"}, "econParams": {"executionTimeout": 30000}}
         payload = {"type": "task_created", "executionId": name, "timestamp": int(at * 1000), "message": message}
         first, *others = json.dumps(payload, indent=2).split("\n")
         yield self.header(at, "Message received from task_created: " + first)
@@ -2888,14 +2884,10 @@ class SimulatedNode:
         yield self.header(at + 0.1, f"Execution {name} completed")
         yield self.header(at + 0.3, "Message published to compute_outcome")
         accounts = ("charge", "0x" + "11" * 20), ("penalty" if fate == "penalty" else "pay", self.WALLET)
-        invoice = {
-            "type": "invoice", "executionId": name, "taskId": task_id, "stepGasPrice": 1,
-            "invoiceId": str(10**21 + dice.getrandbits(60)),
-            "lineItem": [
-                {"operation": operation, "account": account, "total_steps_computed": steps, "peak_memory_used": 87}
-                for operation, account in accounts
-            ],
-        }  # fmt: skip
+        use = {"total_steps_computed": steps, "peak_memory_used": pages}
+        items = [{"operation": operation, "account": account, **use} for operation, account in accounts]
+        invoice = {"type": "invoice", "executionId": name, "taskId": task_id, "stepGasPrice": 1, "lineItem": items}
+        invoice["invoiceId"] = str(10**21 + dice.getrandbits(60))
         yield self.header(at + 5, "InvoiceSubscriber received invoice: " + json.dumps(invoice))
 
 def play_demo(monitor: Monitor) -> None:
@@ -3026,18 +3018,25 @@ def number_between(low: int, high: int) -> Callable[[str], int | None]:
 def one_of(*words: str) -> Callable[[str], str | None]:
     return lambda text: text if text in words else None
 
-def read_cursor(text: str) -> tuple[Any, int] | None:
-    """What `cursor_text` made of the last row's place."""
+def read_cursor(text: str) -> tuple[int, int] | None:
+    """What `cursor_text` made of the last row's time and id."""
     try:
         place, number = json.loads(base64.urlsafe_b64decode(text + "=="))
-        place = bytes.fromhex(place) if isinstance(place, str) else place
+        good = all(type(part) is int and 0 <= part < 2**63 for part in (place, number))
     except (ValueError, TypeError, RecursionError):
         return None
-    return (place, number) if isinstance(place, (int, bytes)) and isinstance(number, int) else None
+    return (place, number) if good else None
+
+def read_log_cursor(text: str) -> tuple[bytes, int] | None:
+    """The same of a log entry's key and its order in the second."""
+    key, _, number = text.partition("-")
+    good = re.fullmatch(r"[0-9a-f]{32}", key) and re.fullmatch(r"\d{1,18}", number, re.ASCII)
+    return (bytes.fromhex(key), int(number)) if good else None
 
 def cursor_text(place: int | bytes, number: int) -> str:
-    words = json.dumps([place.hex() if isinstance(place, bytes) else place, number])
-    return base64.urlsafe_b64encode(words.encode()).decode().rstrip("=")
+    if isinstance(place, bytes):
+        return f"{place.hex()}-{number}"
+    return base64.urlsafe_b64encode(json.dumps([place, number]).encode()).decode().rstrip("=")
 
 class Parameter(NamedTuple):
     """A query parameter: what it takes, and how it is read; None is a refusal."""
@@ -3059,26 +3058,26 @@ TASKS_QUERY = {
 LOGS_QUERY = {
     **PAGE, "level": Parameter(", ".join(LEVELS[1:]), one_of(*LEVELS[1:])),
     "type": Parameter(", ".join(LOG_TYPES), one_of(*LOG_TYPES)), "search": Parameter("text", str),
-    "execution_id": Parameter("an execution id", uuid),
+    "execution_id": Parameter("an execution id", uuid), "cursor": PAGE["cursor"]._replace(read=read_log_cursor),
 }  # fmt: skip
 
-def read_query(given: Iterable[tuple[str, str]], known: Mapping[str, Parameter]) -> dict[str, Any]:
-    """Read a request's parameters; raise Refusal naming one that is unknown, repeated or wrong."""
+def read_query(given: str, known: Mapping[str, Parameter]) -> dict[str, Any]:
+    """Read a request's query string; raise Refusal naming a parameter that is unknown, repeated or wrong."""
     query: dict[str, Any] = {}
-    for name, text in given:
+    for name, text in urllib.parse.parse_qsl(given, keep_blank_values=True, errors="surrogateescape"):
         if name not in known:
             takes = f"one of {', '.join(known)}" if known else "no parameters"
             raise Refusal(400, f"unknown parameter {name[:40]!r}: this path takes {takes}")
         if name in query:
             raise Refusal(400, f"parameter {name} is given twice")
-        query[name] = known[name].read(text)
+        query[name] = None if re.search("[\0\ud800-\udfff]", text) else known[name].read(text)  # NUL, or no UTF-8
         if query[name] is None:
             raise Refusal(400, f"parameter {name} takes {known[name].takes}")
     return query
 
 def big(value: float | None) -> float | str | None:
     """A number as JSON can carry it: beyond 2^53 as text."""
-    return str(value) if value is not None and value > 2**53 else value
+    return str(int(value)) if value is not None and value > 2**53 else value
 
 def task_json(row: sqlite3.Row) -> dict[str, Any]:
     """A task as the API shows it; memory in pages of 64 KiB."""
@@ -3092,10 +3091,23 @@ def invoice_json(row: sqlite3.Row) -> dict[str, Any]:
     price, steps = row["step_gas_price"], row["steps"]
     items = [{**item, "steps": big(item["steps"])} for item in json.loads(row["line_items"])]
     shown = {name: row[name] for name in INVOICE_COLUMNS}
-    units = None if price is None or steps is None else price * steps
-    units = int(units) if units is not None and units.is_integer() else units
+    units = None
+    if price is not None and steps is not None:  # exact, where a float would round
+        above, below = price.as_integer_ratio()
+        units = steps * above / below if steps * above % below else steps * above // below
     shown |= {"timestamp": utc(row["at"]), "steps": big(steps), "confirmed": bool(row["confirmed"])}
     return shown | {"gas_units": big(units), "line_items": items}
+
+def read_number(text: str) -> float | str | None:
+    """A number of somebody's JSON as ours can carry it: exact, or as text; NaN and its like are null."""
+    if text in ("NaN", "Infinity", "-Infinity"):
+        return None
+    value = float(text) if re.search("[.eE]", text) else text
+    if isinstance(value, float):
+        return value if abs(value) < 2**53 else text
+    return int(text) if len(text) < 16 else text
+
+PAYLOAD = json.JSONDecoder(strict=False, parse_int=read_number, parse_float=read_number, parse_constant=read_number)
 
 def entry_json(row: sqlite3.Row) -> dict[str, Any]:
     """A log entry; `data` is the payload in its message if that is JSON."""
@@ -3103,7 +3115,7 @@ def entry_json(row: sqlite3.Row) -> dict[str, Any]:
     start = message.find("{")
     if start >= 0 and row["type"] != LOG_TYPES.index("semaphore"):
         with contextlib.suppress(ValueError, RecursionError):  # no JSON: shown as text alone
-            data = DECODER.raw_decode(message, start)[0]
+            data = PAYLOAD.raw_decode(message, start)[0]
     return {
         "id": row["key"].hex(), "timestamp": utc(row["at"]),
         "timestamp_original": second_text(int.from_bytes(row["key"][:4], "big")),
@@ -3121,8 +3133,8 @@ def paged(name: str, rows: list[Any], places: list[tuple[Any, int]], query: Mapp
     return {name: rows[:limit], "pagination": {"limit": limit, "offset": offset, "hasMore": more, "next": after}}
 
 def same_secret(given: str, secret: str) -> bool:
-    """Compare without telling by the time it takes how much was right."""
-    return hmac.compare_digest(given.encode("utf-8", "replace"), secret.encode())
+    """Compare a header's bytes (Latin-1, as WSGI has them) without telling by the time how much was right."""
+    return hmac.compare_digest(given.encode("latin-1"), secret.encode())
 
 class Api:
     """What the routes answer: plain values for JSON, or a Refusal. Called by waitress's threads."""
@@ -3131,15 +3143,15 @@ class Api:
         self.monitor, self.store, self.password = monitor, monitor.store, password
         self.api_key = monitor.config.api_key
 
-    def check(self, access: str, headers: Mapping[str, str]) -> None:
+    def check(self, access: str, environ: Mapping[str, str]) -> None:
         """Raise Refusal unless a request with these headers may have data of the class `access`."""
         if access == "open":
             return
-        scheme, _, key = headers.get("Authorization", "").partition(" ")
-        if self.api_key and not (scheme.lower() == "bearer" and same_secret(key.strip(), self.api_key)):
+        scheme, _, key = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        if self.api_key and not (scheme.lower() == "bearer" and same_secret(key.strip(" "), self.api_key)):
             challenge = {"WWW-Authenticate": "Bearer"}
             raise Refusal(401, "this needs the API key: send the header 'Authorization: Bearer KEY'", **challenge)
-        given = headers.get("X-Task-Data-Password", "")
+        given = environ.get("HTTP_X_TASK_DATA_PASSWORD", "")
         if access == "private" and not same_secret(given, self.password):
             raise Refusal(401, "this needs the task-data password: send it in the header X-Task-Data-Password")
 
@@ -3241,9 +3253,6 @@ class Api:
         places = [(row["at"] or 0, row["id"]) for row in rows]
         return paged("invoices", [invoice_json(row) for row in rows], places, query)
 
-    def invoice_count(self) -> dict[str, Any]:
-        return {"count": self.store.first("invoice_count")}
-
     def logs(self, query: Mapping[str, Any]) -> dict[str, Any]:
         where: dict[str, object] = {}
         if "level" in query:
@@ -3283,7 +3292,7 @@ ROUTES = (
     Route("/api/tasks/<execution_id>", "local", Api.task),
     Route("/api/tasks/<execution_id>/data", "private", Api.task_data),
     Route("/api/invoices", "local", Api.invoices, PAGE),
-    Route("/api/invoices/count", "local", Api.invoice_count),
+    Route("/api/invoices/count", "local", lambda api: {"count": api.store.first("invoice_count")}),
     Route("/api/logs", "private", Api.logs, LOGS_QUERY),
     Route("/api/logs/status", "local", Api.log_status),
 )
@@ -3313,8 +3322,8 @@ def build_app(api: Api, config: Config) -> Any:
 
     def answer(route: Route, **path: str) -> bytes:
         try:
-            api.check(route.access, request.headers)
-            given = read_query(request.query.allitems(), route.query or {})
+            api.check(route.access, request.environ)
+            given = read_query(request.query_string, route.query or {})
             values = route.answer(api, *path.values(), *([given] if route.query else []))
             return reply(200, values, {"Cache-Control": "no-store"} if route.access == "private" else {})
         except Refusal as refusal:
@@ -3333,7 +3342,8 @@ def build_app(api: Api, config: Config) -> Any:
     def check_host() -> None:
         if not is_our_host(request.environ.get("HTTP_HOST", ""), hosts):
             words = "this host name is not one tbmon answers to: name it in ALLOWED_HOSTS"
-            raise bottle.HTTPResponse(json.dumps({"error": words}) + "\n", 421, {"Content-Type": "application/json"})
+            body = reply(421, {"error": words}, {})
+            raise bottle.HTTPResponse(body, 421, dict(response.headers))
 
     def static(name: str = "index.html") -> Any:
         sent = bottle.static_file(name, root=str(STATIC))
@@ -3358,7 +3368,7 @@ def make_server(app: Any, config: Config) -> Any:
             app, host=config.host, port=config.port, threads=8, ident=None, max_request_body_size=64 * KIB,
             channel_request_lookahead=1, connection_limit=200, channel_timeout=30, asyncore_use_poll=True,
         )  # fmt: skip
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no such host
         words = f"cannot listen on {config.host}:{config.port}: {reason_of(error)}; set PORT or HOST"
         raise UserError(words) from None
 
@@ -3392,7 +3402,7 @@ def task_data_password(config: Config) -> str:
     if config.task_data_password:
         return config.task_data_password
     path = config.keys / "task-data.password"
-    password = read_key_file(path, lambda: secrets.token_urlsafe(18).encode()).decode("ascii", "replace").strip()
+    password = read_key_file(path, lambda: secrets.token_urlsafe(18).encode()).decode("utf-8", "replace").strip()
     log.info("\N{KEY} task-data password (kept in %s): %s", path, password)
     return password
 
@@ -3402,17 +3412,18 @@ def start_thread(monitor: Monitor, name: str, work: Callable[[Monitor], None], f
     def guarded() -> None:
         try:
             work(monitor)
-        except sqlite3.DatabaseError as error:
-            monitor.store.mark_damaged()
-            log.critical("%s: the database fails (%s); the next start moves it aside", name, error)
-        except Exception:  # a bug of ours, whatever it is
-            log.critical("%s: thread ended by an error", name, exc_info=True)
+        except Exception as error:  # a bug of ours, whatever it is
+            if type(error) is sqlite3.DatabaseError:  # its subclasses are bugs of ours, or the disk's
+                monitor.store.mark_damaged()
+                log.critical("%s: the database fails (%s); the next start moves it aside", name, error)
+            elif not monitor.stop.is_set():  # at the end the store may be closed before a thread has noticed
+                log.critical("%s: thread ended by an error", name, exc_info=True)
         if not monitor.stop.is_set():
             failures.append(name)
             os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=guarded, name=name)
-    thread.start()
+    thread.start()  # a signal may come before it is in anybody's list: see `serve`
     return thread
 
 def end_by_signal(number: int, frame: object) -> None:
@@ -3426,21 +3437,23 @@ def serve(config: Config, demo: bool = False) -> int:
     redactor = Redactor(local_key)
     set_up_log(config, redactor)
     failures: list[str] = []
-    threads: list[threading.Thread] = []
     with contextlib.closing(Store(Path(config.db_path), local_key)) as store:
         engine = None if demo or config.log_dir else DockerEngine(config)
         monitor = Monitor(config, store, redactor, engine, threading.Event(), demo=demo)
-        server = make_server(build_app(Api(monitor, task_data_password(config)), config), config)
         try:
+            server = make_server(build_app(Api(monitor, task_data_password(config)), config), config)
             source = "a simulated node (demo data)" if demo else config.log_dir or f"container {config.container_name}"
             log.info("tbmon %s on http://%s:%d, following %s", __version__, config.host, config.port, source)
             for name, work in (("ingest", play_demo if demo else ingest), ("upkeep", upkeep)):
-                threads.append(start_thread(monitor, name, work, failures))
+                start_thread(monitor, name, work, failures)
             server.run()
+        except SystemExit:  # a signal while starting; waitress keeps later ones to itself
+            pass
         finally:
             monitor.stop.set()
-            for thread in threads:
-                thread.join(8)
+            for thread in threading.enumerate():
+                if thread is not threading.current_thread() and not thread.daemon:
+                    thread.join(8)
     log.info("stopped")
     return 1 if failures else 0
 
