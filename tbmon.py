@@ -34,7 +34,6 @@ import heapq
 import hmac
 import importlib.util
 import io
-import ipaddress
 import itertools
 import json
 import logging
@@ -214,17 +213,19 @@ def parse_second(text: str) -> int | None:
 
     A leap second (:60) is the second after. Years 1970 to 2105 fit the four bytes of a stored key.
     """
-    found = STAMP.fullmatch(text)
-    if found is None:
-        return None
-    year, month, day, hour, minute, second = (int(part) for part in found.groups())
-    if not 1970 <= year <= 2105 or hour > 23 or minute > 59 or second > 60:
-        return None
+    start = minute_start(text[:16]) if STAMP.fullmatch(text) else None
+    second = int(text[17:19]) if start is not None else 61
+    return None if start is None or second > 60 else start + second
+
+@functools.lru_cache(64)
+def minute_start(text: str) -> int | None:
+    """The second at which `YYYY-MM-DD HH:MM` began."""
     try:
-        days = datetime(year, month, day).toordinal() - 719_163
+        moment = datetime.fromisoformat(text)
     except ValueError:
         return None
-    return days * 86400 + hour * 3600 + minute * 60 + second
+    days = moment.toordinal() - 719_163
+    return days * 86400 + moment.hour * 3600 + moment.minute * 60 if 1970 <= moment.year <= 2105 else None
 
 def parse_time(value: object) -> int | None:
     """Read a time as milliseconds since 1970: RFC 3339 text, or seconds or milliseconds as number or text.
@@ -365,6 +366,7 @@ class Redactor:
         self.key = key
         self.seen: set[str] = set()
         self.anywhere: re.Pattern[str] | None = None
+        self.own: frozenset[str] = frozenset()  # pseudonyms known from earlier runs
 
     def see(self, address: str) -> str:
         """Remember an address from a logger's name and return its pseudonym."""
@@ -387,6 +389,11 @@ class Redactor:
         def named(found: re.Match[str]) -> str:
             return replacement or self.pseudonym(found[0])
 
+        if self.anywhere is None and self.own:  # until a header names it, its pseudonym is all we know
+            for run in re.findall("[0-9a-fA-F]{41,}", text):
+                for digits in (run[at : at + 40] for at in range(len(run) - 39)):
+                    if self.pseudonym(digits) in self.own:
+                        self.see(digits)
         text = WALLET.sub(named, text)
         return self.anywhere.sub(named, text) if self.anywhere else text
 
@@ -595,8 +602,9 @@ class Trust:
             return False
         who = entry.head.suffix, entry.head.version
         if who == self.identity:
-            self.rivals.clear()
-            self.heard = self.moment(entry)
+            self.heard = entry.second if entry.engine_ms is None else entry.engine_ms // 1000
+            if self.rivals:
+                self.rivals.clear()
             return True
         if self.identity is None:
             self.identity, self.first_second = who, entry.second
@@ -644,14 +652,10 @@ def read_word(word: str) -> object:
     words: dict[str, object] = {"true": True, "false": False, "null": None, "undefined": None}
     if word in words:
         return words[word]
-    try:
-        return int(word[:-1] if word[-1] == "n" else word) if len(word) < 40 else word
-    except ValueError:
-        pass  # not a whole number: it may still be another one
-    try:
-        return float(word)
-    except ValueError:
-        return word
+    for kind, text in ((int, word.removesuffix("n")), (float, word)) if len(word) < 40 else ():
+        with contextlib.suppress(ValueError):  # not a number of this kind
+            return kind(text)
+    return word
 
 def read_token(found: re.Match[str]) -> object:
     """The value of one token of TOKEN; None for what stands for a value that is not shown."""
@@ -785,18 +789,15 @@ def task_event(body: Mapping[str, Any], clean: Clean) -> Event | None:
     language, _, rest = (task_id or "").partition("_")
     given = part(message, "input")
     fields = {
-        "task_id": task_id,
-        "task_hash": hex64(rest.partition("/")[0], clean),
+        "task_id": task_id, "task_hash": hex64(rest.partition("/")[0], clean),
         "task_type": TASK_TYPES.get(language, "other") if task_id else None,
         "chain_id": name_or_none(part(message, "chainId"), clean),
-        "block_number": whole(part(message, "blockNumber")),
-        "block_hash": hex64(part(message, "blockHash"), clean),
-        "gas_limit": whole(part(message, "limits", "gas")),
-        "memory_limit": whole(part(message, "limits", "memory")),
+        "block_number": whole(part(message, "blockNumber")), "block_hash": hex64(part(message, "blockHash"), clean),
+        "gas_limit": whole(part(message, "limits", "gas")), "memory_limit": whole(part(message, "limits", "memory")),
         "timeout_ms": whole(part(message, "econParams", "executionTimeout") or part(message, "executionTimeout")),
         "received_at": parse_time(body.get("timestamp")),
         "input": given if isinstance(given, str) or given is None else json_text(given),
-    }
+    }  # fmt: skip
     return Event("task_created", execution_id, fields)
 
 def output_event(text: str, raw: str, clean: Clean) -> Event:
@@ -835,21 +836,17 @@ def invoice_event(body: Mapping[str, Any], clean: Clean) -> Event | None:
         {
             "operation": name_or_none(part(item, "operation"), clean),
             "account": name_or_none(part(item, "account"), clean),
-            "steps": whole(part(item, "total_steps_computed")),
-            "memory_peak": whole(part(item, "peak_memory_used")),
+            "steps": whole(part(item, "total_steps_computed")), "memory_peak": whole(part(item, "peak_memory_used")),
         }
-        for item in given[:200]
-        if isinstance(item, dict)
-    ]
+        for item in given[:200] if isinstance(item, dict)
+    ]  # fmt: skip
     price = body.get("stepGasPrice")
     good = isinstance(price, (int, float)) and not isinstance(price, bool) and 0 <= price < 1e18
     fields = {
-        "invoice_id": invoice_id,
-        "task_id": name_or_none(body.get("taskId"), clean),
+        "invoice_id": invoice_id, "task_id": name_or_none(body.get("taskId"), clean), "line_items": items,
         "at": parse_time(body.get("taskCreated_timeStamp")),
         "step_gas_price": float(price) if good and price is not None else None,
-        "line_items": items,
-    }
+    }  # fmt: skip
     return Event("invoice", execution_id, fields)
 
 @functools.lru_cache(256)
@@ -948,7 +945,7 @@ class Task:
         """When the task counts as lost, in ms; None while its time of receipt is unknown."""
         if self.received_at is None:
             return None
-        return self.received_at + (self.timeout_ms or TASK_TIMEOUT_MS) + TASK_GRACE_MS
+        return self.received_at + min(self.timeout_ms or TASK_TIMEOUT_MS, DAY_MS) + TASK_GRACE_MS
 
 def task_status(task: Task) -> str:
     """The state that all evidence together gives (design: failed wins, then completed, then lost)."""
@@ -980,7 +977,7 @@ def merge_task(task: Task, evidence: int = 0, **found: Any) -> Task:
     task = replace(task, evidence=task.evidence | evidence, **known)
     status = task_status(task)
     reason = task.error if status == "failed" else None
-    if status == "failed" and reason is None:
+    if status == "failed" and reason in (None, "other"):
         reason = "penalty" if not task.exit_code and not task.evidence & FAILED_LINE else None
         reason = "exit_code" if task.exit_code else reason or failure_reason(words)
     return replace(task, status=status, error=reason)
@@ -1044,15 +1041,11 @@ MIGRATIONS = (
     CREATE TABLE state (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE log (
-        key BLOB PRIMARY KEY,             -- stamp as written (4 bytes, big-endian), identity (12 bytes)
-        seq INTEGER NOT NULL,             -- order within the second
-        at INTEGER NOT NULL,              -- ms UTC, like every time in this file
-        level INTEGER NOT NULL,
-        type INTEGER NOT NULL,
-        sources INTEGER NOT NULL,
-        flags INTEGER NOT NULL,
-        execution_id TEXT,
-        message TEXT NOT NULL
+        key BLOB PRIMARY KEY,    -- stamp as written (4 bytes, big-endian), identity (12 bytes)
+        seq INTEGER NOT NULL,    -- order within the second
+        at INTEGER NOT NULL,     -- ms UTC, like every time in this file
+        level INTEGER NOT NULL, type INTEGER NOT NULL, sources INTEGER NOT NULL, flags INTEGER NOT NULL,
+        execution_id TEXT, message TEXT NOT NULL
     ) WITHOUT ROWID;
     CREATE INDEX log_execution ON log (execution_id) WHERE execution_id IS NOT NULL;
     CREATE TABLE overlap (                -- lines near the cursor, to be known when they are read again
@@ -1119,7 +1112,8 @@ SAVE_INVOICE = """
     ON CONFLICT (name) DO UPDATE SET
         execution_id = IFNULL(execution_id, excluded.execution_id), task_id = IFNULL(task_id, excluded.task_id),
         at = IFNULL(at, excluded.at), step_gas_price = IFNULL(step_gas_price, excluded.step_gas_price),
-        operation = IFNULL(excluded.operation, operation),
+        operation = IFNULL(excluded.operation, operation), line_items =
+            CASE WHEN length(excluded.line_items) > length(line_items) THEN excluded.line_items ELSE line_items END,
         steps = IFNULL(excluded.steps, steps), memory_peak = IFNULL(excluded.memory_peak, memory_peak),
         confirmed = MAX(confirmed, excluded.confirmed)
 """
@@ -1327,8 +1321,7 @@ class Store:
                 yield self.db
                 self.db.execute("COMMIT")
             except BaseException:
-                if self.db.in_transaction:  # a full disk has rolled back already
-                    self.db.execute("ROLLBACK")
+                self.db.rollback()  # nothing to do where a full disk has done it already
                 self.own = frozenset(json.loads(self.first("state", "own") or "[]"))  # add_own may have been part of it
                 raise
 
@@ -1349,8 +1342,7 @@ class Store:
 
     def first(self, what: str, *values: object) -> Any:
         """The first column of the first row of one of QUERIES; None if there is no row."""
-        rows = self.get(what, *values)
-        return rows[0][0] if rows else None
+        return next((row[0] for row in self.get(what, *values)), None)
 
     # What ingest keeps. Methods that take `db` belong inside a `write()` block.
 
@@ -1363,14 +1355,10 @@ class Store:
         low, high = key_of(since // 1000 - 15 * 3600), key_of(until // 1000 + 15 * 3600)
         kinds = ",".join(str(number) for number, name in enumerate(LOG_TYPES) if name.startswith(("task_", "exec")))
         return self.read(
-            f"SELECT key, at, type, message FROM log WHERE key BETWEEN ? AND ? AND at BETWEEN ? AND ?"
+            f"SELECT key, at, type, execution_id, message FROM log WHERE key BETWEEN ? AND ? AND at BETWEEN ? AND ?"
             f" AND NOT flags & {SUSPECT} AND type IN ({kinds}) ORDER BY substr(key, 1, 4), seq",
             (low, high, since, until),
         )
-
-    def overlap_lines(self) -> Iterator[str]:
-        for row in self.get("overlap"):
-            yield from row["lines"].split("\n")
 
     def save_overlap(self, db: sqlite3.Connection, newest: str, lines: Sequence[str], oldest: str) -> None:
         """Keep the lines of one batch for the next resume; drop batches that ended before `oldest`."""
@@ -1378,18 +1366,13 @@ class Store:
             db.execute("INSERT INTO overlap (newest, lines) VALUES (?, ?)", (newest, "\n".join(lines)))
         db.execute("DELETE FROM overlap WHERE newest < ?", (oldest,))
 
-    def files(self) -> dict[str, tuple[int, int]]:
-        """The log files read so far: hash of the head, its length in bytes, offset read to."""
-        return {row["head_hash"]: (row["head_bytes"], row["offset"]) for row in self.get("files")}
-
     def save_file(self, head_hash: str, read: tuple[int, int], before: str, db: sqlite3.Connection) -> None:
         """Remember how far a file is read; `before` is the hash of its shorter head, if it had one."""
         db.execute("DELETE FROM file WHERE head_hash = ?", (before,))
         db.execute("INSERT OR REPLACE INTO file VALUES (?, ?, ?)", (head_hash, *read))
 
     def task(self, execution_id: str) -> Task | None:
-        rows = self.get("task", execution_id)
-        return Task(*rows[0]) if rows else None
+        return next((Task(*row) for row in self.get("task", execution_id)), None)
 
     def save_tasks(self, db: sqlite3.Connection, tasks: Iterable[Task]) -> None:
         values = [(*(getattr(task, name) for name in TASK_COLUMNS), task.deadline) for task in tasks]
@@ -1538,7 +1521,7 @@ SILENT_S = 3600  # a stream may be silent this long; a follower that mistrusts i
 PIECE_BYTES = 16 * KIB  # Docker splits longer lines; a shorter piece ends its line, newline or not
 INNER_STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z ")
 NOTHING: Mapping[str, Any] = {}
-GO_DIR, GO_SYMLINK = 1 << 31, 1 << 27  # bits of Go's os.FileMode in a path's stat
+GO_SYMLINK = 1 << 27  # a bit of Go's os.FileMode in a path's stat
 
 class DockerError(Exception):
     """The engine did not answer, or not as it should; the text says what it said. Worth another try."""
@@ -1560,7 +1543,6 @@ class PathStat(NamedTuple):
     """A path in the container; `mtime` is the engine's text, only compared."""
     size: int
     mtime: str
-    is_dir: bool
     link: str
 
 class Stats(NamedTuple):
@@ -1608,18 +1590,16 @@ class DockerEngine:
 
     def __init__(self, config: Config) -> None:
         import docker  # +10 MiB: only where an engine is asked
-
         self.docker = docker
-        tls = None
+        self.tls: Any = False
         if config.docker_tls_verify:
             folder = Path(config.docker_cert_path or Path.home() / ".docker")
             cert = (str(folder / "cert.pem"), str(folder / "key.pem"))
             try:
-                tls = docker.tls.TLSConfig(client_cert=cert, ca_cert=str(folder / "ca.pem"), verify=True)
+                self.tls = docker.tls.TLSConfig(client_cert=cert, ca_cert=str(folder / "ca.pem"), verify=True)
             except docker.errors.DockerException as error:
                 raise UserError(f"DOCKER_CERT_PATH={folder}: {str(error).splitlines()[0]}") from None
         self.url = config.engine_url
-        self.tls = tls
         self.client: Any = None
         self.before: Mapping[str, Any] = {}  # the last stats answer
 
@@ -1630,12 +1610,14 @@ class DockerEngine:
         if "path" in query and not is_allowed_path(str(query["path"])):
             raise ValueError("path outside the node's logs and event database")
         try:
-            if self.client is None:  # asks for /version, and agrees on the API version
-                self.client = self.docker.APIClient(self.url, version="auto", timeout=TIMEOUT_S, tls=self.tls or False)
-                self.client.headers["Accept-Encoding"] = "identity"  # an archive would come compressed
-            url = f"{self.client.base_url}/v{self.client.api_version}{call}"
-            timeout = (TIMEOUT_S, SILENT_S) if stream else TIMEOUT_S
-            answer = self.client.request(method, url, params=query, stream=stream, timeout=timeout)
+            client = self.client
+            if client is None:  # asks for /version, and agrees on the API version
+                client = self.docker.APIClient(self.url, version="auto", timeout=TIMEOUT_S, tls=self.tls or False)
+                client.headers["Accept-Encoding"] = "identity"  # an archive would come compressed
+                self.client = client
+            url = f"{client.base_url}/v{client.api_version}{call}"
+            timeout = TIMEOUT_S, SILENT_S if query.get("follow") else TIMEOUT_S
+            answer = client.request(method, url, params=query, stream=stream, timeout=timeout)
         except (self.docker.errors.DockerException, OSError) as error:  # what requests raises is an OSError
             self.client = None
             raise DockerError(f"{self.url} does not answer: {reason_of(error)}") from None
@@ -1678,13 +1660,14 @@ class DockerEngine:
             found = json.loads(base64.b64decode(answer.headers["X-Docker-Container-Path-Stat"]))
             mode = int(found["mode"])
             link = str(found.get("linkTarget", "")) if mode & GO_SYMLINK else ""
-            return PathStat(int(found["size"]), str(found["mtime"]), bool(mode & GO_DIR), link)
+            return PathStat(int(found["size"]), str(found["mtime"]), link)
         except (KeyError, ValueError, TypeError):
             raise DockerError("the engine's stat of a path cannot be read") from None
 
     @contextlib.contextmanager
     def archive(self, name: str, path: str) -> Iterator[tarfile.TarFile | None]:
         """The tar of a file or folder as a stream, or None; the caller takes regular members in order."""
+        import urllib3
         answer = self.request(f"/containers/{name}/archive", "GET", {"path": path}, stream=True)
         if answer is None:
             yield None
@@ -1692,7 +1675,7 @@ class DockerEngine:
         try:
             with tarfile.open(fileobj=answer.raw, mode="r|") as tar:
                 yield tar
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except (tarfile.TarError, EOFError, OSError, urllib3.exceptions.HTTPError) as error:
             raise DockerError(f"a file could not be read: {reason_of(error)}") from None
         finally:
             answer.close()
@@ -1723,7 +1706,6 @@ class EngineStream:
         Raises DockerError if the engine does not answer or the container is gone.
         """
         import urllib3
-
         self.answer = self.ask()
         if self.answer is None:
             raise DockerError("the container is gone")
@@ -1835,8 +1817,7 @@ class FrameReader:
     def finish(self) -> list[tuple[int, bytes, bytes]]:
         """What a process that has ended left without a newline: lines too."""
         left = [(stream, *pieces) for stream, pieces in self.pending.items()]
-        if self.tty:
-            left += self.read_tty(self.buffer)
+        left += self.read_tty(self.buffer) if self.tty else []
         self.pending, self.buffer = {}, b""
         return left
 
@@ -1903,7 +1884,12 @@ class Tracker:
         self.new_own: set[str] = set()
 
     def saved(self) -> dict[str, Any]:
-        return {"running": self.running, "pending": self.pending}
+        pending = {  # numbers only: a task's own words belong into task_data and nowhere else
+            stream: {key: (at, (kind, None, {name: found.get(name) for name in OUTPUT_COLUMNS}))
+                     for key, (at, (kind, _, found)) in waiting.items()}
+            for stream, waiting in self.pending.items()
+        }  # fmt: skip
+        return {"running": self.running, "pending": pending}
 
     def save(self, db: sqlite3.Connection) -> None:
         """Write what changed; part of the transaction that stores the entries it came from."""
@@ -1937,8 +1923,8 @@ class Tracker:
     def see(self, event: Event, at: int, stream: str, key: bytes) -> str | None:
         """Take one fact from the log; `at` is its time in ms. Returns the execution it was bound to."""
         kind, execution_id = event.kind, event.execution_id
-        for name in [name for name, running in self.running.items() if running.deadline < at]:
-            del self.running[name]
+        if self.running:  # an hour beyond its time a task may still end
+            self.running = {name: seen for name, seen in self.running.items() if seen.deadline + HOUR_MS >= at}
         if kind == "semaphore":
             name = event.fields["subscriber"]
             self.node[f"total {name}"] = event.fields["total"], at
@@ -1951,7 +1937,9 @@ class Tracker:
         elif kind == "task_received":
             self.see_created(event, at)
         elif kind == "task_start":
-            execution_id = execution_id or self.only(name for name, seen in self.running.items() if not seen.started)
+            execution_id = execution_id or self.only(
+                name for name, seen in self.running.items() if not seen.started and seen.deadline >= at
+            )
             self.see_start(execution_id, at)
         elif kind == "task_download":
             known = {name: self.task(name) for name in self.running}
@@ -1974,9 +1962,7 @@ class Tracker:
         """A task arrived: told by the log at `at`, or, with None, by the event database."""
         assert event.execution_id is not None
         found = {name: value for name, value in event.fields.items() if name != "input"}
-        evidence = IN_EVENT_DB
-        if at is not None:
-            found["received_at"], evidence = at, IN_LOG
+        found, evidence = (found, IN_EVENT_DB) if at is None else ({**found, "received_at": at}, IN_LOG)
         task = self.change(self.task(event.execution_id) or Task(event.execution_id), evidence, **found)
         self.tasks[task.execution_id] = task
         self.keep_data(task.execution_id, event.fields)
@@ -1985,15 +1971,15 @@ class Tracker:
             self.running[task.execution_id] = Running(task.deadline, before.started if before else False)
 
     def see_start(self, execution_id: str | None, at: int) -> None:
-        task = self.task(execution_id) if execution_id else None
-        if task is not None:
+        if execution_id and (task := self.task(execution_id)):
             self.change(task, started_at=at)
-            if running := self.running.get(task.execution_id):
-                self.running[task.execution_id] = running._replace(started=True)
+            if running := self.running.get(execution_id):
+                self.running[execution_id] = running._replace(started=True)
 
     def see_output(self, event: Event, at: int, stream: str, key: bytes) -> str | None:
         """Bind an execution's output: by id, to the only running task, or later, by the end that follows."""
         waiting = self.pending.setdefault(stream, {})
+        waiting.pop(key.hex(), None)  # what was read of it so far
         execution_id = event.execution_id or (None if waiting else self.only(self.running))
         if execution_id is not None:
             self.bind_output(execution_id, event, at)
@@ -2002,8 +1988,7 @@ class Tracker:
         return execution_id
 
     def bind_output(self, execution_id: str, event: Event, at: int) -> None:
-        task = self.task(execution_id)
-        if task is None:
+        if (task := self.task(execution_id)) is None:
             return
         found = {name: value for name, value in event.fields.items() if name in OUTPUT_COLUMNS}
         ended = {"completed_at": at} if found.get("exit_code") else {}
@@ -2013,8 +1998,7 @@ class Tracker:
     def see_end(self, event: Event, at: int, stream: str) -> None:
         """An execution completed or failed; it counts only for a task that is known."""
         assert event.execution_id is not None
-        task = self.task(event.execution_id)
-        if task is None:
+        if self.task(event.execution_id) is None:
             return
         waiting = self.pending.pop(stream, {})
         if len(waiting) == 1:
@@ -2022,12 +2006,12 @@ class Tracker:
             self.bind_output(event.execution_id, output, output_at)
             self.bound.append((event.execution_id, bytes.fromhex(key)))
             self.events.append((event.execution_id, output_at, "execution_output"))
-        failed = event.kind == "task_failed"
-        words = event.fields["error_text"]
-        task = self.task(event.execution_id) or task
-        self.change(task, FAILED_LINE if failed else COMPLETED_LINE, completed_at=at, error=words if failed else None)
-        if failed:
+        task = self.task(event.execution_id) or Task(event.execution_id)
+        if event.kind == "task_failed":
+            self.change(task, FAILED_LINE, completed_at=at, error=event.fields["error_text"])
             self.keep_data(event.execution_id, event.fields)
+        else:
+            self.change(task, COMPLETED_LINE, completed_at=at)
         self.running.pop(event.execution_id, None)
 
     def see_invoice(self, event: Event, at: int | None, confirmed: bool) -> None:
@@ -2038,8 +2022,7 @@ class Tracker:
     def see_items(self, execution_id: str | None, items: Sequence[Mapping[str, Any]]) -> None:
         """Own pay and penalty are evidence about the task."""
         mine = own_item(items, self.store.own | self.new_own)
-        task = self.task(execution_id) if mine and execution_id else None
-        if mine and task is not None:
+        if mine and execution_id and (task := self.task(execution_id)):
             self.change(task, PENALISED if mine["operation"] == "penalty" else PAID)
 
     def see_own(self, pseudonym: str | None) -> None:
@@ -2047,10 +2030,9 @@ class Tracker:
         if pseudonym is None or not pseudonym.startswith("wallet:") or pseudonym in self.store.own | self.new_own:
             return
         self.new_own.add(pseudonym)
-        for execution_id, items in self.store.get("invoices_of_others"):
-            self.see_items(execution_id, json.loads(items))
-        for event, _ in self.invoices:
-            self.see_items(event.execution_id, event.fields["line_items"])
+        kept = [(name, json.loads(items)) for name, items in self.store.get("invoices_of_others")]
+        for name, items in (*kept, *((event.execution_id, event.fields["line_items"]) for event, _ in self.invoices)):
+            self.see_items(name, items)
 
     def see_record(self, event: Event) -> bool:
         """Take one record of the event database; False if the task it speaks of is not known yet."""
@@ -2060,15 +2042,12 @@ class Tracker:
             self.see_invoice(event, None, confirmed=True)
         else:
             self.see_own(event.fields["sender"])
-            task = self.task(event.execution_id) if event.execution_id else None
-            if task is None:
-                return False
-            self.change(task, OUTCOME)
-        return True
+            if task := self.task(event.execution_id or ""):
+                self.change(task, OUTCOME)
+        return event.execution_id is None or self.task(event.execution_id) is not None
 
     def lose(self, execution_id: str, at: int) -> None:
         """A task will not end any more; later evidence revives it."""
-        self.running.pop(execution_id, None)
         task = self.task(execution_id)
         if task is not None and task.status in ("received", "executing"):
             self.change(task, LOST)
@@ -2088,6 +2067,7 @@ class Recorder:
         self.cursor: dict[str, Any] = saved.get("cursor", {})
         self.trust = Trust(tuple(saved["identity"]) if saved.get("identity") else None)
         self.zone = Zone(monitor.config.node_timezone, json.loads(self.store.first("state", "zone") or "null"))
+        monitor.redactor.own = self.store.own
         self.tracker = Tracker(self.store, monitor.redactor, monitor.config.max_output_data_bytes, saved)
         self.seq: int = saved.get("seq", 0)
         # Equal headers of one second are counted from the store up to `floor`; no second above it was read.
@@ -2096,6 +2076,8 @@ class Recorder:
         self.counts: dict[bytes, int] = {}
         self.rows: dict[bytes, tuple[object, ...]] = {}
         self.counted: Counter[str] = Counter()
+        self.oldest_at = monitor.now() - monitor.config.log_retention_days * DAY_MS  # older gives no rows
+        self.heard: tuple[Head, int] | None = None  # the newest believed header, and when
         self.newest_at: int | None = None
         self.first_at: int | None = None
         self.loose: set[str] = set(saved.get("loose", ()))  # streams in which a task's own words may be printed
@@ -2114,9 +2096,7 @@ class Recorder:
 
     def feed(self, stream: str, lines: Iterable[tuple[bytes, int | None, bytes]]) -> None:
         """Take whole lines of one stream; what comes of them is stored at `commit`."""
-        assembler = self.assemblers.get(stream)
-        if assembler is None:
-            assembler = self.assemblers[stream] = Assembler(self.monitor.redactor)
+        assembler = self.assemblers.setdefault(stream, Assembler(self.monitor.redactor))
         for entry in assembler.feed(lines):
             self.take(entry, stream)
             if self.trust.adopted:
@@ -2126,30 +2106,30 @@ class Recorder:
                     self.record(held, stream)
 
     def take(self, entry: Entry, stream: str) -> None:
-        if not entry.key:
+        fresh = not entry.key
+        if fresh:
             self.identify(entry)
             self.believe(entry, stream)
             self.seq += 1
             entry.seq = self.seq
-            if self.newest_at is None or self.first_at is None:
-                self.newest_at = self.first_at = entry.at
-            elif entry.at > self.newest_at:
-                self.newest_at = entry.at
-            if entry.type != "semaphore" and not is_recognised(entry.type, entry.text):
-                self.counted["unrecognised"] += 1
-            if entry.head is not None and not entry.believed:
-                self.counted["suspect"] += 1
-        self.record(entry, stream)
+            self.first_at = self.first_at or entry.at
+            if entry.head is not None and entry.believed:  # what a task prints must not move the log's clock
+                self.newest_at = max(self.newest_at or 0, entry.at)
+        flags = self.record(entry, stream)
+        if fresh:
+            self.counted["unrecognised"] += flags // UNRECOGNISED & 1
+            self.counted["suspect"] += flags & SUSPECT
 
     def identify(self, entry: Entry) -> None:
         """Give the entry its key: stamp, header, and how many times this source has seen both before."""
-        first = key_of(entry.second, entry.header_id)
+        first = entry.second.to_bytes(4, "big") + entry.header_id
         seen = self.counts.get(first)
         if seen is None:
             seen = self.stored_count(first) if entry.second <= self.floor else 0
         self.counts[first] = seen + 1
-        entry.key = self.nth_key(first, seen + 1)
-        self.newest_second = max(self.newest_second, entry.second)
+        entry.key = self.nth_key(first, seen + 1) if seen else first
+        if entry.second > self.newest_second:  # noqa: PLR1730 - max() costs three times as much
+            self.newest_second = entry.second
 
     def nth_key(self, first: bytes, number: int) -> bytes:
         if number == 1:
@@ -2157,17 +2137,16 @@ class Recorder:
         return first[:4] + hashlib.blake2b(first + number.to_bytes(8, "big"), digest_size=12).digest()
 
     def stored_count(self, first: bytes) -> int:
-        number = 0
-        while self.store.first("has_entry", self.nth_key(first, number + 1), self.source):
-            number += 1
-        return number
+        keys = (self.nth_key(first, number) for number in itertools.count(1))
+        return sum(1 for _ in itertools.takewhile(lambda key: self.store.first("has_entry", key, self.source), keys))
 
     def believe(self, entry: Entry, stream: str) -> None:
         """Set the entry's time, and whether it may change what we know of the node."""
         if entry.head is None:
-            unstamped = entry.engine_ms is not None and not entry.stamped
-            entry.at = (entry.engine_ms or 0) if unstamped else self.zone.utc_ms(entry.second)
-            entry.believed = entry.type == "execution_output" and stream not in self.loose
+            entry.at = self.zone.utc_ms(entry.second)
+            if entry.engine_ms is not None and not (entry.stamped and abs(entry.at - entry.engine_ms) <= BELIEF_MS):
+                entry.at = entry.engine_ms
+            entry.believed = entry.type == "execution_output" and not self.loose & {stream, "all"}
         else:
             entry.believed = self.trust.judge(entry)
             if entry.believed and entry.engine_ms is not None:
@@ -2177,39 +2156,40 @@ class Recorder:
                 entry.believed, entry.at = False, entry.engine_ms
             if entry.believed:
                 self.loose.discard(stream)
-        if entry.type == "execution_output" and entry.text.startswith("Command execution stderr"):
-            self.loose.add(stream)
+        if entry.type == "execution_output" and (entry.head or entry.text.startswith("Command execution stderr")):
+            self.loose.add("all" if entry.believed and entry.head else stream)  # this node's outputs have headers
 
-    def record(self, entry: Entry, stream: str) -> None:
-        """Keep the entry's row for `commit` and hand its fact, if believed, to the tracker."""
+    def record(self, entry: Entry, stream: str) -> int:
+        """Keep the entry's row for `commit` and hand its fact, if believed, to the tracker; return its flags."""
         execution_id = None
         if entry.believed:
             if entry.head is not None:
-                self.tracker.see_own(entry.head.suffix)
-                self.note_head(entry.head, entry.at)
+                self.heard = entry.head, entry.at
             clean: Clean = self.monitor.redactor.clean if entry.raw else str
             event = None
-            if entry.type not in ("info", "task_published"):
+            partial = entry.type == "invoice" and entry.expects_more()  # its items are not all there yet
+            if entry.type not in ("info", "task_published") and not partial:
                 event = read_event(entry.type, entry.text, entry.raw or entry.text, clean)
             if event is not None:
                 execution_id = self.tracker.see(event, entry.at, stream, entry.key)
-        if entry.at < self.monitor.now() - self.monitor.config.log_retention_days * DAY_MS:
-            return
         flags = SUSPECT if entry.head is not None and not entry.believed else 0
         if entry.type != "semaphore" and not is_recognised(entry.type, entry.text):
             flags |= UNRECOGNISED
-        level = entry.head.level if entry.head else ""
-        self.rows[entry.key] = (
-            entry.key, entry.seq, entry.at, LEVELS.index(level) if level in LEVELS else 0, LOG_TYPES.index(entry.type),
-            self.source, flags | (0 if entry.stamped else UNSTAMPED), execution_id, entry.text,
-        )  # fmt: skip
+        if entry.at >= self.oldest_at:
+            level = entry.head.level if entry.head else ""
+            self.rows[entry.key] = (
+                entry.key, entry.seq, entry.at, LEVELS.index(level) if level in LEVELS else 0,
+                LOG_TYPES.index(entry.type), self.source, flags | (0 if entry.stamped else UNSTAMPED), execution_id,
+                entry.text,
+            )  # fmt: skip
+        return flags
 
     def note_head(self, head: Head, at: int) -> None:
-        node = self.tracker.node
-        node["last_seen"] = at, at
-        node["version"] = head.version, at
+        """What the newest believed header says of the node."""
+        self.tracker.node |= {"last_seen": (at, at), "version": (head.version, at)}
         if head.suffix:
-            node["address"] = head.suffix, at
+            self.tracker.node["address"] = head.suffix, at
+            self.tracker.see_own(head.suffix)
 
     def restarted(self, at: int) -> None:
         """The node started again at `at` (ms): what it had in work is lost, its slots are free."""
@@ -2217,15 +2197,16 @@ class Recorder:
         self.loose.clear()
         for execution_id in {*self.tracker.running, *(row[0] for row in self.store.get("overdue", 0, at))}:
             self.tracker.lose(execution_id, at)
+        self.tracker.running.clear()
+        self.tracker.pending.clear()
         for name in self.store.node():
             if name.startswith("current "):
                 self.tracker.node[name] = 0, at
 
     def lose_overdue(self) -> None:
         """Tasks whose time is over by the log's own clock are lost."""
-        if self.newest_at is not None:
-            for row in self.store.get("overdue", self.newest_at, 0):
-                self.tracker.lose(row["execution_id"], self.newest_at)
+        for row in self.store.get("overdue", self.newest_at or 0, 0):
+            self.tracker.lose(row["execution_id"], self.newest_at or 0)
 
     def saved(self) -> dict[str, Any]:
         streams = {}
@@ -2239,6 +2220,8 @@ class Recorder:
 
     def commit(self, also: Callable[[sqlite3.Connection], None] | None = None) -> None:
         """Store everything taken since the last commit, with the place to go on from."""
+        if self.heard is not None:
+            self.note_head(*self.heard)
         with self.store.write() as db:
             self.store.put(db, "entry", self.rows.values())
             self.tracker.save(db)
@@ -2248,17 +2231,19 @@ class Recorder:
             self.store.put(db, "counter", self.counted.items())
             if also is not None:
                 also(db)
+        self.oldest_at = self.monitor.now() - self.monitor.config.log_retention_days * DAY_MS
+        self.heard = None
         self.rows.clear()
         self.counted.clear()
         self.tracker.clear()
         if len(self.counts) > 20_000:
-            self.counts.clear()
-            self.floor = self.newest_second
+            self.floor = max(self.floor, self.newest_second - 5)  # stamps step back a little
+            self.counts = {first: seen for first, seen in self.counts.items() if first[:4] > key_of(self.floor)}
 
 HEAD_BYTES = 1024  # of a log file, by which it is known again under another name or compressed
 FILE_BYTES = 1024 * MIB  # read of one log file, after decompression
 RECORD_BYTES = 8 * MIB  # of one record of the event database
-BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]]|\\.', re.S)
+BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[{}\[\]]', re.S)
 
 class ContainerFiles:
     """The files in a folder of the container; links are followed inside the allowed folders."""
@@ -2267,12 +2252,13 @@ class ContainerFiles:
         self.engine, self.container, self.folder = engine, container, folder
 
     def names(self) -> Iterator[str]:
-        """Every file; there is no listing, so the folder's tar is passed."""
+        """Every file; there is no listing, so the folder's tar is passed, at once (see `open`)."""
         found = resolve(self.engine, self.container, self.folder)
-        if found is not None:
-            with self.engine.archive(self.container, found[0]) as tar:
-                top = posixpath.dirname(found[0])
-                yield from (posixpath.join(top, part.name) for part in tar or () if part.isfile() or part.issym())
+        if found is None:
+            return iter(())
+        with self.engine.archive(self.container, found[0]) as tar:
+            top = posixpath.dirname(found[0])
+            return iter([posixpath.join(top, part.name) for part in tar or () if part.isfile() or part.issym()])
 
     def signature(self, names: Iterable[str]) -> object:
         """What changes when a file is added or one of `names` changes; None without the folder."""
@@ -2281,10 +2267,15 @@ class ContainerFiles:
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[Any]:
-        found = resolve(self.engine, self.container, name)
-        with self.engine.archive(self.container, found[0] if found else name) as tar:
+        """A packed copy in memory: as long as an archive is open, nobody can inspect, stop or start the container."""
+        found, copy = resolve(self.engine, self.container, name), io.BytesIO()
+        where = found[0] if found else name
+        with self.engine.archive(self.container, where) as tar, gzip.GzipFile("", "wb", 1, copy) as packed:
             member = next((part for part in tar or () if found and part.isfile()), None)
-            yield tar.extractfile(member) if tar and member else io.BytesIO()
+            if tar and member and (content := tar.extractfile(member)):
+                shutil.copyfileobj(content, packed, 256 * KIB)
+        copy.seek(0)
+        yield gzip.GzipFile("", "rb", fileobj=copy)
 
 class LocalFiles:
     """The files anywhere under a folder of this host."""
@@ -2297,8 +2288,8 @@ class LocalFiles:
 
     def signature(self, names: Iterable[str]) -> object:
         """As for a container's folder; None without an event database."""
-        paths = sorted(path for path in self.names() if path.endswith(EVENT_DB_NAME))
-        return [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths] or None
+        stats = ((path, os.stat(path)) for path in sorted(self.names()) if path.endswith(EVENT_DB_NAME))
+        return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats] or None
 
     def open(self, name: str) -> contextlib.AbstractContextManager[Any]:
         return open(name, "rb")
@@ -2326,7 +2317,8 @@ class LogFileReader:
 
     def __init__(self, recorder: Recorder, files: ContainerFiles | LocalFiles) -> None:
         self.recorder, self.files = recorder, files
-        self.known = recorder.store.files()  # hash of the head: length of the head, offset read to
+        rows = recorder.store.get("files")
+        self.known = {row[0]: (row[1], row[2]) for row in rows}  # hash of the head: its length, offset read to
 
     def read(self, name: str) -> Iterator[None]:
         """Take what is new in a file; yields after each batch. What cannot be unpacked is passed over.
@@ -2336,7 +2328,7 @@ class LogFileReader:
         packed = name.endswith(".gz")
         try:
             with self.files.open(name) as file:
-                yield from self.read_lines(gzip.GzipFile(fileobj=file) if packed else file, packed)
+                yield from self.read_lines(gzip.GzipFile(fileobj=file, mode="rb") if packed else file, packed)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             date = re.search(r"\d{4}-\d\d-\d\d", name)  # the name itself holds the wallet
             log.warning("ingest: the log file of %s cannot be unpacked: %s", date[0] if date else "some day", error)
@@ -2355,63 +2347,77 @@ class LogFileReader:
 
     def read_lines(self, file: Any, ended: bool) -> Iterator[None]:
         data: bytes = file.read(HEAD_BYTES)
-        while len(data) < HEAD_BYTES and (more := file.read(HEAD_BYTES - len(data))):
-            data += more
         if b"\n" not in data:
             return
         name, before, offset = self.recognise(data)
         head_bytes, position, rest = len(data), 0, b""
-        while data and position < FILE_BYTES:
+
+        def take(lines: Sequence[bytes]) -> None:
+            nonlocal offset
+            places = []
+            for line in lines:
+                places.append((line, None, b"%s:%d" % (name.encode(), offset)))
+                offset += len(line) + 1
+            self.recorder.feed("file", places)
+            self.known.pop(before, None)
+            self.known[name] = head_bytes, offset
+            self.recorder.commit(functools.partial(self.recorder.store.save_file, name, (head_bytes, offset), before))
+
+        while data and (position < FILE_BYTES or not ended):
             rest += data[max(0, offset - position - len(rest)) :]
             *lines, rest = rest.split(b"\n")
             position += len(data)
-            data = file.read(64 * KIB)
-            if not data and rest and ended:
-                lines.append(rest)
             if lines:
-                places = []
-                for line in lines:
-                    places.append((line, None, b"%s:%d" % (name.encode(), offset)))
-                    offset += len(line) + 1
-                self.recorder.feed("file", places)
-                self.known.pop(before, None)
-                self.known[name] = head_bytes, offset
-                save = functools.partial(self.recorder.store.save_file, name, (head_bytes, offset), before)
-                self.recorder.commit(save)
+                take(lines)
+            if len(rest) > 16 * MIB:
+                raise EOFError("a line is longer than 16 MiB")
+            data = file.read(256 * KIB)  # only now: a damaged file may end here
             yield
+        if rest and ended:
+            take([rest])
 
 def import_history(monitor: Monitor, engine: DockerEngine, seam: int) -> Iterator[None]:
     """Read the container's log files, step by step; then bind id-less lines across the `seam` (ms)."""
     files = ContainerFiles(engine, monitor.config.container_name, LOGS_PATH)
-    names = []
-    for name in files.names():
-        names.append(name)
-        yield
+    names = choose_log_files(files.names())
     reader = LogFileReader(Recorder(monitor, FILES), files)
-    for name in choose_log_files(names):
+    for name in names:
         yield from reader.read(name)
-    bind_again(monitor, seam)
+    if reader.recorder.first_at is not None and reader.recorder.first_at < seam + SEAM_MS:
+        bind_again(monitor, seam)
     if names:
         log.info("ingest: %d log files of the node are read", len(names))
 
 def bind_again(monitor: Monitor, seam: int) -> None:
-    """Bind the id-less lines around `seam` anew, now that what came before it is known."""
-    store = monitor.store
+    """Bind the id-less lines around `seam` anew, now that what came before it is known.
+
+    A task whose output goes to no other keeps what it had: fewer streams are told apart than at the first time.
+    """
+    store, since, until = monitor.store, seam - SEAM_MS, seam + SEAM_MS
     tracker = Tracker(store, monitor.redactor, monitor.config.max_output_data_bytes, {})
-    events = []
-    for row in store.facts_between(seam - SEAM_MS, seam + SEAM_MS):
-        event = read_event(LOG_TYPES[row["type"]], row["message"], row["message"], str)
+    events, owner = [], {}
+    for row in store.facts_between(since, until):
+        text = row["message"].replace("wallet::", "wallet:")
+        event = read_event(LOG_TYPES[row["type"]], row["message"], text, str)
         if event is not None:
-            events.append((event, row["at"], row["key"]))
-    logged = {event.execution_id for event, _, _ in events if event.kind == "task_received"}
-    for row in store.get("tasks_between", seam - SEAM_MS, seam + SEAM_MS):
-        task = Task(*row)
+            events.append((event, row))
+    logged = {event.execution_id for event, _ in events if event.kind == "task_received"}
+    tasks = [Task(*row) for row in store.get("tasks_between", since - SEAM_MS, until)]
+    for task in tasks:
         if task.execution_id in logged:
             unbound: dict[str, Any] = dict.fromkeys(OUTPUT_COLUMNS)
             bare = replace(task, started_at=None, error=None, **unbound)
             tracker.tasks[task.execution_id] = replace(bare, status=task_status(bare))
-    for event, at, key in events:
-        tracker.see(event, at, "any", key)
+        elif task.deadline and (task.received_at or 0) < since <= (task.completed_at or until):  # then in work
+            tracker.running[task.execution_id] = Running(task.deadline, True)
+    for event, row in events:
+        owner[row["key"]] = tracker.see(event, row["at"], "any", row["key"])
+    owner.update((key, name) for name, key in tracker.bound)
+    robbed = {row["execution_id"] for _, row in events if owner[row["key"]] not in (None, row["execution_id"])}
+    for task in tasks:
+        if task.execution_id in logged - robbed:
+            had = {name: getattr(task, name) for name in (*OUTPUT_COLUMNS, "started_at")}
+            tracker.change(tracker.tasks[task.execution_id], **had)
     with store.write() as db:
         tracker.save(db)
 
@@ -2445,9 +2451,7 @@ def read_record(text: str, at: int) -> tuple[object, int]:
     """The value at `at` and where it ends; end 0 if it is not all there."""
     try:
         return DECODER.raw_decode(text, at)
-    except ValueError:
-        return None, 0
-    except RecursionError:
+    except (ValueError, RecursionError):  # not all there, or nothing Python reads: a number of 5000 digits
         depth = 0
         for found in BRACKETS.finditer(text, at):
             depth += 1 if found[0] in "{[" else -1 if found[0] in "}]" else 0
@@ -2464,7 +2468,7 @@ class EventDbPoll:
         self.names: list[str] = []
         self.read_at: object = None  # the signature at which all was read
         self.seen: set[int] = set()
-        self.next_s = 0.0
+        self.next_s, self.retry_s = 0.0, self.RETRY_S
 
     def step(self, recorder: Recorder) -> None:
         """Look, if it is time to; the records' facts are committed with the recorder's."""
@@ -2484,9 +2488,10 @@ class EventDbPoll:
             after = None
         recorder.commit()
         if after is not None and after == before:
-            self.read_at = after
+            self.read_at, self.retry_s = after, self.RETRY_S
         else:
-            self.next_s = time.monotonic() + self.RETRY_S
+            self.next_s = time.monotonic() + self.retry_s
+            self.retry_s = min(60.0, 2 * self.retry_s)
 
     def read_all(self, recorder: Recorder) -> list[Event]:
         """Take all new records; returns those whose task had not been told yet."""
@@ -2527,22 +2532,24 @@ class EngineFeed:
             second = parse_second(cursor["newest"][:19])
             fresh = second is None or second > monitor.now() // 1000 + 1  # the clock was set back: read all again
             self.since_s = None if fresh or second is None else second - OVERLAP_S
-            self.known.update(line for line in store.overlap_lines() if not fresh)
+            self.known.update(line for row in store.get("overlap") if not fresh for line in row["lines"].split("\n"))
         if self.since_s is None:
             self.newest = b""
         self.expected = bool(self.known)  # until one of them has come again
         self.known_until = second_text((self.since_s or 0) + 60).replace(" ", "T").encode()
         self.recorder = Recorder(monitor, ENGINE, fresh)
         self.recorder.cursor = {**cursor, "container": container.id, "newest": self.newest.decode()}
+        if cursor.get("newest") and cursor["container"] != container.id:  # another one's words do not go on here
+            self.recorder.assemblers.clear()
+            gap = parse_time(cursor["newest"]), container.created, "the container was replaced"
+            with store.write() as db:
+                store.put(db, "gap", [gap])
         self.frames = FrameReader(container.tty)
         self.fresh_lines: list[tuple[bytes, int, bytes]] = []  # (stamp, stream, line) since the last commit
         self.second_text, self.second_ms = b"", 0
         started = container.started_at
         self.start = started if started is not None and started != cursor.get("started_at") else None
         self.dirty = False
-
-    def take(self, chunk: bytes) -> None:
-        self.take_lines(self.frames.feed(chunk))
 
     def take_lines(self, lines: Sequence[tuple[int, bytes, bytes]]) -> None:
         for stream, group in self.runs(lines):
@@ -2609,7 +2616,8 @@ class EngineFeed:
         if not self.dirty:
             return
         cursor, recorder = self.recorder.cursor, self.recorder
-        cursor["newest"] = self.newest.decode("ascii", "replace")
+        unfinished = (stamp for stamp, _ in self.frames.pending.values())
+        cursor["newest"] = min((self.newest, *unfinished)).decode("ascii", "replace")
         cursor["first_at"] = cursor.get("first_at") or recorder.first_at
         newest_s = parse_second(cursor["newest"][:19]) or 0
         oldest = second_text(max(0, newest_s - OVERLAP_S - 1)).replace(" ", "T")
@@ -2632,12 +2640,13 @@ def line_name(stream: int, stamp: bytes, body: bytes) -> str:
     return f"{stamp.decode('ascii', 'replace')} {stream}{zlib.crc32(body):08x}"
 
 class Pipe:
-    """Carries chunks from the reader thread to ingest, at most CHUNKS of up to 256 KiB."""
-    CHUNKS = 64
+    """Carries chunks, mostly of one line, from the reader thread to ingest; holds about BYTES at most."""
+    BYTES = 8 * MIB
 
     def __init__(self, stream: EngineStream) -> None:
         self.stream = stream
         self.chunks: deque[bytes] = deque()
+        self.sent = self.taken = 0  # bytes; the reader counts the one, ingest the other
         self.news = threading.Event()  # set when there is something to take
         self.ended = False  # set by the reader after its last chunk
         self.left = threading.Event()  # set by ingest when it takes no more
@@ -2648,10 +2657,12 @@ class Pipe:
         """The reader thread: pass on what the engine sends and nothing else, so that it keeps up."""
         try:
             for chunk in self.stream.chunks():
-                while len(self.chunks) >= self.CHUNKS and not self.left.wait(0.01):
+                while self.sent - self.taken > self.BYTES and not self.left.wait(0.01):
                     pass
+                self.sent += len(chunk)
                 self.chunks.append(chunk)
-                self.news.set()
+                if not self.news.is_set():
+                    self.news.set()
         except DockerError as error:
             self.error = error
         self.ended = True
@@ -2662,8 +2673,9 @@ class Pipe:
         self.news.wait(timeout_s)
         self.news.clear()
         ended = self.ended  # looked at first: nothing comes after it
-        joined = b"".join(self.chunks.popleft() for _ in range(len(self.chunks)))
-        if ended:
+        joined = b"".join(self.chunks.popleft() for _ in range(min(len(self.chunks), BATCH_ROWS)))
+        self.taken += len(joined)
+        if ended or self.chunks:
             self.news.set()
         return None if ended and not joined else joined
 
@@ -2713,7 +2725,7 @@ class Follower:
                 return True
             if chunk:
                 heard = time.monotonic()
-                feed.take(chunk)
+                feed.take_lines(feed.frames.feed(chunk))
                 if len(feed.recorder.rows) >= BATCH_ROWS or not pipe.chunks:
                     feed.commit()
                 behind = bool(pipe.chunks) and feed.second_ms
@@ -2749,8 +2761,7 @@ class Follower:
         self.events.step(feed.recorder)
         if self.history is not None:
             try:
-                if next(self.history, self) is self:
-                    self.history = None
+                self.history = None if next(self.history, self) is self else self.history
             except DockerError as error:
                 log.warning("ingest: the node's log files could not be read: %s", error)
                 self.history = None
@@ -2778,6 +2789,9 @@ class Follower:
         feed.caught_up()
         self.events.next_s = 0.0
         if still_there:
+            self.begin_import(feed)
+            while self.history and not self.monitor.stop.is_set() and not self.was_replaced(feed.container):
+                self.between(feed)
             self.drained = feed.container.id, feed.container.started_at
             self.events.step(feed.recorder)
 
@@ -2797,10 +2811,15 @@ class DirectoryFollower:
         if not os.access(self.files.folder, os.R_OK | os.X_OK):
             self.monitor.problem = f"LOG_DIR={self.files.folder} cannot be read"
             return
+        problem = None
         for name in choose_log_files(self.files.names()):
-            with contextlib.suppress(FileNotFoundError):  # rotated away between listing and reading
+            try:
                 self.read(name)
-        self.monitor.problem = None
+            except FileNotFoundError:  # rotated away between listing and reading
+                continue
+            except OSError as error:
+                problem = f"a file under LOG_DIR cannot be read: {reason_of(error)}"
+        self.monitor.problem = problem
         self.recorder.lose_overdue()
         self.events.step(self.recorder)
         if self.recorder.tracker.tasks:
@@ -2836,11 +2855,10 @@ class SimulatedNode:
     def pulse(self) -> Iterator[tuple[float, str]]:
         """The invoice subscriber's sign of life, every two minutes (node-data.md, 2.4)."""
         for at in itertools.count(self.begin, 120):
-            name = "Semaphore InvoiceSubscriber"
-            yield self.header(at, f"{name} message received - Processing immediately (0/4 slots used)")
-            yield self.header(at, f"{name} processing started - Using slot 1/4")
             done = "processing completed - Released slot (0/4 now active) - All slots available"
-            yield self.header(at, f"{name} {done}")
+            received = "message received - Processing immediately (0/4 slots used)"
+            for words in (received, "processing started - Using slot 1/4", done):
+                yield self.header(at, f"Semaphore InvoiceSubscriber {words}")
 
     def work(self, dice: random.Random) -> Iterator[tuple[float, str]]:
         at = float(self.begin)
@@ -2919,9 +2937,9 @@ def ingest(monitor: Monitor) -> None:
                 follower = Follower(monitor, monitor.engine) if monitor.engine else DirectoryFollower(monitor)
             follower.step()
             delay_s, told = monitor.retry_min_s, ""
-        except (DockerError, sqlite3.OperationalError) as error:  # the engine, a full disk
+        except (DockerError, OSError, sqlite3.OperationalError) as error:  # the engine, a folder, a full disk
             follower = None  # its state may be ahead of the store: begin from what is committed
-            monitor.problem = str(error)
+            monitor.problem = monitor.redactor.clean(str(error))
             if monitor.problem != told:
                 log.warning("ingest: %s; trying again", error)
             delay_s, told = min(2 * delay_s, RETRY_MAX_S), monitor.problem
@@ -3190,10 +3208,9 @@ class Api:
         stats, verdict = self.monitor.stats, self.monitor.verdict
         recognised, entries = self.store.get("recognised", UNRECOGNISED)[0]
         memory = stats and {
-            "usage": round(stats.memory_bytes / MIB, 1),
-            "limit": round(stats.memory_limit_bytes / MIB, 1),
+            "usage": round(stats.memory_bytes / MIB, 1), "limit": round(stats.memory_limit_bytes / MIB, 1),
             "percent": round(100 * stats.memory_bytes / (stats.memory_limit_bytes or 1), 1),
-        }
+        }  # fmt: skip
         return {
             "node": self.node(), "container": self.container(),
             "stats": stats and {"cpu": None if stats.cpu is None else round(stats.cpu, 1), "memory": memory},
@@ -3300,16 +3317,12 @@ ROUTES = (
 def is_our_host(host: str, allowed: Iterable[str]) -> bool:
     """True for a Host that no stranger's domain can be: an IP address, localhost, one label, or one allowed."""
     name = re.sub(r":\d{1,5}$", "", host).lower().removesuffix(".")
-    try:
-        ipaddress.ip_address(name.strip("[]"))
-        return True
-    except ValueError:
-        return name in allowed or name.endswith(".localhost") or re.fullmatch(r"[a-z0-9_-]+", name) is not None
+    ours = r"(.*\.)?localhost|[0-9.]+|\[[0-9a-f:.]+\]|[a-z0-9_-]+"
+    return name in allowed or re.fullmatch(ours, name, re.ASCII) is not None
 
 def build_app(api: Api, config: Config) -> Any:
     """The WSGI application: ROUTES, the static files, and JSON for every error under /api."""
     import bottle  # only where something is served
-
     app = bottle.Bottle()
     hosts = {name.strip().lower() for name in config.allowed_hosts.split(",") if name.strip()}
     request, response = bottle.request, bottle.response
@@ -3362,7 +3375,6 @@ def build_app(api: Api, config: Config) -> Any:
 def make_server(app: Any, config: Config) -> Any:
     """Listen; raises UserError if the port or the address cannot be had."""
     import waitress
-
     try:
         return waitress.create_server(
             app, host=config.host, port=config.port, threads=8, ident=None, max_request_body_size=64 * KIB,
@@ -3378,21 +3390,12 @@ def make_server(app: Any, config: Config) -> Any:
 
 PACKAGES = ("bottle", "waitress", "docker")
 
-class LogFormatter(logging.Formatter):
+def set_up_log(config: Config, redactor: Redactor) -> None:
     """One line an event, in UTC; addresses in words that come from elsewhere are replaced here too."""
-
-    def __init__(self, redactor: Redactor | None) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
-        self.converter = time.gmtime
-        self.redactor = redactor
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        return self.redactor.clean(text) if self.redactor else text
-
-def set_up_log(config: Config, redactor: Redactor | None) -> None:
+    formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter.converter = time.gmtime
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LogFormatter(redactor))
+    handler.format = lambda record: redactor.clean(formatter.format(record))  # type: ignore[method-assign]
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel("DEBUG" if config.node_env == "development" else config.log_level.upper())
@@ -3423,7 +3426,7 @@ def start_thread(monitor: Monitor, name: str, work: Callable[[Monitor], None], f
             os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=guarded, name=name)
-    thread.start()  # a signal may come before it is in anybody's list: see `serve`
+    thread.start()
     return thread
 
 def end_by_signal(number: int, frame: object) -> None:
@@ -3431,12 +3434,14 @@ def end_by_signal(number: int, frame: object) -> None:
 
 def serve(config: Config, demo: bool = False) -> int:
     """Run until a signal comes (0) or a thread dies (1)."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    ends = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+    for number in ends:
         signal.signal(number, end_by_signal)
     local_key = read_key_file(config.keys / "local.key", lambda: secrets.token_bytes(32))
     redactor = Redactor(local_key)
     set_up_log(config, redactor)
     failures: list[str] = []
+    threads: list[threading.Thread] = []
     with contextlib.closing(Store(Path(config.db_path), local_key)) as store:
         engine = None if demo or config.log_dir else DockerEngine(config)
         monitor = Monitor(config, store, redactor, engine, threading.Event(), demo=demo)
@@ -3444,16 +3449,17 @@ def serve(config: Config, demo: bool = False) -> int:
             server = make_server(build_app(Api(monitor, task_data_password(config)), config), config)
             source = "a simulated node (demo data)" if demo else config.log_dir or f"container {config.container_name}"
             log.info("tbmon %s on http://%s:%d, following %s", __version__, config.host, config.port, source)
+            signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # a thread half started could not be joined
             for name, work in (("ingest", play_demo if demo else ingest), ("upkeep", upkeep)):
-                start_thread(monitor, name, work, failures)
+                threads.append(start_thread(monitor, name, work, failures))
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)
             server.run()
         except SystemExit:  # a signal while starting; waitress keeps later ones to itself
             pass
         finally:
             monitor.stop.set()
-            for thread in threading.enumerate():
-                if thread is not threading.current_thread() and not thread.daemon:
-                    thread.join(8)
+            for thread in threads:
+                thread.join(8)
     log.info("stopped")
     return 1 if failures else 0
 
@@ -3552,7 +3558,6 @@ def check_host(config: Config) -> Iterator[Finding]:
 def ask_health(config: Config) -> int | None:
     """The status of a running tbmon's /health on this host; None if nothing answers."""
     import http.client
-
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
     try:
         connection = http.client.HTTPConnection(host, config.port, timeout=5)

@@ -210,14 +210,14 @@ class Program:
         self.folder = folder
         folder.mkdir(exist_ok=True)
         self.env = {
-            "PATH": os.environ["PATH"], "HOME": str(folder), "PORT": str(self.port),
+            "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(folder), "PORT": str(self.port),
             "TASK_DATA_PASSWORD": "open sesame", "DB_PATH": str(folder / "t.db"), **settings,
         }  # fmt: skip
         self.log = folder / "log.txt"
 
     def start(self, command: str = "serve") -> Program:
         with self.log.open("ab") as log:
-            words = (sys.executable, str(ROOT / "tbmon.py"), command)
+            words = (sys.executable, "-m", "tbmon", command)
             self.process = subprocess.Popen(words, env=self.env, cwd=self.folder, stdout=log, stderr=log)
         wait_for(lambda: self.process.poll() is not None or self.answers())
         return self
@@ -265,10 +265,10 @@ def program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
 
 
 class Proxy:
-    """Stands before the engine's socket, records what is asked, and cuts log connections after some bytes."""
+    """Stands before the engine's socket, records what is asked, and cuts answers to one call after some bytes."""
 
-    def __init__(self, path: Path, cut_after: Callable[[], int] | None = None) -> None:
-        self.path, self.cut_after = path, cut_after
+    def __init__(self, path: Path, cut_after: Callable[[], int] | None = None, call: bytes = b"/logs?") -> None:
+        self.path, self.cut_after, self.call = path, cut_after, call
         self.asked: list[tuple[str, str]] = []
         self.cuts = 0
         self.listener = socket.socket(socket.AF_UNIX)
@@ -296,8 +296,8 @@ class Proxy:
                 if listens:
                     for method, target in re.findall(rb"^([A-Z]+) (\S+) HTTP/1.1\r$", data, re.M):
                         self.asked.append((method.decode(), target.decode()))
-                        if b"/logs?" in target and self.cut_after is not None:
-                            state["left"] = self.cut_after()
+                        cuts = method == b"GET" and self.call in target and self.cut_after is not None
+                        state["left"] = self.cut_after() if cuts and self.cut_after else -1
                 elif 0 <= state["left"] <= len(data):
                     sink.sendall(data[: state["left"]])
                     self.cuts += 1

@@ -191,6 +191,58 @@ def test_files_and_engine_meet_without_loss_or_duplicate(node: Node, watch: Watc
         assert watch.count() == 502
 
 
+def test_an_archive_that_is_cut_is_fetched_again(node: Node, tmp_path: Path) -> None:
+    dice = random.Random(5)
+    proxy = Proxy(tmp_path / "proxy.sock", lambda: dice.choice((300, 700, 90_000)), call=b"/archive?")
+    lines = [header(f"old {number}", time.time() - 3000 + number / 10) for number in range(3000)]
+    node.run()
+    node.put(f"{LOG_FOLDER}/worker-2026-01-01.log", ("\n".join(lines) + "\n").encode())
+    node.put(EVENT_DB, json.dumps({"records": [{"a": "x" * 1000}] * 300}).encode())
+    with Watch(tmp_path / "data", node.name, docker_host=proxy.url) as watch:
+        wait_for(lambda: proxy.cuts >= 6)
+        node.say(header("still here"))
+        watch.wait_for_message("still here")
+        proxy.cut_after = None
+    with watch:
+        wait_for(lambda: watch.count() == 3001)
+    proxy.close()
+
+
+def test_a_damaged_log_file_hides_no_other(node: Node, watch: Watch) -> None:
+    days = [[header(f"day {day} {number}", time.time() - 3000 + number) for number in range(300)] for day in range(3)]
+    packed = [gzip.compress("".join(line + "\n" for line in lines).encode()) for lines in days]
+    node.run()
+    node.put(f"{LOG_FOLDER}/worker-2026-01-01.log.gz", packed[0])
+    node.put(f"{LOG_FOLDER}/worker-2026-01-02.log.gz", packed[1][: len(packed[1]) // 2])
+    node.put(f"{LOG_FOLDER}/worker-2026-01-03.log.gz", packed[2])
+    with watch:
+        wait_for(lambda: watch.count() >= 600)
+        assert {f"day {day} {number}" for day in (0, 2) for number in range(300)} <= set(watch.messages())
+
+
+def test_the_files_of_a_stopped_container_are_read_too(node: Node, watch: Watch) -> None:
+    node.run()
+    node.put(f"{LOG_FOLDER}/worker-2026-01-01.log", (header("from a file") + "\n").encode())
+    node.say(header("last words"))
+    wait_for(lambda: "last words" in docker("logs", node.name))
+    docker("stop", "-t", "0", node.name)
+    with watch:
+        watch.wait_for_message("last words")
+        watch.wait_for_message("from a file")
+
+
+def test_reading_the_files_never_holds_the_container(node: Node, watch: Watch) -> None:
+    lines = "".join(header(f"old {number}", time.time() - 90_000 + number) + "\n" for number in range(60_000))
+    node.run()
+    for day in range(1, 5):
+        node.put(f"{LOG_FOLDER}/worker-2026-01-0{day}.log", lines.replace("old", f"day{day}").encode())
+    with watch:
+        wait_for(lambda: watch.count() > 1000)
+        begun = time.monotonic()
+        docker("stop", "-t", "0", node.name)
+        assert time.monotonic() - begun < 5
+
+
 def test_the_event_database_is_read_again_when_it_changes(node: Node, watch: Watch) -> None:
     name = "3f1c9d2e-5b7a-4c11-9a60-0d5e8f7a1b2c"
     created = {"type": "task_created", "executionId": name, "message": {"taskId": "js_" + "4be1" * 16}}

@@ -1,0 +1,260 @@
+"""One connection's lines after the other, with a stepped clock: what may not happen to tasks, invoices and rows."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import WALLET, header
+
+import tbmon
+from tbmon import Task
+
+IDS = [f"{number:08x}-5b7a-4c11-9a60-0d5e8f7a1b2c" for number in range(9)]
+NOW = int(time.time()) - 3600
+
+
+class Feed:
+    """Feeds lines to a monitor as an engine's log does, each with the engine's stamp of its second."""
+
+    def __init__(self, folder: Path) -> None:
+        store = tbmon.Store(folder / "t.db", b"k" * 32)
+        self.monitor = tbmon.Monitor(tbmon.Config(), store, tbmon.Redactor(b"k" * 32), None, threading.Event())
+        self.store, self.number = store, 0
+        self.connect()
+
+    def connect(self, container_id: str = "a1") -> None:
+        container = tbmon.Container(container_id * 32, "n", "running", True, None, None, "x", 0, False, "json-file")
+        self.feed = tbmon.EngineFeed(self.monitor, container)
+
+    def raw(self, at: int, *lines: str, stream: int = 1) -> None:
+        """Each line in a transaction of its own, as they come live."""
+        for line in lines:
+            self.number += 1
+            stamp = f"{tbmon.second_text(at).replace(' ', 'T')}.{self.number:09d}Z"
+            self.feed.take_lines([(stream, stamp.encode(), line.encode())])
+            self.feed.caught_up()
+
+    def say(self, at: int, *messages: str, stream: int = 1) -> None:
+        self.raw(at, *(header(message, at) for message in messages), stream=stream)
+
+    def task(self, number: int) -> Task:
+        found = self.store.task(IDS[number])
+        assert found is not None
+        return found
+
+    def invoices(self) -> list[Any]:
+        return self.store.page("invoice", "at", {}, None, 100, 0)
+
+
+@pytest.fixture
+def feed(tmp_path: Path) -> Iterator[Feed]:
+    made = Feed(tmp_path)
+    made.say(NOW, "Starting services")
+    yield made
+    made.store.close()
+
+
+def received(number: int, **message: Any) -> str:
+    payload = {"type": "task_created", "executionId": IDS[number], "message": {"taskId": "js_" + "4b" * 32, **message}}
+    return "Message received from task_created: " + json.dumps({"payload": payload})
+
+
+def output(steps: int, code: int = 0) -> str:
+    body = {"elapsed": "1500000000", "wasi": {"exitCode": code}, "metering": {"last": {"steps": steps}}}
+    return "Command execution stdout: " + json.dumps(body)
+
+
+def completed(number: int) -> str:
+    return f"Execution {IDS[number]} completed"
+
+
+def invoice(number: int, operation: str = "pay", **more: Any) -> dict[str, Any]:
+    items = [
+        {"operation": "charge", "account": "0x" + "99" * 20, "total_steps_computed": 1},
+        {"operation": operation, "account": WALLET, "total_steps_computed": 2},
+    ]
+    return {"type": "invoice", "executionId": IDS[number], "lineItem": items, **more}
+
+
+def test_a_timeout_of_ages_is_taken_for_a_day(feed: Feed) -> None:
+    feed.say(NOW, received(1, econParams={"executionTimeout": str(2**63 - 1)}))
+    assert feed.task(1).deadline == NOW * 1000 + 86_400_000 + 60_000
+
+
+@pytest.mark.parametrize("more", [{"invoiceId": "7250815217639925488383"}, {}])
+def test_an_invoice_that_comes_line_by_line_is_one_with_all_its_items(feed: Feed, more: dict[str, Any]) -> None:
+    first, *others = json.dumps(invoice(1, **more), indent=1).split("\n")
+    feed.say(NOW, received(1), "InvoiceSubscriber invoice received: " + first)
+    feed.raw(NOW, *others)
+    (row,) = feed.invoices()
+    assert (len(json.loads(row["line_items"])), row["operation"], row["steps"]) == (2, "pay", 2)
+
+
+def test_an_output_that_names_its_task_last_is_nobody_elses(feed: Feed) -> None:
+    feed.say(NOW, received(1), received(2), "Command execution stdout: {")
+    feed.raw(NOW, '  "metering": {"last": {"steps": 999}},', f'  "executionId": "{IDS[1]}" }}')
+    feed.say(NOW + 2, completed(2), completed(1))
+    assert (feed.task(1).gas_used, feed.task(2).gas_used) == (999, None)
+
+
+def test_an_output_from_before_a_restart_belongs_to_no_later_task(feed: Feed) -> None:
+    feed.say(NOW, received(1), received(2), output(111, code=1))
+    feed.feed.recorder.restarted((NOW + 10) * 1000)
+    feed.say(NOW + 20, "Starting services", received(3), completed(3))
+    assert [feed.task(number).status for number in (1, 2, 3)] == ["lost", "lost", "completed"]
+
+
+def test_an_overdue_task_still_gets_its_own_output(feed: Feed) -> None:
+    feed.say(NOW, received(1, econParams={"executionTimeout": 27_000}), "Starting task execution")
+    feed.say(NOW + 80, received(2))
+    feed.say(NOW + 95, output(77), completed(1), output(88), completed(2))
+    assert [(feed.task(number).status, feed.task(number).gas_used) for number in (1, 2)] == [
+        ("completed", 77), ("completed", 88),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", ["2099-01-01 00:00:00 hello", header("hello", NOW + 10**9, wallet="0x" + "d" * 40)])
+def test_a_printed_date_does_not_move_the_logs_clock(feed: Feed, line: str) -> None:
+    feed.say(NOW, received(1), "Starting task execution")
+    feed.raw(NOW + 1, line, stream=2)
+    assert feed.task(1).status == "executing"
+    assert feed.store.first("last_entry_at") < (NOW + 400) * 1000
+
+
+def test_a_reason_on_the_next_line_counts(feed: Feed) -> None:
+    feed.say(NOW, received(1), f"Execution {IDS[1]} failed:")
+    feed.raw(NOW, "  gas limit exceeded")
+    assert (feed.task(1).status, feed.task(1).error) == ("failed", "gas_limit")
+
+
+def test_headless_outputs_are_not_believed_of_a_node_that_writes_headers(feed: Feed) -> None:
+    feed.say(NOW, received(1), received(2), output(1), completed(2), "Command execution stderr: oh")
+    feed.say(NOW + 1, "Heartbeat sent")
+    feed.raw(NOW + 2, f'Command execution stdout: {{"executionId": "{IDS[1]}", "wasi": {{"exitCode": 1}}}}')
+    assert feed.task(1).status == "received"
+
+
+def test_the_words_of_another_container_do_not_go_on_where_the_last_ones_ended(feed: Feed) -> None:
+    feed.say(NOW, "Message received from task_created: {")
+    feed.connect("b2")
+    feed.raw(NOW + 900, "> node app.js banner")
+    rows = feed.store.entries({}, 0, 2**42, None, 9)
+    assert [(row["message"], row["at"] // 1000) for row in rows][:1] == [("> node app.js banner", NOW + 900)]
+    assert [gap["reason"] for gap in feed.store.get("gaps")] == ["the container was replaced"]
+
+
+def test_what_waits_for_its_task_is_kept_without_words(feed: Feed) -> None:
+    feed.say(NOW, received(1), received(2))
+    for second in range(50):
+        body = f'{{"elapsed": "1", "result": "{WALLET} {"z" * 30_000}"}}'
+        feed.say(NOW + second, f"Command execution stdout: {body}")
+    saved = feed.store.first("state", "engine")
+    assert len(saved) < 30_000 and WALLET[2:].lower() not in saved.lower()
+
+
+def test_own_digits_in_a_longer_run_are_known_after_a_restart_of_tbmon(feed: Feed) -> None:
+    feed.say(NOW, "hello")
+    feed.monitor.redactor = tbmon.Redactor(b"k" * 32)
+    feed.connect()
+    feed.raw(NOW + 1, "   from 0x" + "0" * 24 + WALLET[2:])
+    assert [row for row in feed.store.entries({}, 0, 2**42, None, 9) if WALLET[2:] in row["message"]] == []
+
+
+def test_reading_all_again_after_the_clock_was_set_back_stores_nothing_twice(feed: Feed) -> None:
+    lines = [(NOW + second, f"{second} {number}") for second in range(12) for number in range(2000)]
+    lines += [(NOW + second, "same") for second in range(12) for _ in range(3)]
+    lines.sort(key=lambda line: line[0])
+
+    def play(step: int) -> int:
+        for begin in range(0, len(lines), step):
+            some = enumerate(lines[begin : begin + step], begin)
+            times = {at: tbmon.second_text(at).replace(" ", "T") for at, _ in lines}
+            stamped = [(f"{times[at]}.{n:09d}Z", header(text, at)) for n, (at, text) in some]
+            feed.feed.take_lines([(1, stamp.encode(), line.encode()) for stamp, line in stamped])
+            feed.feed.commit()
+        return int(feed.store.read("SELECT COUNT(*) FROM log")[0][0])
+
+    stored = play(2000)
+    feed.monitor.clock = lambda: NOW - 100
+    feed.connect()
+    assert feed.feed.since_s is None
+    assert play(1501) == stored == len(lines) + 1
+
+
+def test_an_own_penalty_told_before_its_task_makes_it_failed(feed: Feed) -> None:
+    tracker = feed.feed.recorder.tracker
+    event = tbmon.record_event(invoice(1, "penalty"), feed.monitor.redactor.clean)
+    assert event is not None and not tracker.see_record(event)  # to be told again, once the task is known
+    feed.say(NOW, received(1))
+    assert tracker.see_record(event)
+    feed.feed.recorder.commit()
+    assert feed.task(1).status == "failed"
+
+
+# Binding again around the seam of history and engine
+
+
+def test_binding_again_changes_no_outcome_that_two_streams_made_clear(feed: Feed) -> None:
+    feed.say(NOW, received(1), received(2))
+    feed.say(NOW + 5, output(11, code=1))
+    feed.say(NOW + 5, output(22), stream=2)
+    feed.say(NOW + 6, completed(1))
+    feed.say(NOW + 6, completed(2), stream=2)
+    before = feed.task(1), feed.task(2)
+    tbmon.bind_again(feed.monitor, NOW * 1000)
+    assert (feed.task(1), feed.task(2)) == before
+    assert [task.status for task in before] == ["failed", "completed"]
+
+
+def test_binding_again_keeps_what_only_the_event_database_told(feed: Feed) -> None:
+    feed.say(NOW, f"Message received from task_created: {{ executionId: '{IDS[1]}' }}")
+    message = {"limits": {"gas": "60000000000", "memory": "1024"}}
+    event = tbmon.record_event({"type": "task_created", "executionId": IDS[1], "message": message}, str)
+    assert event is not None and feed.feed.recorder.tracker.see_record(event)
+    feed.feed.recorder.commit()
+    tbmon.bind_again(feed.monitor, NOW * 1000)
+    assert (feed.task(1).gas_limit, feed.task(1).memory_limit) == (60_000_000_000, 1024)
+
+
+def test_binding_again_knows_the_task_in_work_at_the_windows_edge(feed: Feed) -> None:
+    feed.say(NOW - 2, received(1))
+    feed.say(NOW + 2, received(2))
+    feed.say(NOW + 5, output(11, code=1), completed(1), output(22), completed(2))
+    tbmon.bind_again(feed.monitor, NOW * 1000 + tbmon.SEAM_MS)
+    assert [(feed.task(number).status, feed.task(number).gas_used) for number in (1, 2)] == [
+        ("failed", 11), ("completed", 22),
+    ]  # fmt: skip
+
+
+def test_binding_again_leaves_output_verbatim(feed: Feed) -> None:
+    words = '{"elapsed": "1000000", "result": "wallet:abc wallet: wallet:"}'
+    feed.say(NOW, received(1), f"Command execution stdout: {words}", completed(1))
+    tbmon.bind_again(feed.monitor, NOW * 1000)
+    assert feed.store.get("task_data", IDS[1])[0]["output"] == words
+
+
+# The event database, record by record
+
+
+class Slowly:
+    """A file that gives little at a time."""
+
+    def __init__(self, text: str) -> None:
+        self.parts = iter([text[:24].encode(), *(text[at : at + 7].encode() for at in range(24, len(text), 7))])
+
+    def read(self, size: int) -> bytes:
+        return next(self.parts, b"")
+
+
+@pytest.mark.parametrize("record", ["9" * 5000, "[" * 5000 + '"]"' + "]" * 5000, '"a ] \\" b"', "{}"])
+def test_a_record_that_cannot_be_read_hides_no_other(record: str) -> None:
+    text = f'{{"records": [{{"a": 1}}, {{"b": {record}}}, {{"c": 3}}]}}'
+    for file in (Slowly(text), Slowly("\ufeff" + text.replace(", ", ",\n\t"))):
+        found = list(tbmon.read_records(file))
+        assert (found[0], len(found), found[2]) == ({"a": 1}, 3, {"c": 3})
