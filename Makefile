@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 
 run: $(VENV)/run
-	$(VENV)/bin/python tbmon.py
+	$(VENV)/bin/python -m tbmon
 
 test: $(VENV)/dev
 	$(VENV)/bin/python -m pytest

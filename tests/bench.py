@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import signal
 import sqlite3
 import statistics
@@ -73,12 +74,12 @@ def task(dice: random.Random) -> Iterator[str]:
     """One execution from receipt to invoice, two of its payloads over many lines."""
     number, digest, steps = f"{dice.getrandbits(128):032x}", f"{dice.getrandbits(256):064x}", dice.randrange(10**11)
     execution_id, task_id = f"{number[:8]}-{number[8:12]}-4000-8000-{number[20:]}", f"js_{digest}"
+    other, third = "0x" + "99" * 20, "0x" + "22" * 20
     message = {
         "type": "dispatch_task", "taskId": task_id, "executionId": execution_id, "chainId": "43114",
-        "blockNumber": dice.randrange(10**8), "blockHash": "0x" + digest, "taskRequesterAddress": "0x" + "99" * 20,
+        "blockNumber": dice.randrange(10**8), "blockHash": "0x" + digest, "taskRequesterAddress": other,
         "input": "some message to hash", "econParams": {"requiredSolutions": 2, "executionTimeout": 27000},
-        "limits": {"gas": "60000000000", "call": "65536", "frame": "524288", "memory": "1024"},
-        "workers": {"setNodes": [WALLET, "0x" + "22" * 20]},
+        "limits": {"gas": "60000000000", "memory": "1024"}, "workers": {"setNodes": [WALLET, third]},
     }  # fmt: skip
     created = {"payload": {"type": "task_created", "executionId": execution_id, "message": message}}
     yield "Message received from task_created:\n" + json.dumps(created, indent=2)
@@ -92,10 +93,8 @@ def task(dice: random.Random) -> Iterator[str]:
     yield "Command execution stdout:\n" + json.dumps(output, indent=2)
     yield f"Execution {execution_id} completed"
     yield "Message published to compute_outcome"
-    items = [
-        {"operation": operation, "account": account, "total_steps_computed": steps, "peak_memory_used": 87}
-        for operation, account in (("charge", "0x" + "99" * 20), ("pay", WALLET), ("pay", "0x" + "22" * 20))
-    ]
+    shares = ("charge", other), ("pay", WALLET), ("pay", third)
+    items = [{"operation": what, "account": who, "total_steps_computed": steps} for what, who in shares]
     invoice = {"type": "invoice", "executionId": execution_id, "taskId": task_id, "invoiceId": str(int(number, 16))}
     yield "InvoiceSubscriber invoice received: " + json.dumps({**invoice, "stepGasPrice": 5e-07, "lineItem": items})
 
@@ -127,24 +126,26 @@ class Monitor(Program):
 
     def __enter__(self) -> Monitor:
         self.begun = time.monotonic()
-        self.start()
+        try:
+            self.start()
+            assert self.process.poll() is None, f"tbmon ended: {self.log.read_text('utf-8')[-500:]}"
+        except BaseException:
+            self.__exit__()
+            raise
         self.ready_s = time.monotonic() - self.begun
-        assert self.process.poll() is None, f"tbmon ended: {self.log.read_text('utf-8')[-500:]}"
         self.db = sqlite3.connect(f"file:{self.env['DB_PATH']}?mode=ro", uri=True, isolation_level=None, timeout=10)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.db.close()
         self.process.kill()
         self.process.wait()
 
     def memory_mib(self, name: str) -> float:
         """VmRSS (now) or VmHWM (the most ever) of the process."""
-        lines = Path(f"/proc/{self.process.pid}/status").read_text("ascii").splitlines()
-        return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
+        return int(Path(f"/proc/{self.process.pid}/status").read_text().partition(name + ":")[2].split()[0]) / 1024
 
     def cpu_s(self) -> float:
-        spent = Path(f"/proc/{self.process.pid}/stat").read_text("ascii").rpartition(")")[2].split()
+        spent = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(spent[11]) + int(spent[12])) / os.sysconf("SC_CLK_TCK")
 
 
@@ -202,8 +203,8 @@ def engine(folder: Path, quick: bool) -> Iterator[Figure]:
 def idle(folder: Path, quick: bool) -> Iterator[Figure]:
     with container(folder) as (node, _), Monitor(folder / "data", CONTAINER_NAME=node.name) as program:
         time.sleep(10)
-        yield Figure("idle: RSS after 10 s", program.memory_mib("VmRSS"), "MiB", 42)
         before = program.cpu_s()
+        yield Figure("idle: RSS after 10 s", program.memory_mib("VmRSS"), "MiB", 42)
         time.sleep(10)
         yield Figure("idle: CPU over 10 s", (program.cpu_s() - before) * 10, "% of a core")
 
@@ -248,12 +249,12 @@ MEASURES: dict[str, Callable[[Path, bool], Iterator[Figure]]] = {
 
 def surroundings() -> dict[str, object]:
     """Where the figures are taken."""
-    models = [line for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines() if line.startswith("model name")]
+    model = Path("/proc/cpuinfo").read_text().partition("model name\t: ")[2].partition("\n")[0]
+    engine_version = docker("version", "-f", "{{.Server.Version}}", check=False) if shutil.which("docker") else ""
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "cores": os.cpu_count(),
-        "CPU": models[0].partition(":")[2].strip() if models else platform.machine(),
-        "load": round(os.getloadavg()[0], 1), "Python": platform.python_version(),
-        "engine": docker("version", "-f", "{{.Server.Version}}", check=False) or "none",
+        "CPU": model or platform.machine(), "load": round(os.getloadavg()[0], 1),
+        "Python": platform.python_version(), "engine": engine_version or "none",
     }  # fmt: skip
 
 
