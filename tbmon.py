@@ -63,11 +63,8 @@ from typing import Any, NamedTuple
 
 __version__ = "0.1.0"
 
-KIB = 1024
-MIB = 1024 * 1024
-MINUTE_MS = 60_000
-HOUR_MS = 60 * MINUTE_MS
-DAY_MS = 24 * HOUR_MS
+KIB, MIB = 1024, 1024 * 1024
+MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 
 ENTRY_BYTES = 64 * KIB  # kept of one log entry; its identity covers the whole header line
 LINE_BYTES = 256 * KIB  # kept of one physical line while its pieces are joined
@@ -475,7 +472,7 @@ class Assembler:
     """Joins one stream's lines to entries; pure but for what it remembers of the stream.
 
     Feed it whole lines as (bytes without newline, engine's stamp in ms or None, place), where `place`
-    names a line that has no stamp before it: the engine's stamp as text, or file and offset.
+    tells apart lines that have no stamp before them: the engine's stamp, or the offset in the file.
     """
 
     def __init__(self, redactor: Redactor, last_second: int | None = None) -> None:
@@ -485,7 +482,7 @@ class Assembler:
         self.stamp, self.second = b"", last_second
         self.compose, self.dated = False, False  # what the last header had before it, and so its continuations
 
-    def feed(self, lines: Iterable[tuple[bytes, int | None, bytes]]) -> list[Entry]:
+    def feed(self, lines: Iterable[tuple[bytes, int | None, object]]) -> list[Entry]:
         """Return every entry that began or grew, in order; the last one may grow again at the next call."""
         entries: list[Entry] = []
         for raw, engine_ms, place in lines:
@@ -512,13 +509,17 @@ class Assembler:
         return entries
 
     def read_stamp(self, stamp: bytes) -> bool:
-        second = parse_second(stamp.decode("ascii", "replace"))
+        second = None
+        if self.second is not None and stamp[:17] == self.stamp[:17] and b"00" <= stamp[17:] <= b"59":
+            second = self.second + int(stamp[17:]) - int(self.stamp[17:]) if stamp[17:].isdigit() else None
+        if second is None:
+            second = parse_second(stamp.decode("ascii", "replace"))
         if second is None or stamp[10:11] != b" ":
             return False
         self.stamp, self.second = stamp, second
         return True
 
-    def read_line(self, line: str, engine_ms: int | None, place: bytes) -> Entry | None:
+    def read_line(self, line: str, engine_ms: int | None, place: object) -> Entry | None:
         """Return the entry that `line` begins; or None, after adding it to the open one."""
         begin = PREFIX.match(line)
         tail = TAIL.fullmatch(line, begin.end() + 19) if begin is not None else None
@@ -556,14 +557,14 @@ class Assembler:
             self.known[words] = head, kind, text, header_id
         return Entry(self.stamp_second(), head, kind, text, header_id, engine_ms)
 
-    def read_headless(self, line: str, bare: str, engine_ms: int | None, place: bytes) -> Entry:
+    def read_headless(self, line: str, bare: str, engine_ms: int | None, place: object) -> Entry:
         """An entry without a header takes the stamp before it; where there is none, `place` tells it apart."""
         kind = "execution_output" if line.startswith("Command execution std") else "raw"
         own = parse_second(line[:19]) if line[10:11] == " " else None
         second = self.second if own is None else own
         plain = self.redactor.clean(line, "wallet:")
         if second is None:
-            plain += "\0" + place.decode("ascii", "replace")
+            plain += f"\0{place}"
         header_id = keyed(self.redactor.key, "line", plain)[:12]
         stamp = second if second is not None else (engine_ms or 0) // 1000
         raw = line[:ENTRY_BYTES] if kind in PAYLOAD_TYPES else ""
@@ -2094,7 +2095,7 @@ class Recorder:
             entry.key, entry.seq, entry.at, entry.believed = row["key"], row["seq"], row["at"], before["believed"]
             assembler.open = entry
 
-    def feed(self, stream: str, lines: Iterable[tuple[bytes, int | None, bytes]]) -> None:
+    def feed(self, stream: str, lines: Iterable[tuple[bytes, int | None, object]]) -> None:
         """Take whole lines of one stream; what comes of them is stored at `commit`."""
         assembler = self.assemblers.setdefault(stream, Assembler(self.monitor.redactor))
         for entry in assembler.feed(lines):
@@ -2356,7 +2357,7 @@ class LogFileReader:
             nonlocal offset
             places = []
             for line in lines:
-                places.append((line, None, b"%s:%d" % (name.encode(), offset)))
+                places.append((line, None, offset))
                 offset += len(line) + 1
             self.recorder.feed("file", places)
             self.known.pop(before, None)
