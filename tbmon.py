@@ -352,6 +352,7 @@ def keyed(key: bytes, kind: str, text: str) -> bytes:
     """
     return hmac.digest(key, kind.encode() + b"\0" + text.encode("ascii", "ignore"), "sha256")
 
+cached_keyed = functools.lru_cache(1024)(keyed)  # for the few addresses of a log
 class Redactor:
     """Replaces wallet addresses by `wallet:` + 16 hex digits that only the local key can make.
 
@@ -374,13 +375,13 @@ class Redactor:
         return self.pseudonym(digits)
 
     def pseudonym(self, digits: str) -> str:
-        return "wallet:" + keyed(self.key, "wallet", digits[-40:].lower()).hex()[:16]
+        return "wallet:" + cached_keyed(self.key, "wallet", digits[-40:].lower()).hex()[:16]
 
     def clean(self, text: str, replacement: str = "") -> str:
         """Return `text` without addresses; each becomes `replacement`, or its pseudonym if that is empty."""
         if "wallet:" in text:
             text = text.replace("wallet:", "wallet::")
-        if HEX_RUN.search(text) is None:
+        if len(text) < 40 or HEX_RUN.search(text) is None:
             return text
 
         def named(found: re.Match[str]) -> str:
@@ -1554,13 +1555,12 @@ class Stats(NamedTuple):
 
 def read_container(answer: Mapping[str, Any]) -> Container:
     """Pick what we keep from an inspect answer (Docker API, ContainerInspect)."""
-    started = parse_time(part(answer, "State", "StartedAt"))
     return Container(
         id=str(answer.get("Id", "")),
         name=str(answer.get("Name", "")).lstrip("/"),
         state=str(part(answer, "State", "Status")),
         running=bool(part(answer, "State", "Running")),
-        started_at=started,  # a container that never ran says year 1, which is no time for us
+        started_at=parse_time(part(answer, "State", "StartedAt")),  # year 1 if it never ran: no time for us
         created=parse_time(answer.get("Created")),
         image=str(part(answer, "Config", "Image")),
         restart_count=whole(answer.get("RestartCount")) or 0,
@@ -2117,7 +2117,7 @@ class Recorder:
             if entry.head is not None and entry.believed:  # what a task prints must not move the log's clock
                 self.newest_at = max(self.newest_at or 0, entry.at)
         flags = self.record(entry, stream)
-        if fresh:
+        if fresh and flags:
             self.counted["unrecognised"] += flags // UNRECOGNISED & 1
             self.counted["suspect"] += flags & SUSPECT
 
@@ -2622,9 +2622,9 @@ class EngineFeed:
         cursor["first_at"] = cursor.get("first_at") or recorder.first_at
         newest_s = parse_second(cursor["newest"][:19]) or 0
         oldest = second_text(max(0, newest_s - OVERLAP_S - 1)).replace(" ", "T")
-        near = [line for line in self.fresh_lines if line[0] >= oldest.encode()]
-        names = [line_name(stream, stamp, body) for stamp, stream, body in near]
-        newest = max((stamp for stamp, _, _ in near), default=b"").decode("ascii", "replace")
+        since = oldest.encode()
+        names = [line_name(stream, stamp, body) for stamp, stream, body in self.fresh_lines if stamp >= since]
+        newest = self.newest.decode("ascii", "replace")
         recorder.commit(lambda db: self.monitor.store.save_overlap(db, newest, names, oldest))
         self.fresh_lines.clear()
         self.dirty = False
