@@ -2764,8 +2764,8 @@ class Follower:
             try:
                 self.history = None if next(self.history, self) is self else self.history
             except DockerError as error:
-                log.warning("ingest: the node's log files could not be read: %s", error)
-                self.history = None
+                log.warning("ingest: the log files could not be read: %s; the next connection tries again", error)
+                self.history = self.imported = None
 
     def has_more(self, feed: EngineFeed) -> bool:
         """Ask for the log's last line on another connection: has it something that this one did not bring?"""
