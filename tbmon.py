@@ -1134,7 +1134,8 @@ QUERIES = {  # by `Store.get` and `Store.first`
     "task": f"SELECT {', '.join(TASK_COLUMNS)} FROM task WHERE execution_id = ?",
     "tasks_between": f"SELECT {', '.join(TASK_COLUMNS)} FROM task WHERE IFNULL(received_at, 0) BETWEEN ? AND ?",
     "task_data": "SELECT input, output, error_text FROM task_data WHERE execution_id = ?",
-    "task_events": "SELECT at, event FROM task_event WHERE execution_id = ? ORDER BY at",
+    "task_events": "SELECT at, event FROM task_event WHERE execution_id = ? ORDER BY at, instr("
+    "'task_received task_download task_start execution_output task_completed task_failed lost', event)",
     "last_task_at": "SELECT received_at FROM task ORDER BY IFNULL(received_at, 0) DESC, id DESC LIMIT 1",
     "recent_outcomes": "SELECT status FROM task WHERE status IN ('completed', 'failed')"
     " ORDER BY IFNULL(received_at, 0) DESC, id DESC LIMIT 20",
@@ -2998,8 +2999,8 @@ def set_verdict(monitor: Monitor) -> None:
         restarts_10_min=store.first("starts_since", now - 10 * MINUTE_MS),
         recognised=recognised / entries if entries >= 50 else None,
     )  # fmt: skip
-    verdict = judge_node(symptoms)
-    if monitor.verdict is None or monitor.verdict.state != verdict.state:
+    verdict, old = judge_node(symptoms), monitor.verdict
+    if old is None or old.state != verdict.state or (old.state == "blind" and old.reason != verdict.reason):
         saved = json.loads(store.first("state", "verdict") or "{}")
         since = saved.get("since") if saved.get("state") == verdict.state else now
         monitor.verdict_since = since
@@ -3170,8 +3171,7 @@ class Api:
         if self.api_key and not (scheme.lower() == "bearer" and same_secret(key.strip(" "), self.api_key)):
             challenge = {"WWW-Authenticate": "Bearer"}
             raise Refusal(401, "this needs the API key: send the header 'Authorization: Bearer KEY'", **challenge)
-        given = environ.get("HTTP_X_TASK_DATA_PASSWORD", "")
-        if access == "private" and not same_secret(given, self.password):
+        if access == "private" and not same_secret(environ.get("HTTP_X_TASK_DATA_PASSWORD", ""), self.password):
             raise Refusal(401, "this needs the task-data password: send it in the header X-Task-Data-Password")
 
     def health(self) -> dict[str, Any]:
