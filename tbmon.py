@@ -1332,7 +1332,7 @@ class Store:
         """All rows of a query, on the calling thread's own read-only connection."""
         db: sqlite3.Connection | None = getattr(self.readers, "db", None)
         if db is None:
-            uri = f"{self.path.absolute().as_uri()}?mode=ro"
+            uri = f"{self.path.as_uri()}?mode=ro"
             db = self.readers.db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10)
             db.row_factory = sqlite3.Row
             db.execute("PRAGMA query_only = 1")
@@ -1614,7 +1614,7 @@ class DockerEngine:
         try:
             client = self.client
             if client is None:  # asks for /version, and agrees on the API version
-                client = self.docker.APIClient(self.url, version="auto", timeout=TIMEOUT_S, tls=self.tls or False)
+                client = self.docker.APIClient(self.url, version="auto", timeout=TIMEOUT_S, tls=self.tls)
                 client.headers["Accept-Encoding"] = "identity"  # an archive would come compressed
                 self.client = client
             url = f"{client.base_url}/v{client.api_version}{call}"
