@@ -26,6 +26,7 @@ import argparse
 import base64
 import codecs
 import contextlib
+import csv
 import fcntl
 import functools
 import gzip
@@ -34,9 +35,11 @@ import heapq
 import hmac
 import importlib.util
 import io
+import ipaddress
 import itertools
 import json
 import logging
+import math
 import os
 import posixpath
 import random
@@ -87,9 +90,35 @@ class UserError(Exception):
 # 1. Configuration                                                (environment)
 # ---------------------------------------------------------------------------
 
+ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII)
+
 def setting(default: object, text: str, **rules: Any) -> Any:
     """Declare one field of Config; `rules`: low and high, choices, pattern and what it `takes`, secret, check."""
     return field(default=default, metadata={"help": text, **rules})
+
+def check_hosts(text: str) -> None:
+    """Raise ValueError unless `text` is host names with commas between them."""
+    for name in split_list(text):
+        if not re.fullmatch(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9])?", name, re.I | re.ASCII):
+            raise ValueError("takes host names with commas, like monitor.example.org, without http:// or port")
+
+def check_origins(text: str) -> None:
+    """Raise ValueError unless `text` is * or origins with commas between them."""
+    for origin in split_list(text):
+        if origin != "*" and not ORIGIN.fullmatch(origin.lower()):
+            raise ValueError("takes origins with commas, like https://monitor.example.org, or *")
+
+def check_networks(text: str) -> None:
+    """Raise ValueError unless `text` is addresses or networks with commas between them."""
+    try:
+        for name in split_list(text):
+            ipaddress.ip_network(name)
+    except ValueError:
+        raise ValueError("takes addresses or networks with commas, like 172.18.0.2 or 172.18.0.0/16") from None
+
+def split_list(text: str) -> list[str]:
+    """The parts of a setting that takes several, with commas between them."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 def check_zone(text: str) -> None:
     """Raise ValueError unless `text` is auto or a zone this machine knows."""
@@ -125,8 +154,23 @@ class Config:
     max_db_bytes: int = setting(2 * 1024 * MIB, "oldest log entries go when the file is larger", low=8 * MIB)
     api_key: str = setting("", "if set, the API asks for it: Authorization: Bearer KEY", secret=True)
     task_data_password: str = setting("", "opens log and task data; generated if empty", secret=True)
-    allowed_hosts: str = setting("", "further host names this monitor is reached under, with commas")
+    allowed_origins: str = setting(
+        "", "origins of pages that may ask, with commas; * lets any page GET what is open", check=check_origins
+    )
+    allowed_hosts: str = setting(
+        "", "further host names this monitor is reached under, with commas", check=check_hosts
+    )  # fmt: skip
+    trusted_proxy: str = setting(
+        "", "addresses or networks of proxies whose X-Forwarded-For counts, with commas", check=check_networks
+    )
+    api_rate_limit: int = setting(500, "requests a minute of one address or session; 0 is no limit", high=10**6)
+    ws_auth_required: bool = setting(False, "the live stream asks for WS_AUTH_TOKEN")
+    ws_auth_token: str = setting("", "opens the live stream; generated if required and empty", secret=True)
+    ws_max_connections: int = setting(100, "live streams at once", high=1000)
+    ws_max_per_ip: int = setting(5, "live streams of one address", low=1, high=1000)
+    ws_auth_timeout: int = setting(30000, "without effect: a stream without its token is refused at once")
     max_output_data_bytes: int = setting(102400, "kept of a task's input and of its output", low=0, high=16 * MIB)
+    max_artifact_bytes: int = setting(20 * MIB, "largest wasm module that can be downloaded", high=256 * MIB)
     node_env: str = setting("production", "development logs at debug level", choices=("production", "development"))
     log_level: str = setting("info", "least level of tbmon's own log", choices=("debug", "info", "warning", "error"))
 
@@ -1035,6 +1079,8 @@ def judge_node(seen: Symptoms) -> Verdict:
 # ---------------------------------------------------------------------------
 
 APPLICATION_ID = 0x74626D6E  # "tbmn": marks our files in the SQLite header
+READERS = 8  # read-only connections kept open; each may hold a MiB of pages
+AUDIT_ROWS = 10_000  # the newest are kept
 ENGINE, FILES = 1, 2  # bits of log.sources
 SUSPECT, UNRECOGNISED, UNSTAMPED = 1, 2, 4  # bits of log.flags
 
@@ -1078,6 +1124,12 @@ MIGRATIONS = (
     CREATE INDEX invoice_time ON invoice (IFNULL(at, 0), id);
     CREATE INDEX invoice_execution ON invoice (execution_id);
     """,
+    """
+    CREATE TABLE audit (
+        id INTEGER PRIMARY KEY, at INTEGER NOT NULL, event TEXT NOT NULL, address TEXT NOT NULL, detail TEXT NOT NULL
+    );
+    CREATE INDEX task_status ON task (status, IFNULL(received_at, 0), id);
+    """,
 )
 
 TASK_COLUMNS = tuple(item.name for item in fields(Task))
@@ -1104,6 +1156,7 @@ WRITES = {  # by `Store.put`
     "binding": "UPDATE log SET execution_id = ? WHERE key = ?",
     "task_event": "INSERT OR IGNORE INTO task_event (execution_id, at, event) VALUES (?, ?, ?)",
     "start": "INSERT OR IGNORE INTO start (started_at, container_id) VALUES (?, ?)",
+    "audit": "INSERT INTO audit (at, event, address, detail) VALUES (?, ?, ?, ?)",
     "gap": "INSERT INTO gap (from_at, to_at, reason) VALUES (?, ?, ?)",
 }
 SAVE_INVOICE = """
@@ -1119,6 +1172,7 @@ SAVE_INVOICE = """
         steps = IFNULL(excluded.steps, steps), memory_peak = IFNULL(excluded.memory_peak, memory_peak),
         confirmed = MAX(confirmed, excluded.confirmed)
 """
+LOG_COLUMNS = "key, seq, at, level, type, sources, flags, execution_id, message"
 QUERIES = {  # by `Store.get` and `Store.first`
     "quick_check": "PRAGMA quick_check(1)",
     "state": "SELECT value FROM state WHERE name = ?",
@@ -1141,6 +1195,26 @@ QUERIES = {  # by `Store.get` and `Store.first`
     " ORDER BY IFNULL(received_at, 0) DESC, id DESC LIMIT 20",
     "overdue": "SELECT execution_id FROM task WHERE status IN ('received', 'executing')"
     " AND (deadline < ? OR received_at < ?)",
+    "task_row": "SELECT * FROM task WHERE execution_id = ?",
+    "invoice_row": "SELECT * FROM invoice WHERE name = ?",
+    "log_row": f"SELECT {LOG_COLUMNS} FROM log WHERE key = ?",
+    "gap_count": "SELECT COUNT(*) FROM gap",
+    "task_totals": "SELECT status, COUNT(*) AS tasks, COUNT(elapsed_ms) AS timed, TOTAL(elapsed_ms) AS elapsed_ms,"
+    " TOTAL(gas_used) AS steps FROM task GROUP BY status",
+    "invoice_summary": """
+    SELECT COUNT(*) AS total, IFNULL(SUM(operation = 'pay'), 0) AS paid,
+        IFNULL(SUM(operation = 'penalty'), 0) AS penalised, IFNULL(SUM(confirmed), 0) AS confirmed,
+        (SELECT COUNT(*) FROM task WHERE status = 'completed' AND NOT EXISTS
+            (SELECT 1 FROM invoice WHERE invoice.execution_id = task.execution_id)) AS tasks_without_invoice,
+        IFNULL(SUM(NOT EXISTS (SELECT 1 FROM task WHERE task.execution_id = invoice.execution_id)), 0)
+            AS invoices_without_task
+    FROM invoice
+    """,
+    "invoice_months": """
+    SELECT strftime('%Y-%m', at / 1000, 'unixepoch') AS month, operation, step_gas_price AS price,
+        COUNT(*) AS invoices, SUM(steps / 1000000000) AS high, SUM(steps % 1000000000) AS low
+    FROM invoice GROUP BY month, operation, price ORDER BY month DESC
+    """,
     "invoice_of": "SELECT invoice_id FROM invoice WHERE execution_id = ? ORDER BY id LIMIT 1",
     "invoice_count": "SELECT COUNT(*) FROM invoice",
     "invoices_of_others": "SELECT execution_id, line_items FROM invoice WHERE operation IS NULL",
@@ -1154,6 +1228,14 @@ QUERIES = {  # by `Store.get` and `Store.first`
     FROM task
     """,
 }
+
+PAGE_ORDER = {"task": "received_at", "invoice": "at", "audit": "at"}  # the time by which each table is listed
+FILTERS = {  # by `Store.page` and `Store.entries`
+    "since": "IFNULL({order}, 0) >= ?", "until": "IFNULL({order}, 0) < ?", "execution_id": "execution_id = ?",
+    "status": "status = ?", "type": "{type} = ?", "operation": "operation = ?", "level": "level = ?",
+    "matched": "EXISTS (SELECT 1 FROM {other} WHERE {other}.execution_id = {table}.execution_id) = ?",
+    "search": "message LIKE ? ESCAPE '!'",
+}  # fmt: skip
 
 def literal_like(text: str) -> str:
     """A LIKE pattern that finds `text` anywhere, its own wildcards taken literally (ESCAPE '!')."""
@@ -1208,7 +1290,7 @@ class Store:
     def __init__(self, path: Path, local_key: bytes) -> None:
         self.path, self.local_key = path.resolve(), local_key
         self.lock = threading.Lock()  # held by whoever writes
-        self.readers = threading.local()
+        self.readers: list[sqlite3.Connection] = []  # read-only connections that nobody uses now
         self.own: frozenset[str] = frozenset()
         path.parent.mkdir(parents=True, exist_ok=True)
         self.refuse_foreign()
@@ -1310,6 +1392,8 @@ class Store:
 
     def close(self) -> None:
         with self.lock:
+            while self.readers:
+                self.readers.pop().close()
             with contextlib.suppress(sqlite3.Error):  # a full disk must not keep us from ending
                 self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self.db.close()
@@ -1329,15 +1413,25 @@ class Store:
                 raise
 
     def read(self, sql: str, values: Sequence[object] | Mapping[str, object] = ()) -> list[sqlite3.Row]:
-        """All rows of a query, on the calling thread's own read-only connection."""
-        db: sqlite3.Connection | None = getattr(self.readers, "db", None)
-        if db is None:
+        """All rows of a query, on a read-only connection that no other thread uses meanwhile."""
+        try:
+            db = self.readers.pop()
+        except IndexError:
             uri = f"{self.path.as_uri()}?mode=ro"
-            db = self.readers.db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10)
+            db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10, check_same_thread=False)
             db.row_factory = sqlite3.Row
             db.execute("PRAGMA query_only = 1")
             db.execute("PRAGMA cache_size = -1024")
-        return db.execute(sql, values).fetchall()
+        try:
+            rows = db.execute(sql, values).fetchall()
+        except BaseException:
+            db.close()
+            raise
+        if len(self.readers) < READERS:
+            self.readers.append(db)
+        else:
+            db.close()
+        return rows
 
     def get(self, what: str, *values: object) -> list[sqlite3.Row]:
         """The rows of one of QUERIES."""
@@ -1396,12 +1490,11 @@ class Store:
         """Keep an invoice once, whatever told of it; return the node's own line item, if it has one."""
         found = event.fields
         items = json.dumps(found["line_items"])
-        content = f"{event.execution_id} {items}"  # two of an execution without an id differ in their items
         mine = own_item(found["line_items"], self.own)
         shown = mine or (found["line_items"][0] if found["line_items"] else {})
         values = {
             **found,
-            "name": found["invoice_id"] or "-" + keyed(self.local_key, "invoice", content).hex()[:32],
+            "name": self.invoice_name(event),
             "execution_id": event.execution_id,
             "line_items": items,
             "operation": mine["operation"] if mine else None,
@@ -1411,6 +1504,11 @@ class Store:
         }
         db.execute(SAVE_INVOICE, values)
         return mine
+
+    def invoice_name(self, event: Event) -> str:
+        """What an invoice is known by; two of an execution without an id differ in their items."""
+        content = f"{event.execution_id} {json.dumps(event.fields['line_items'])}"
+        return event.fields["invoice_id"] or "-" + keyed(self.local_key, "invoice", content).hex()[:32]
 
     def add_own(self, db: sqlite3.Connection, pseudonym: str) -> None:
         """Remember one of the node's own wallets and look for it in the invoices kept so far."""
@@ -1443,9 +1541,15 @@ class Store:
         with self.write() as db:
             sql = "DELETE FROM log WHERE key IN (SELECT key FROM log WHERE key < ? AND at < ? ORDER BY key LIMIT 500)"
             gone = db.execute(sql, (key_of(before // 1000), before)).rowcount
+            db.execute("DELETE FROM audit WHERE id <= (SELECT MAX(id) FROM audit) - ?", (AUDIT_ROWS,))
         with self.lock:
             self.db.executescript("PRAGMA incremental_vacuum(1000)")  # execute() would stop after one page
         return gone or int(sizes[1] > 0)
+
+    def is_sound(self) -> bool:
+        """Check the file, from the disk and not from a reader's memory; takes about 0.2 s for a million rows."""
+        self.readers.clear()
+        return bool(self.first("quick_check") == "ok")
 
     # What the API shows
 
@@ -1455,16 +1559,21 @@ class Store:
             text = text.replace(pseudonym, "wallet:self")
         return text
 
+    def size_bytes(self) -> int:
+        """The size of the file, without its write-ahead log."""
+        return int(self.read("PRAGMA page_count")[0][0] * self.read("PRAGMA page_size")[0][0])
+
     def node(self) -> dict[str, Any]:
         """What is known of the node, by name."""
         return {row["name"]: json.loads(row["value"]) for row in self.get("node")}
 
     def page(
-        self, table: str, order: str, where: Mapping[str, object], before: tuple[int, int] | None, limit: int, skip: int
+        self, table: str, filters: Mapping[str, object], before: tuple[int, int] | None, limit: int, skip: int
     ) -> list[sqlite3.Row]:
-        """Rows of `task` or `invoice`, newest first by (`order`, id); `where` maps conditions to their values."""
-        assert table in ("task", "invoice") and order in ("received_at", "at")
-        conditions, values = ["1", *where], list(where.values())
+        """Rows of a table, newest first by (PAGE_ORDER, id); `filters` maps names of FILTERS to their values."""
+        order = PAGE_ORDER[table]
+        names = {"table": table, "order": order, "other": {"task": "invoice"}.get(table, "task"), "type": "task_type"}
+        conditions, values = ["1", *(FILTERS[name].format_map(names) for name in filters)], list(filters.values())
         if before is not None:
             conditions.append(f"(IFNULL({order}, 0), id) < (?, ?)")
             values += before
@@ -1475,7 +1584,7 @@ class Store:
         return self.read(sql, (*values, limit, skip))
 
     def entries(
-        self, where: Mapping[str, object], since: int, until: int, before: tuple[bytes, int] | None, limit: int
+        self, filters: Mapping[str, object], since: int, until: int, before: tuple[bytes, int] | None, limit: int
     ) -> list[sqlite3.Row]:
         """Log entries, newest first by (second, seq, key), at most `limit`; `before` is (key, seq) of the last seen.
 
@@ -1489,11 +1598,12 @@ class Store:
         last = None if before is None else (before[0][:4], before[1], before[0])
         if before is not None:
             high = min(high, key_of(int.from_bytes(before[0][:4], "big") + 1))
+        where = [FILTERS[name].format(type="type") for name in filters]
         sql = (
-            "SELECT key, seq, at, level, type, sources, flags, execution_id, message FROM log"
+            f"SELECT {LOG_COLUMNS} FROM log"
             f" WHERE {' AND '.join(['key >= ? AND key < ? AND at >= ? AND at < ?', *where])} ORDER BY key DESC"
         )
-        values = since, until, *where.values()
+        values = since, until, *filters.values()
         rows: list[sqlite3.Row] = []
         while True:
             found = self.read(f"{sql} LIMIT ?", (low, high, *values, limit + 1))
@@ -1517,7 +1627,8 @@ class Store:
 LOGS_PATH = "/app/logs/@truebit"
 EVENT_DB_PATH = "/app/build/datadb"
 EVENT_DB_NAME = "-eventDB.json"  # how the names end; before it may stand the wallet
-ARCHIVE_PREFIXES = (LOGS_PATH, EVENT_DB_PATH)
+CACHE_PATH = "/app/build/wasm-files/cache"  # CACHE_PATH/VERSION/HASH/prepared.wasm
+ARCHIVE_PREFIXES = (LOGS_PATH, EVENT_DB_PATH, CACHE_PATH)
 ENGINE_CALLS = re.compile(r"/(?:_ping|version|containers/[a-zA-Z0-9][\w.-]*/(?:json|logs|stats|archive))", re.ASCII)
 TIMEOUT_S = 5  # for an answer of the engine
 SILENT_S = 3600  # a stream may be silent this long; a follower that mistrusts it looks sooner
@@ -1610,7 +1721,7 @@ class DockerEngine:
         if method not in ("GET", "HEAD") or not ENGINE_CALLS.fullmatch(call):
             raise ValueError(f"{method} {call} is not among the calls tbmon makes")
         if "path" in query and not is_allowed_path(str(query["path"])):
-            raise ValueError("path outside the node's logs and event database")
+            raise ValueError("path outside the folders of the node that may be read")
         try:
             client = self.client
             if client is None:  # asks for /version, and agrees on the API version
@@ -1748,6 +1859,42 @@ def resolve(engine: DockerEngine, name: str, path: str) -> tuple[str, PathStat] 
             return None
     return None
 
+CACHE_LOOK_S, CACHE_LOOK_BYTES = 2.0, 512 * MIB  # spent at most on finding the folders of the cache
+
+def cache_folders(engine: DockerEngine, name: str) -> list[str]:
+    """The cache's folders, one for each version of the node, newest name first.
+
+    There is no listing, so the tar of the cache is passed; of a large one only the beginning.
+    """
+    found, folders = resolve(engine, name, CACHE_PATH), dict[str, None]()
+    if found is None:
+        return []
+    until = time.monotonic() + CACHE_LOOK_S
+    with engine.archive(name, found[0]) as tar:
+        for member in tar or ():
+            parts = member.name.split("/")
+            if len(parts) > 2 or (len(parts) == 2 and member.isdir()):
+                folders[f"{found[0]}/{parts[1]}"] = None
+            if member.offset > CACHE_LOOK_BYTES or time.monotonic() > until:
+                break
+    return sorted(filter(is_allowed_path, folders), reverse=True)
+
+def find_module(engine: DockerEngine, name: str, digest: str) -> tuple[str, PathStat] | None:
+    """The prepared wasm module of this hash in the node's cache (node-data.md, 1), or None."""
+    for folder in cache_folders(engine, name):
+        found = resolve(engine, name, f"{folder}/{digest}/prepared.wasm")
+        if found is not None:
+            return found
+    return None
+
+def read_module(engine: DockerEngine, name: str, path: str, most: int) -> bytes | None:
+    """The bytes of a file that has at most `most`; copied at once, since an open archive holds the container."""
+    with engine.archive(name, path) as tar:
+        for member in tar or ():
+            if member.isfile() and member.size <= most and tar is not None and (file := tar.extractfile(member)):
+                return file.read()
+    return None
+
 class FrameReader:
     """Cuts the engine's log bytes into whole lines: (stream, engine's stamp, line); ends on any byte.
 
@@ -1832,6 +1979,39 @@ OUTPUT_COLUMNS = (
     "elapsed_ms", "gas_used", "memory_peak", "exit_code", "cached", "wasm_hash", "gas_limit", "memory_limit",
 )  # fmt: skip
 
+class Happening(NamedTuple):
+    """One thing that the live stream tells, by its name only; the store knows the rest."""
+    number: int
+    kind: str  # task, invoice, semaphore, node_status, network_stats, gap, log or reset
+    key: Any  # execution id, invoice's name, subscriber, entry's key, or None
+
+class Ring:
+    """The last SIZE happenings, numbered; written by ingest and upkeep, read by the live streams' threads."""
+    SIZE = 10_000
+
+    def __init__(self) -> None:
+        self.kept: deque[Happening] = deque(maxlen=self.SIZE)
+        self.newest = 0
+        self.news = threading.Condition()
+
+    def add(self, names: Iterable[tuple[str, object]]) -> None:
+        """Tell of what the store holds by now."""
+        with self.news:
+            for kind, key in names:
+                self.newest += 1
+                self.kept.append(Happening(self.newest, kind, key))
+            self.news.notify_all()
+
+    def after(self, number: int, timeout_s: float) -> list[Happening] | None:
+        """What followed `number`, waited for if there is nothing; None if some of it is no longer kept."""
+        with self.news:
+            if number == self.newest:
+                self.news.wait(timeout_s)
+            missed = self.newest - number
+            if not 0 <= missed <= len(self.kept):
+                return None
+            return list(itertools.islice(self.kept, len(self.kept) - missed, None))
+
 @dataclass
 class Monitor:
     """What the threads share. Each attribute has one writer, named beside it, and is replaced whole."""
@@ -1850,6 +2030,14 @@ class Monitor:
     lag_ms: int = 0  # ingest: how far behind the log it is, 0 when all is read
     verdict: Verdict | None = None  # upkeep
     verdict_since: int | None = None  # upkeep
+    ring: Ring = field(default_factory=Ring)
+    started_at: int = 0  # main; ms
+
+    def note_gap(self, since: int | None, until: int | None, reason: str) -> None:
+        """Keep that lines may be missing between two times (ms)."""
+        with self.store.write() as db:
+            self.store.put(db, "gap", [(since, until, reason)])
+        self.ring.add([("gap", None)])
 
     def now(self) -> int:
         """The clock in milliseconds."""
@@ -2062,8 +2250,8 @@ class Recorder:
     so that a new Recorder goes on where the last commit stood. Used by the ingest thread only.
     """
 
-    def __init__(self, monitor: Monitor, source: int, fresh_pass: bool = False) -> None:
-        self.monitor, self.store, self.source = monitor, monitor.store, source
+    def __init__(self, monitor: Monitor, source: int, fresh_pass: bool = False, live: bool = True) -> None:
+        self.monitor, self.store, self.source, self.live = monitor, monitor.store, source, live
         self.name = {ENGINE: "engine", FILES: "files"}[source]
         saved: dict[str, Any] = json.loads(self.store.first("state", self.name) or "{}")
         self.cursor: dict[str, Any] = saved.get("cursor", {})
@@ -2220,6 +2408,14 @@ class Recorder:
             "newest_second": self.newest_second, "streams": streams, "loose": sorted(self.loose),
         }  # fmt: skip
 
+    def told(self) -> Iterator[tuple[str, object]]:
+        """What the live stream tells of a commit."""
+        yield from (("log", key) for key in self.rows)
+        yield from (("task", execution_id) for execution_id in self.tracker.tasks)
+        yield from (("invoice", self.store.invoice_name(event)) for event, _ in self.tracker.invoices)
+        slots = {name.partition(" ")[2] for name in self.tracker.node if name.startswith(("current ", "total "))}
+        yield from (("semaphore", subscriber) for subscriber in slots)
+
     def commit(self, also: Callable[[sqlite3.Connection], None] | None = None) -> None:
         """Store everything taken since the last commit, with the place to go on from."""
         if self.heard is not None:
@@ -2233,6 +2429,8 @@ class Recorder:
             self.store.put(db, "counter", self.counted.items())
             if also is not None:
                 also(db)
+        if self.live:
+            self.monitor.ring.add(self.told())
         self.oldest_at = self.monitor.now() - self.monitor.config.log_retention_days * DAY_MS
         self.heard = None
         self.rows.clear()
@@ -2382,13 +2580,14 @@ def import_history(monitor: Monitor, engine: DockerEngine, seam: int) -> Iterato
     """Read the container's log files, step by step; then bind id-less lines across the `seam` (ms)."""
     files = ContainerFiles(engine, monitor.config.container_name, LOGS_PATH)
     names = choose_log_files(files.names())
-    reader = LogFileReader(Recorder(monitor, FILES), files)
+    reader = LogFileReader(Recorder(monitor, FILES, live=False), files)
     for name in names:
         yield from reader.read(name)
     if reader.recorder.first_at is not None and reader.recorder.first_at < seam + SEAM_MS:
         bind_again(monitor, seam)
     if names:
         log.info("ingest: %d log files of the node are read", len(names))
+        monitor.ring.add([("reset", None)])  # the past that was read is not told line by line
 
 def bind_again(monitor: Monitor, seam: int) -> None:
     """Bind the id-less lines around `seam` anew, now that what came before it is known.
@@ -2543,9 +2742,7 @@ class EngineFeed:
         self.recorder.cursor = {**cursor, "container": container.id, "newest": self.newest.decode()}
         if cursor.get("newest") and cursor["container"] != container.id:  # another one's words do not go on here
             self.recorder.assemblers.clear()
-            gap = parse_time(cursor["newest"]), container.created, "the container was replaced"
-            with store.write() as db:
-                store.put(db, "gap", [gap])
+            monitor.note_gap(parse_time(cursor["newest"]), container.created, "the container was replaced")
         self.frames = FrameReader(container.tty)
         self.fresh_lines: list[tuple[bytes, int, bytes]] = []  # (stamp, stream, line) since the last commit
         self.second_text, self.second_ms = b"", 0
@@ -2603,8 +2800,7 @@ class EngineFeed:
         self.expected = False
         since, until = parse_time(self.newest.decode()), parse_time(first.decode("ascii", "replace"))
         log.warning("ingest: the engine's log begins after what was read: lines may be missing since %s", utc(since))
-        with self.monitor.store.write() as db:
-            self.monitor.store.put(db, "gap", [(since, until, "the engine had dropped older lines")])
+        self.monitor.note_gap(since, until, "the engine had dropped older lines")
 
     def note_start(self, at: int) -> None:
         self.start = None
@@ -2803,7 +2999,7 @@ class DirectoryFollower:
     def __init__(self, monitor: Monitor) -> None:
         self.monitor = monitor
         self.files = LocalFiles(Path(monitor.config.log_dir))
-        self.recorder = Recorder(monitor, FILES)
+        self.recorder = Recorder(monitor, FILES, live=False)
         self.reader = LogFileReader(self.recorder, self.files)
         self.stats: dict[str, tuple[int, int, int]] = {}  # path: inode, size, mtime when it was read
         self.events = EventDbPoll(monitor, self.files)
@@ -2826,6 +3022,9 @@ class DirectoryFollower:
         self.events.step(self.recorder)
         if self.recorder.tracker.tasks:
             self.recorder.commit()
+        if not self.recorder.live:  # the past that was read first is not told line by line
+            self.recorder.live = True
+            self.monitor.ring.add([("reset", None)])
 
     def read(self, name: str) -> None:
         stat = os.stat(name)
@@ -2950,16 +3149,20 @@ def ingest(monitor: Monitor) -> None:
 def upkeep(monitor: Monitor) -> None:
     """The upkeep thread: container state every 2 s, statistics every 10 s, pruning and the file's check."""
     check_at = time.monotonic() + 600
-    rounds = 0
+    rounds, told = 0, None
     while not monitor.stop.is_set():
         if monitor.engine is not None:
             sample_container(monitor, monitor.engine, with_stats=rounds % 5 == 0)
         set_verdict(monitor)
+        seen = monitor.verdict, monitor.container, monitor.container_error, monitor.stats
+        if seen != told:
+            told = seen
+            monitor.ring.add([("node_status", None)])
         if rounds % 30 == 0:
             prune(monitor)
         if time.monotonic() > check_at:
             check_at = time.monotonic() + 86400
-            if monitor.store.first("quick_check") != "ok":  # takes about 0.2 s for a million rows
+            if not monitor.store.is_sound():
                 raise sqlite3.DatabaseError("the database is damaged")
         rounds += 1
         monitor.stop.wait(2)
@@ -3010,7 +3213,7 @@ def set_verdict(monitor: Monitor) -> None:
     monitor.verdict = verdict
 
 # ---------------------------------------------------------------------------
-# 9. API                                                              (listens)
+# 9. API and live stream                                              (listens)
 # ---------------------------------------------------------------------------
 
 STATIC = Path(__file__).resolve().parent / "static"
@@ -3018,25 +3221,137 @@ SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
+CONTENT_TYPES = {
+    ".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+}  # fmt: skip
+JSON_TYPE, CSV_TYPE = "application/json; charset=utf-8", "text/csv; charset=utf-8"
+GZIP_BYTES = 1024  # a shorter answer would hardly become shorter
+BODY_BYTES, HEADER_BYTES = 64 * KIB, 16 * KIB  # of a request
+PAGE_BYTES = 4 * MIB  # of log messages in one answer; what does not fit is on the next page
 STATUSES = ("received", "executing", "completed", "failed", "lost")
-INVOICE_COLUMNS = ("id", "invoice_id", "execution_id", "task_id", "operation", "memory_peak", "step_gas_price")
 TASK_LOCAL = tuple(name for name in TASK_COLUMNS if name not in ("wasm_hash", "timeout_ms", "evidence"))
 SINCE, UNTIL = 0, 4_294_967_296_000  # what a list covers if not told otherwise
 
 class Refusal(Exception):
     """An answer other than 200: its status and a sentence that says what would be right."""
 
-    def __init__(self, status: int, error: str, **headers: str) -> None:
+    def __init__(self, status: int, error: str, headers: Mapping[str, str] = NOTHING) -> None:
         super().__init__(error)
         self.status, self.headers = status, headers
 
-def number_between(low: int, high: int) -> Callable[[str], int | None]:
-    return lambda text: int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) and low <= int(text) <= high else None
+# Schemas: what the answers hold, read by the OpenAPI document and docs/api.md. `?` after a kind: may be null;
+# [kind]: a list; {kind}: an object with any names; a capital: one of SHAPES; `*Name`: its fields too.
 
-def one_of(*words: str) -> Callable[[str], str | None]:
-    return lambda text: text if text in words else None
+KINDS: dict[str, dict[str, Any]] = {
+    "text": {"type": "string"}, "int": {"type": "integer"}, "number": {"type": "number"}, "bool": {"type": "boolean"},
+    "big": {"type": ["integer", "string"], "description": "an integer; beyond 2^53 as text"}, "any": {},
+    "amount": {"type": ["number", "string"], "description": "a number; beyond 2^53 as text"},
+    "time": {"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$", "description": "UTC"},
+    "uuid": {"type": "string", "pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"},
+    "hash": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+}  # fmt: skip
+SHAPES = {
+    "Error": "error text",
+    "Health": "status text, timestamp time, docker connected|disconnected|disabled, version text",
+    "Slots": "current int?, total int",
+    "Node": "address text?, version text?, registered bool?, current_slots int?, total_slots int?, slots {Slots},"
+    " started_at time?, last_seen time?",
+    "Container": "id text, name text, state text, running bool, startedAt time?, image text, created time?,"
+    " restartCount int",
+    "Memory": "usage number, limit number, percent number",
+    "Usage": "cpu number?, memory Memory",
+    "Verdict": "state blind|down|degraded|working|idle, reason text, advice text, since time?",
+    "Status": "node Node, container Container?, stats Usage?, verdict Verdict?, recognised number?, demo bool,"
+    " timestamp time",
+    "Summary": "total int, received int, executing int, completed int, failed int, lost int, cached int,"
+    " tasks_24h int, success_rate number?, avg_elapsed_ms big?, avg_gas_used big?",
+    "InvoiceTotal": "total int",
+    "Overview": "tasks Summary, invoices InvoiceTotal, node Node, timestamp time",
+    "Pagination": "limit int, offset int, hasMore bool, next text?",
+    "Task": "id int, execution_id uuid, task_id text?, task_hash hash?, task_type text?, chain_id text?,"
+    f" block_number big?, block_hash hash?, status {'|'.join(STATUSES)}, received_at time?, started_at time?,"
+    " completed_at time?, elapsed_ms int?, gas_limit big?, gas_used big?, memory_limit big?, memory_peak big?,"
+    " exit_code int?, cached bool?, error text?",
+    "Tasks": "tasks [Task], pagination Pagination",
+    "TaskEvent": "at time, event text",
+    "TaskDetail": "*Task, hasSensitiveData bool, sensitiveDataRequiresAuth bool, events [TaskEvent], invoice_id text?",
+    "TaskData": "execution_id uuid, inputData text?, outputData text?, errorText text?",
+    "Artifact": "hash hash, type text, size_bytes int",
+    "Artifacts": "artifacts [Artifact]",
+    "LineItem": "operation text?, account text?, steps big?, memory_peak big?",
+    "Invoice": "id int, invoice_id text?, execution_id uuid?, task_id text?, timestamp time?, operation text?,"
+    " steps big?, memory_peak big?, step_gas_price amount?, gas_units amount?, confirmed bool, line_items [LineItem]",
+    "Invoices": "invoices [Invoice], pagination Pagination",
+    "Month": "month text?, invoices int, paid int, penalised int, steps big, gas_units_paid amount,"
+    " gas_units_penalised amount",
+    "InvoiceSummary": "total int, paid int, penalised int, confirmed int, tasks_without_invoice int,"
+    " invoices_without_task int, months [Month]",
+    "Count": "count int",
+    "Entry": "id text, timestamp time, timestamp_original text, level text?, type text, message text,"
+    " execution_id uuid?, data any, source engine|files|both, suspect bool",
+    "Entries": "logs [Entry], pagination Pagination",
+    "Gap": "from time?, to time?, reason text",
+    "LogStatus": "source engine|directory|demo, lastLogAt time?, gaps [Gap], unrecognised int, suspect int",
+    "Classes": "local bool, private bool, stream bool",
+    "LoginBody": "secret text",
+    "Login": "success bool, open Classes, expiresAt time",
+    "Logout": "success bool",
+    "AuthStatus": "session bool, expiresAt time?, open Classes",
+    "AuditEntry": "id int, timestamp time, event text, address text, detail text",
+    "Audit": "entries [AuditEntry], pagination Pagination",
+    "Semaphore": "subscriber text, current int?, total int?",
+    "Reset": "reason text",
+}
+
+def schema_of(kind: str) -> dict[str, Any]:
+    """The JSON schema of a kind, as SHAPES writes kinds."""
+    if kind.endswith("?"):
+        inner = schema_of(kind[:-1])
+        return {"anyOf": [inner, {"type": "null"}]}
+    if kind[0] == "[":
+        return {"type": "array", "items": schema_of(kind[1:-1])}
+    if kind[0] == "{":
+        return {"type": "object", "additionalProperties": schema_of(kind[1:-1])}
+    if kind[0].isupper():
+        return {"$ref": f"#/components/schemas/{kind}"}
+    return {"enum": kind.split("|")} if "|" in kind else KINDS[kind]
+
+def fields_of(shape: str) -> dict[str, str]:
+    """{name: kind} of one of SHAPES."""
+    found: dict[str, str] = {}
+    for item in SHAPES[shape].split(", "):
+        name, _, kind = item.partition(" ")
+        found |= fields_of(name[1:]) if name[0] == "*" else {name: kind}
+    return found
+
+def shape_schema(shape: str) -> dict[str, Any]:
+    """The JSON schema of one of SHAPES: all its fields and no others."""
+    properties = {name: schema_of(kind) for name, kind in fields_of(shape).items()}
+    return {
+        "type": "object", "properties": properties, "required": list(properties), "additionalProperties": False
+    }  # fmt: skip
+
+# Requests
+
+class Parameter(NamedTuple):
+    """A query parameter: what it takes, how it is read (None is a refusal), and its JSON schema."""
+    takes: str
+    read: Callable[[str], Any]
+    schema: Mapping[str, Any]
+
+def a_number(low: int, high: int, default: int) -> Parameter:
+    def read(text: str) -> int | None:
+        return int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) and low <= int(text) <= high else None
+
+    schema = {"type": "integer", "minimum": low, "maximum": high, "default": default}
+    return Parameter(f"a whole number from {low} to {high}", read, schema)
+
+def a_word(*words: str) -> Parameter:
+    return Parameter(", ".join(words), lambda text: text if text in words else None, {"enum": words})
 
 def read_cursor(text: str) -> tuple[int, int] | None:
     """What `cursor_text` made of the last row's time and id."""
@@ -3058,27 +3373,22 @@ def cursor_text(place: int | bytes, number: int) -> str:
         return f"{place.hex()}-{number}"
     return base64.urlsafe_b64encode(json.dumps([place, number]).encode()).decode().rstrip("=")
 
-class Parameter(NamedTuple):
-    """A query parameter: what it takes, and how it is read; None is a refusal."""
-    takes: str
-    read: Callable[[str], Any]
-
-A_TIME = Parameter("a time like 2026-01-31T12:00:00Z", parse_time)
+TEXT = {"type": "string"}
+A_TIME = Parameter("a time like 2026-01-31T12:00:00Z", parse_time, TEXT)
+AN_EXECUTION = Parameter("an execution id", uuid, KINDS["uuid"])
+MATCHED = Parameter("true or false", lambda text: {"true": 1, "false": 0}.get(text), {"type": "boolean"})
 PAGE = {
-    "limit": Parameter("a whole number from 1 to 1000", number_between(1, 1000)),
-    "offset": Parameter("a whole number from 0 to 100000", number_between(0, 100_000)),
-    "cursor": Parameter("what an earlier answer gave as pagination.next", read_cursor),
+    "limit": a_number(1, 1000, 50), "offset": a_number(0, 100_000, 0),
+    "cursor": Parameter("what an earlier answer gave as pagination.next", read_cursor, TEXT),
     "since": A_TIME, "until": A_TIME,
 }  # fmt: skip
 LANGUAGES = (*TASK_TYPES.values(), "other")
-TASKS_QUERY = {
-    **PAGE, "status": Parameter(", ".join(STATUSES), one_of(*STATUSES)),
-    "type": Parameter(", ".join(LANGUAGES), one_of(*LANGUAGES)),
-}  # fmt: skip
+TABLE = {**PAGE, "format": a_word("json", "csv"), "execution_id": AN_EXECUTION, "matched": MATCHED}
+TASKS_QUERY = {**TABLE, "status": a_word(*STATUSES), "type": a_word(*LANGUAGES)}
+INVOICES_QUERY = {**TABLE, "operation": a_word("pay", "penalty")}
 LOGS_QUERY = {
-    **PAGE, "level": Parameter(", ".join(LEVELS[1:]), one_of(*LEVELS[1:])),
-    "type": Parameter(", ".join(LOG_TYPES), one_of(*LOG_TYPES)), "search": Parameter("text", str),
-    "execution_id": Parameter("an execution id", uuid), "cursor": PAGE["cursor"]._replace(read=read_log_cursor),
+    **PAGE, "level": a_word(*LEVELS[1:]), "type": a_word(*LOG_TYPES), "execution_id": AN_EXECUTION,
+    "search": Parameter("text", str, TEXT), "cursor": PAGE["cursor"]._replace(read=read_log_cursor),
 }  # fmt: skip
 
 def read_query(given: str, known: Mapping[str, Parameter]) -> dict[str, Any]:
@@ -3095,9 +3405,34 @@ def read_query(given: str, known: Mapping[str, Parameter]) -> dict[str, Any]:
             raise Refusal(400, f"parameter {name} takes {known[name].takes}")
     return query
 
+def read_body(environ: Mapping[str, Any], shape: str) -> dict[str, Any]:
+    """Read a request's JSON object of the given shape; raise Refusal for anything else."""
+    if environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower() != "application/json":
+        raise Refusal(415, "the body must be JSON: send the header 'Content-Type: application/json'")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a name stands twice")
+        return dict(pairs)
+
+    kinds = {name: {"text": str, "bool": bool}[kind] for name, kind in fields_of(shape).items()}
+    with contextlib.suppress(ValueError, RecursionError):  # said below
+        body = json.loads(environ["wsgi.input"].read().decode(), object_pairs_hook=unique)
+        if isinstance(body, dict) and {name: type(body[name]) for name in body} == kinds:
+            return body
+    takes = ", ".join(f"{name} ({kind})" for name, kind in fields_of(shape).items())
+    raise Refusal(400, f"the body must be a JSON object of {takes}")
+
+# Answers
+
 def big(value: float | None) -> float | str | None:
     """A number as JSON can carry it: beyond 2^53 as text."""
     return str(int(value)) if value is not None and value > 2**53 else value
+
+def times(steps: int, price: float) -> float:
+    """Steps times a price: exact, where a float would round, if the product is whole."""
+    above, below = price.as_integer_ratio()
+    return steps * above / below if steps * above % below else steps * above // below
 
 def task_json(row: sqlite3.Row) -> dict[str, Any]:
     """A task as the API shows it; memory in pages of 64 KiB."""
@@ -3107,16 +3442,17 @@ def task_json(row: sqlite3.Row) -> dict[str, Any]:
     return shown | {"cached": None if row["cached"] is None else bool(row["cached"])}
 
 def invoice_json(row: sqlite3.Row) -> dict[str, Any]:
-    """An invoice; its gas units are its steps times the price of a step."""
+    """An invoice; its gas units are its steps times the price of a step, which is no amount of money."""
     price, steps = row["step_gas_price"], row["steps"]
-    items = [{**item, "steps": big(item["steps"])} for item in json.loads(row["line_items"])]
-    shown = {name: row[name] for name in INVOICE_COLUMNS}
-    units = None
-    if price is not None and steps is not None:  # exact, where a float would round
-        above, below = price.as_integer_ratio()
-        units = steps * above / below if steps * above % below else steps * above // below
+    items = [
+        {**item, "steps": big(item["steps"]), "memory_peak": big(item["memory_peak"])}
+        for item in json.loads(row["line_items"])
+    ]
+    columns = ("id", "invoice_id", "execution_id", "task_id", "operation", "step_gas_price")
+    shown = {name: row[name] for name in columns} | {"memory_peak": big(row["memory_peak"])}
+    units = None if price is None or steps is None else times(steps, price)
     shown |= {"timestamp": utc(row["at"]), "steps": big(steps), "confirmed": bool(row["confirmed"])}
-    return shown | {"gas_units": big(units), "line_items": items}
+    return shown | {"gas_units": big(units), "step_gas_price": big(price), "line_items": items}
 
 def read_number(text: str) -> float | str | None:
     """A number of somebody's JSON as ours can carry it: exact, or as text; NaN and its like are null."""
@@ -3145,47 +3481,299 @@ def entry_json(row: sqlite3.Row) -> dict[str, Any]:
         "suspect": bool(row["flags"] & SUSPECT),
     }  # fmt: skip
 
-def paged(name: str, rows: list[Any], places: list[tuple[Any, int]], query: Mapping[str, Any]) -> dict[str, Any]:
+def month_json(month: str | None, rows: Sequence[sqlite3.Row]) -> dict[str, Any]:
+    """The invoices of one month; rows are per operation and price, their steps in two sums that cannot overflow."""
+    found: dict[str, Any] = {"month": month, "invoices": sum(row["invoices"] for row in rows)}
+    steps = {row: (row["high"] or 0) * 10**9 + (row["low"] or 0) for row in rows}
+    for operation, name in (("pay", "paid"), ("penalty", "penalised")):
+        own = [row for row in rows if row["operation"] == operation]
+        units = sum(times(steps[row], row["price"]) for row in own if row["price"] is not None)
+        found |= {name: sum(row["invoices"] for row in own), f"gas_units_{name}": big(units)}
+    return found | {"steps": big(sum(steps.values()))}
+
+def paged(name: str, rows: list[Any], places: list[tuple[Any, int]], limit: int, offset: int) -> dict[str, Any]:
     """A list's answer: `rows` may hold one more than the limit, which shows that there are more."""
-    limit, offset = query.get("limit", 50), query.get("offset", 0)
     more = len(rows) > limit
     after = cursor_text(*places[limit - 1]) if more else None
     return {name: rows[:limit], "pagination": {"limit": limit, "offset": offset, "hasMore": more, "next": after}}
 
-def same_secret(given: str, secret: str) -> bool:
-    """Compare a header's bytes (Latin-1, as WSGI has them) without telling by the time how much was right."""
-    return hmac.compare_digest(given.encode("latin-1"), secret.encode())
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows as CSV; a text that a spreadsheet would take for a formula begins with an apostrophe."""
+
+    def cell(value: object) -> object:
+        if isinstance(value, bool):
+            return str(value).lower()
+        formula = isinstance(value, str) and value[:1] in tuple("=+-@\t\r\n")
+        return f"'{value}" if formula else value
+
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\r\n")
+    writer.writerow(columns)
+    writer.writerows([cell(row[name]) for name in columns] for row in rows)
+    return file.getvalue()
+
+def metrics_text(families: Iterable[tuple[str, str, str, Mapping[str, float | None]]]) -> str:
+    """Prometheus text from (name, type, help, {labels: value}); None is left out."""
+    lines: list[str] = []
+    for name, kind, words, samples in families:
+        lines += [f"# HELP {name} {words}", f"# TYPE {name} {kind}"]
+        lines += [f"{name}{labels} {value}" for labels, value in samples.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+def labelled(name: str, values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """{label set: value} from {label value: value}."""
+    special = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+    return {f'{{{name}="{word.translate(special)}"}}': value for word, value in values.items()}
+
+# Who may ask
+
+CREDENTIALS = {  # what each opens, what it is called, and the header it comes in
+    "local": ("API key", "Authorization: Bearer KEY"),
+    "private": ("task-data password", "X-Task-Data-Password"),
+    "stream": ("stream token", "X-Stream-Token"),
+}
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "open": (), "local": ("local",), "private": ("local", "private"), "stream": ("local", "stream")
+}  # fmt: skip
+LOGIN_FAILURES, LOGIN_WINDOW_S = 10, 900
+SESSION_MS, SESSIONS = DAY_MS, 1000
+NOTES_A_MINUTE = 60  # rows of the audit log; a flood of refusals must not fill the disk
+
+def same_secret(given: bytes, secret: str) -> bool:
+    """Compare without telling by the time how much was right."""
+    return hmac.compare_digest(given, secret.encode())
+
+def is_our_host(host: str, allowed: Iterable[str]) -> bool:
+    """True for a Host that no stranger's domain can be: an IP address, localhost, one label, or one allowed."""
+    name = re.sub(r":\d{1,5}$", "", host).lower().removesuffix(".")
+    ours = r"(.*\.)?localhost|[0-9.]+|\[[0-9a-f:.]+\]|[a-z0-9_-]+"
+    return name in allowed or re.fullmatch(ours, name, re.ASCII) is not None
+
+def read_address(text: str) -> Any:
+    """The IP address in a peer's name or a part of X-Forwarded-For, with or without port; None if it is none."""
+    found = re.fullmatch(r"\[([0-9a-fA-F:.]+)\](?::\d+)?|([0-9.]+)(?::\d+)?|([0-9a-fA-F:.]+)", text.strip(), re.ASCII)
+    try:
+        address = ipaddress.ip_address(next(filter(None, found.groups())) if found else "")
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+def client_address(environ: Mapping[str, str], proxies: Sequence[Any]) -> str:
+    """The address that counts for limits: the peer's, or what trusted proxies say; of IPv6 the first 64 bits."""
+    address = read_address(environ.get("REMOTE_ADDR", ""))
+    hops = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
+    while address is not None and hops and any(address in network for network in proxies):
+        before = read_address(hops.pop())
+        if before is None:
+            break
+        address = before
+    if address is not None and address.version == 6:
+        return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
+    return str(address or "unknown")
+
+class Limiter:
+    """At most `most` takes in any `window_s` for each name; 10,000 names are remembered. Any thread."""
+
+    def __init__(self, most: int, window_s: float) -> None:
+        self.most, self.window_s = most, window_s
+        self.taken: dict[str, deque[float]] = {}
+        self.lock = threading.Lock()
+
+    def take(self, name: str) -> int:
+        """0 if this one is within the limit and counts now, else the seconds to wait."""
+        now = time.monotonic()
+        with self.lock:
+            times = self.taken.pop(name, None) or deque(maxlen=self.most)
+            self.taken[name] = times  # at the end: the names that come first were used longest ago
+            if len(self.taken) > 10_000:
+                del self.taken[next(iter(self.taken))]
+            if len(times) == self.most and now - times[0] < self.window_s:
+                return math.ceil(self.window_s - (now - times[0]))
+            times.append(now)
+            return 0
+
+@dataclass(eq=False)
+class Session:
+    """What one browser has opened; streams hold it to see that it ended."""
+    ends_at: int
+    grants: frozenset[str] = frozenset()
+
+class Caller(NamedTuple):
+    """Who asks: the address that counts, the session of the cookie, and the headers as WSGI has them."""
+    address: str
+    session: Session | None
+    headers: Mapping[str, Any]
+
+    def secret(self, grant: str) -> bytes | None:
+        """The credential in its header; None if there is none."""
+        if grant != "local":
+            given = self.headers.get(f"HTTP_{CREDENTIALS[grant][1].upper().replace('-', '_')}")
+        else:
+            scheme, _, given = self.headers.get("HTTP_AUTHORIZATION", "").partition(" ")
+            given = given.strip(" ") if scheme.lower() == "bearer" else None
+        return None if given is None else given.encode("latin-1")
+
+class Guard:
+    """Decides who may ask what: hosts, origins, credentials, sessions, limits; keeps the audit log. Any thread."""
+
+    def __init__(self, monitor: Monitor, secret_of: Mapping[str, str]) -> None:
+        config = monitor.config
+        self.monitor, self.secret_of = monitor, secret_of  # an empty secret: nothing is asked
+        self.origins = {origin.lower() for origin in split_list(config.allowed_origins)}
+        hosts = (re.sub(r"^https?://|:\d+$", "", origin) for origin in self.origins)
+        self.hosts = {*hosts, *(name.lower() for name in split_list(config.allowed_hosts))}
+        self.proxies = [ipaddress.ip_network(name) for name in split_list(config.trusted_proxy)]
+        self.cookie = "tbmon-" + keyed(monitor.store.local_key, "cookie", "").hex()[:8]  # one host may have several
+        self.requests = Limiter(config.api_rate_limit, 60)
+        self.failures = Limiter(LOGIN_FAILURES, LOGIN_WINDOW_S)
+        self.notes, self.unnoted = Limiter(NOTES_A_MINUTE, 60), 0
+        self.sessions: dict[bytes, Session] = {}  # by the hash of the cookie's token
+        self.lock = threading.Lock()
+
+    def check_origin(self, environ: Mapping[str, str]) -> str:
+        """Refuse other pages' requests; returns the origin to answer to: "" (our own, or no page's), listed, or *."""
+        origin, site = environ.get("HTTP_ORIGIN", "").lower(), environ.get("HTTP_SEC_FETCH_SITE", "none")
+        if origin.partition("://")[2] == environ.get("HTTP_HOST", "").lower() and site != "cross-site":
+            return ""
+        if origin in self.origins:
+            return origin
+        if not origin and site in ("none", "same-origin"):
+            return ""
+        if "*" in self.origins and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+            return "*"
+        if not origin and site != "cross-site":
+            return "*"  # same-site: what it gets, it cannot read; the cookie does not count
+        raise Refusal(403, "requests of another site's page are refused: name its origin in ALLOWED_ORIGINS")
+
+    def find_caller(self, environ: Mapping[str, Any], origin: str) -> Caller:
+        """Who asks; the cookie counts for our own page only."""
+        session = None if origin else self.sessions.get(self.token_hash(environ))
+        live = session is not None and self.monitor.now() < session.ends_at
+        return Caller(client_address(environ, self.proxies), session if live else None, environ)
+
+    def token_hash(self, environ: Mapping[str, Any]) -> bytes:
+        found = re.search(rf"(?:^|;) *{self.cookie}=([\w-]+)", environ.get("HTTP_COOKIE", ""), re.ASCII)
+        return hashlib.sha256(found[1].encode() if found else b"").digest()
+
+    def admit(self, caller: Caller) -> None:
+        """Count a request; raise Refusal beyond API_RATE_LIMIT. A session has a quota of its own."""
+        name = f"session {id(caller.session)}" if caller.session else caller.address
+        if self.requests.most and (wait_s := self.requests.take(name)):
+            words = f"more than {self.requests.most} requests in a minute: wait {wait_s} s, or raise API_RATE_LIMIT"
+            raise Refusal(429, words, {"Retry-After": str(wait_s)})
+
+    def holds(self, grant: str, caller: Caller) -> bool:
+        secret, session = self.secret_of[grant], caller.session
+        if not secret or (session is not None and grant in session.grants and self.monitor.now() < session.ends_at):
+            return True
+        given = caller.secret(grant)
+        return given is not None and same_secret(given, secret)
+
+    def check(self, access: str, caller: Caller) -> None:
+        """Raise Refusal unless the caller may have data of the class `access`."""
+        for grant in NEEDS[access]:
+            if self.holds(grant, caller):
+                continue
+            name, header = CREDENTIALS[grant]
+            challenge = {"WWW-Authenticate": "Bearer"} if grant == "local" else NOTHING
+            if caller.secret(grant) is None:
+                words = f"this needs the {name}: send the header '{header}', or log in"
+                raise Refusal(401, words, challenge)
+            self.fail(caller, f"wrong {name}")
+            raise Refusal(401, f"the {name} in the header '{header}' is wrong", challenge)
+
+    def fail(self, caller: Caller, detail: str) -> None:
+        """Count a wrong credential; raise Refusal if there were too many."""
+        if wait_s := self.failures.take(caller.address):
+            words = f"too many wrong secrets from this address: wait {wait_s} s; the right one is taken at any time"
+            raise Refusal(429, words, {"Retry-After": str(wait_s)})
+        self.note("refused", caller, detail)
+
+    def note(self, event: str, caller: Caller, detail: str) -> None:
+        """Add to the audit log, which must neither fill the disk nor keep anybody from an answer."""
+        if self.notes.take(""):
+            self.unnoted += 1
+            return
+        if self.unnoted:
+            detail, self.unnoted = f"{detail} ({self.unnoted} more events before it were not kept)", 0
+        log.info("api: %s: %s (the audit log has the address)", event, detail)
+        store = self.monitor.store
+        with contextlib.suppress(sqlite3.OperationalError), store.write() as db:
+            store.put(db, "audit", [(self.monitor.now(), event, caller.address, detail)])
+
+    def open_to(self, caller: Caller) -> dict[str, bool]:
+        """Which classes the caller's session and headers open."""
+        return {access: all(self.holds(grant, caller) for grant in NEEDS[access]) for access in CREDENTIALS}
+
+    def login(self, caller: Caller, secret: str) -> tuple[Session, str]:
+        """Return the session that a right secret opens or adds to, and its new token; raise Refusal for a wrong one."""
+        given = secret.encode("utf-8", "replace")
+        grants = {grant for grant, right in self.secret_of.items() if same_secret(given, right) and right}
+        if not grants:
+            self.fail(caller, "login with a wrong secret")
+            raise Refusal(401, "this is neither the API key nor the task-data password nor the stream token")
+        now, token = self.monitor.now(), secrets.token_urlsafe(32)
+        with self.lock:
+            session = self.sessions.pop(self.token_hash(caller.headers), None) or Session(now + SESSION_MS)
+            if session.ends_at <= now:
+                session = Session(now + SESSION_MS)
+            session.grants |= grants
+            self.sessions = {name: kept for name, kept in self.sessions.items() if kept.ends_at > now}
+            while len(self.sessions) >= SESSIONS:
+                self.sessions.pop(next(iter(self.sessions))).ends_at = 0
+            self.sessions[hashlib.sha256(token.encode()).digest()] = session
+        self.note("login", caller, "opened " + ", ".join(sorted(grants)))
+        return session, token
+
+    def logout(self, caller: Caller) -> None:
+        """End the caller's session, and with it its streams."""
+        with self.lock:
+            session = self.sessions.pop(self.token_hash(caller.headers), None)
+        if session is not None:
+            session.ends_at = 0
+            self.note("logout", caller, "session ended")
+
+    def cookie_text(self, token: str, environ: Mapping[str, str], max_age_s: int) -> str:
+        """The Set-Cookie header; Secure where a trusted proxy says that the browser came by https."""
+        by_proxy = any(read_address(environ.get("REMOTE_ADDR", "")) in network for network in self.proxies)
+        secure = "; Secure" if by_proxy and environ.get("HTTP_X_FORWARDED_PROTO") == "https" else ""
+        return f"{self.cookie}={token}; Path=/; Max-Age={max_age_s}; HttpOnly; SameSite=Strict{secure}"
+
+# What is answered
+
+class Call(NamedTuple):
+    """A request that was let in: who asks, its path's variable parts, its query and its body, all read and checked."""
+    caller: Caller
+    path: Mapping[str, str]
+    query: Mapping[str, Any]
+    body: Mapping[str, Any]
+
+class Reply(NamedTuple):
+    """What goes out; `content` is an object for JSON, text, bytes, or an iterator of bytes, sent as they come."""
+    content: Mapping[str, Any] | str | bytes | Iterator[bytes]
+    headers: Mapping[str, str] = NOTHING
+    status: int = 200
 
 class Api:
-    """What the routes answer: plain values for JSON, or a Refusal. Called by waitress's threads."""
+    """What the routes answer. Called by waitress's threads."""
 
-    def __init__(self, monitor: Monitor, password: str) -> None:
-        self.monitor, self.store, self.password = monitor, monitor.store, password
-        self.api_key = monitor.config.api_key
-
-    def check(self, access: str, environ: Mapping[str, str]) -> None:
-        """Raise Refusal unless a request with these headers may have data of the class `access`."""
-        if access == "open":
-            return
-        scheme, _, key = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-        if self.api_key and not (scheme.lower() == "bearer" and same_secret(key.strip(" "), self.api_key)):
-            challenge = {"WWW-Authenticate": "Bearer"}
-            raise Refusal(401, "this needs the API key: send the header 'Authorization: Bearer KEY'", **challenge)
-        if access == "private" and not same_secret(environ.get("HTTP_X_TASK_DATA_PASSWORD", ""), self.password):
-            raise Refusal(401, "this needs the task-data password: send it in the header X-Task-Data-Password")
+    def __init__(self, monitor: Monitor, secret_of: Mapping[str, str]) -> None:
+        self.monitor, self.store = monitor, monitor.store
+        self.guard = Guard(monitor, secret_of)
+        self.boot = secrets.token_hex(4)  # numbers of happenings mean nothing to another process
+        self.streams: Counter[str] = Counter()  # by address
+        self.streams_lock, self.module_lock = threading.Lock(), threading.Lock()
 
     def health(self) -> dict[str, Any]:
         """200 as long as tbmon itself works, whatever the node does."""
         docker = "disabled" if self.monitor.engine is None else "connected"
         if docker == "connected" and self.monitor.container_error is not None:
             docker = "disconnected"
-        return {"status": "ok", "timestamp": utc(self.monitor.now()), "docker": docker, "version": __version__}
+        return {"status": "ok", "docker": docker, "version": __version__, "timestamp": utc(self.monitor.now())}
 
     def node(self) -> dict[str, Any]:
         """What is known of the node; null is unknown."""
-        node, slots = self.store.node(), {}
-        for name in sorted(name.removeprefix("total ") for name in node if name.startswith("total ")):
-            slots[name] = {"current": node.get(f"current {name}"), "total": node[f"total {name}"]}
+        node, slots = self.store.node(), self.slots()
         used = [slot["current"] for slot in slots.values() if slot["current"] is not None]
         container = self.monitor.container
         return {
@@ -3195,6 +3783,12 @@ class Api:
             "started_at": utc(container.started_at) if container and container.running else None,
             "last_seen": utc(node.get("last_seen")),
         }  # fmt: skip
+
+    def slots(self) -> dict[str, dict[str, Any]]:
+        """{subscriber: its slots in use, null if unknown, and in all}."""
+        node = self.store.node()
+        names = sorted(name.removeprefix("total ") for name in node if name.startswith("total "))
+        return {name: {"current": node.get(f"current {name}"), "total": node[f"total {name}"]} for name in names}
 
     def container(self) -> dict[str, Any] | None:
         unseen = self.monitor.engine is not None and self.monitor.container_error is not None
@@ -3234,26 +3828,22 @@ class Api:
             shown[name] = None if found[name] is None else big(round(found[name]))
         return shown
 
-    def page(self, table: str, order: str, where: Mapping[str, object], query: Mapping[str, Any]) -> list[sqlite3.Row]:
-        span = {f"IFNULL({order}, 0) >= ?": query.get("since"), f"IFNULL({order}, 0) < ?": query.get("until")}
-        where = {condition: value for condition, value in {**where, **span}.items() if value is not None}
-        limit, skip = query.get("limit", 50), query.get("offset", 0)
-        return self.store.page(table, order, where, query.get("cursor"), limit + 1, skip)
+    def page(self, table: str, name: str, show: Callable[[sqlite3.Row], dict[str, Any]], call: Call) -> dict[str, Any]:
+        """One page of a table, newest first."""
+        query = dict(call.query)
+        limit, offset = query.pop("limit", 1000 if wants_csv(call) else 50), query.pop("offset", 0)
+        cursor, _ = query.pop("cursor", None), query.pop("format", None)
+        rows = self.store.page(table, query, cursor, limit + 1, offset)
+        places = [(row[PAGE_ORDER[table]] or 0, row["id"]) for row in rows]
+        return paged(name, [show(row) for row in rows], places, limit, offset)
 
-    def tasks(self, query: Mapping[str, Any]) -> dict[str, Any]:
-        where = {"status = ?": query.get("status"), "task_type = ?": query.get("type")}
-        rows = self.page("task", "received_at", where, query)
-        places = [(row["received_at"] or 0, row["id"]) for row in rows]
-        return paged("tasks", [task_json(row) for row in rows], places, query)
+    def task_row(self, call: Call) -> sqlite3.Row:
+        for row in self.store.get("task_row", call.path["execution_id"].lower()):
+            return row
+        raise Refusal(404, "no task with this execution id is known")
 
-    def task_row(self, execution_id: str) -> sqlite3.Row:
-        rows = self.store.page("task", "received_at", {"execution_id = ?": execution_id.lower()}, None, 1, 0)
-        if not rows:
-            raise Refusal(404, "no task with this execution id is known")
-        return rows[0]
-
-    def task(self, execution_id: str) -> dict[str, Any]:
-        row = self.task_row(execution_id)
+    def task(self, call: Call) -> dict[str, Any]:
+        row = self.task_row(call)
         name = row["execution_id"]
         events = [{"at": utc(event["at"]), "event": event["event"]} for event in self.store.get("task_events", name)]
         return {
@@ -3261,134 +3851,540 @@ class Api:
             "sensitiveDataRequiresAuth": True, "events": events, "invoice_id": self.store.first("invoice_of", name),
         }  # fmt: skip
 
-    def task_data(self, execution_id: str) -> dict[str, Any]:
-        name = self.task_row(execution_id)["execution_id"]
+    def task_data(self, call: Call) -> dict[str, Any]:
+        name = self.task_row(call)["execution_id"]
         given, printed, error = next(iter(self.store.get("task_data", name)), (None, None, None))
         return {"execution_id": name, "inputData": given, "outputData": printed, "errorText": error}
 
-    def invoices(self, query: Mapping[str, Any]) -> dict[str, Any]:
-        rows = self.page("invoice", "at", {}, query)
-        places = [(row["at"] or 0, row["id"]) for row in rows]
-        return paged("invoices", [invoice_json(row) for row in rows], places, query)
+    @contextlib.contextmanager
+    def module_of(self, call: Call) -> Iterator[tuple[str, str, int] | None]:
+        """(hash, path, size in bytes) of the task's wasm module; None if the node's cache does not have it."""
+        digest, engine = self.task_row(call)["wasm_hash"], self.monitor.engine
+        if digest is None or engine is None:
+            yield None
+            return
+        if not self.module_lock.acquire(timeout=10):
+            raise Refusal(503, "somebody else's artifact is being read", {"Retry-After": "5"})
+        try:
+            found = find_module(engine, self.monitor.config.container_name, digest)
+            yield found and (digest, found[0], found[1].size)
+        except DockerError as error:
+            raise Refusal(503, f"the engine does not give it: {error}", {"Retry-After": "5"}) from None
+        finally:
+            self.module_lock.release()
 
-    def logs(self, query: Mapping[str, Any]) -> dict[str, Any]:
-        where: dict[str, object] = {}
+    def artifacts(self, call: Call) -> dict[str, Any]:
+        with self.module_of(call) as found:
+            listed = [{"hash": found[0], "type": "wasm", "size_bytes": found[2]}] if found else []
+        return {"artifacts": listed}
+
+    def artifact(self, call: Call) -> Reply:
+        most = self.monitor.config.max_artifact_bytes
+        with self.module_of(call) as found:
+            if found is None or found[0] != call.path["hash"].lower():
+                raise Refusal(404, "this task has no artifact of this hash, or the node has dropped it")
+            assert self.monitor.engine is not None
+            large = Refusal(413, f"the artifact has {found[2]} bytes: raise MAX_ARTIFACT_BYTES to have it")
+            if found[2] > most:
+                raise large
+            content = read_module(self.monitor.engine, self.monitor.config.container_name, found[1], most)
+            if content is None:
+                raise large
+        name = f'attachment; filename="{found[0]}.wasm"'
+        return Reply(content, {"Content-Type": "application/wasm", "Content-Disposition": name})
+
+    def invoice_summary(self) -> dict[str, Any]:
+        counts = dict(self.store.get("invoice_summary")[0])
+        rows = self.store.get("invoice_months")
+        months = [
+            month_json(month, list(group)) for month, group in itertools.groupby(rows, key=lambda row: row["month"])
+        ]
+        return {**counts, "months": months}
+
+    def logs(self, call: Call) -> dict[str, Any]:
+        query = dict(call.query)
+        limit, offset = query.pop("limit", 50), query.pop("offset", 0)
+        before, span = query.pop("cursor", None), (query.pop("since", SINCE), query.pop("until", UNTIL))
         if "level" in query:
-            where["level = ?"] = LEVELS.index(query["level"])
+            query["level"] = LEVELS.index(query["level"])
         if "type" in query:
-            where["type = ?"] = LOG_TYPES.index(query["type"])
-        if "execution_id" in query:
-            where["execution_id = ?"] = query["execution_id"]
-        if query.get("search"):
-            where["message LIKE ? ESCAPE '!'"] = literal_like(query["search"])
-        limit, skip, before = query.get("limit", 50), query.get("offset", 0), query.get("cursor")
-        since, until = query.get("since", SINCE), query.get("until", UNTIL)
-        rows = self.store.entries(where, since, until, before, skip + limit + 1)[skip:]
-        return paged("logs", [entry_json(row) for row in rows], [(row["key"], row["seq"]) for row in rows], query)
+            query["type"] = LOG_TYPES.index(query["type"])
+        if "search" in query:
+            query["search"] = literal_like(query["search"])
+        rows, room = self.store.entries(query, *span, before, offset + limit + 1)[offset:], PAGE_BYTES
+        for number, row in enumerate(rows[:limit]):
+            room -= len(row["message"])
+            if room < 0:  # the last one that still fits ends the page
+                rows, limit = rows[: number + 1], max(1, number)
+                break
+        places = [(row["key"], row["seq"]) for row in rows]
+        answer = paged("logs", [entry_json(row) for row in rows], places, limit, offset)
+        answer["pagination"]["limit"] = call.query.get("limit", 50)
+        return answer
 
     def log_status(self) -> dict[str, Any]:
         counters = dict(tuple(row) for row in self.store.get("counters"))
-        gaps = [{"from": utc(row[0]), "to": utc(row[1]), "reason": row[2]} for row in self.store.get("gaps")]
         source = "demo" if self.monitor.demo else "engine" if self.monitor.engine else "directory"
         shown = {name: counters.get(name, 0) for name in ("unrecognised", "suspect")}
-        return {"source": source, "lastLogAt": utc(self.store.first("last_entry_at")), "gaps": gaps, **shown}
+        return {"source": source, "lastLogAt": utc(self.store.first("last_entry_at")), "gaps": self.gaps(), **shown}
+
+    def gaps(self) -> list[dict[str, Any]]:
+        return [{"from": utc(row[0]), "to": utc(row[1]), "reason": row[2]} for row in self.store.get("gaps")]
+
+    def login(self, call: Call) -> Reply:
+        session, token = self.guard.login(call.caller, call.body["secret"])
+        cookie = self.guard.cookie_text(token, call.caller.headers, SESSION_MS // 1000)
+        shown = {"success": True, "open": self.guard.open_to(call.caller._replace(session=session))}
+        return Reply({**shown, "expiresAt": utc(session.ends_at)}, {"Set-Cookie": cookie, "Cache-Control": "no-store"})
+
+    def logout(self, call: Call) -> Reply:
+        self.guard.logout(call.caller)
+        return Reply({"success": True}, {"Set-Cookie": self.guard.cookie_text("", call.caller.headers, 0)})
+
+    def auth_status(self, call: Call) -> dict[str, Any]:
+        session = call.caller.session
+        shown = {"session": session is not None, "expiresAt": utc(session.ends_at) if session else None}
+        return {**shown, "open": self.guard.open_to(call.caller)}
+
+    def audit_json(self, row: sqlite3.Row) -> dict[str, Any]:
+        shown = {name: row[name] for name in ("id", "event", "address", "detail")}
+        return {**shown, "timestamp": utc(row["at"])}
+
+    def metrics(self) -> Reply:
+        return Reply(metrics_text(self.families()), {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    def families(self) -> Iterator[tuple[str, str, str, Mapping[str, float | None]]]:
+        """Every metric. Counters come from the store, so that they go on after a restart."""
+        monitor, store = self.monitor, self.store
+        counters = dict(tuple(row) for row in store.get("counters"))
+        stats, container = monitor.stats, self.container()
+        state = monitor.verdict.state if monitor.verdict else "blind"
+        states = {word: float(word == state) for word in fields_of("Verdict")["state"].split("|")}
+        rows = {row["status"]: row for row in store.get("task_totals")}
+        slots, last = self.slots(), store.first("last_entry_at")
+        yield "tbmon_build_info", "gauge", "Version of tbmon.", labelled("version", {__version__: 1})
+        yield "tbmon_verdict", "gauge", "1 for what the node is.", labelled("state", states)
+        yield "tbmon_container_running", "gauge", "1 if the node's container runs.", {
+            "": None if container is None else int(container["running"])
+        }
+        yield "tbmon_container_cpu_cores", "gauge", "Processor cores in use.", {
+            "": None if stats is None or stats.cpu is None else round(stats.cpu / 100, 6)
+        }
+        yield "tbmon_container_memory_bytes", "gauge", "Memory in use, page cache left out.", {
+            "": stats and stats.memory_bytes
+        }
+        yield "tbmon_container_memory_limit_bytes", "gauge", "Memory limit.", {"": stats and stats.memory_limit_bytes}
+        for name, part, words in (("slots_in_use", "current", "Slots in use."), ("slots", "total", "Slots in all.")):
+            values = {subscriber: slot[part] for subscriber, slot in slots.items()}
+            yield f"tbmon_{name}", "gauge", words, labelled("subscriber", values)
+        tasks = {status: rows[status]["tasks"] if status in rows else 0 for status in STATUSES}
+        yield "tbmon_tasks", "gauge", "Tasks by what became of them so far.", labelled("status", tasks)
+        yield "tbmon_tasks_received_total", "counter", "Tasks received.", {"": sum(tasks.values())}
+        timed = {part: sum(row[part] for row in rows.values()) for part in ("timed", "elapsed_ms", "steps")}
+        yield "tbmon_task_duration_seconds", "summary", "Time that tasks took.", {
+            "_sum": timed["elapsed_ms"] / 1000, "_count": timed["timed"]
+        }  # fmt: skip
+        yield "tbmon_task_steps_total", "counter", "Steps that tasks took.", {"": timed["steps"]}
+        found = dict(store.get("invoice_summary")[0])
+        kinds = {"pay": found["paid"], "penalty": found["penalised"]}
+        kinds["unknown"] = found["total"] - sum(kinds.values())
+        yield "tbmon_invoices", "gauge", "Invoices by what they say of this node.", labelled("operation", kinds)
+        yield "tbmon_invoices_received_total", "counter", "Invoices received.", {"": found["total"]}
+        yield "tbmon_log_last_entry_timestamp_seconds", "gauge", "Time of the newest log entry.", {
+            "": None if last is None else last / 1000
+        }
+        for name, words in (("unrecognised", "of unknown wording"), ("suspect", "that the node did not write")):
+            yield f"tbmon_log_{name}_total", "counter", f"Log entries {words}.", {"": counters.get(name, 0)}
+        yield "tbmon_log_gaps_total", "counter", "Times that log lines may be missing.", {"": store.first("gap_count")}
+        yield "tbmon_log_lag_seconds", "gauge", "How far behind the log tbmon is.", {"": monitor.lag_ms / 1000}
+        yield "tbmon_database_bytes", "gauge", "Size of the database.", {"": store.size_bytes()}
+        yield "tbmon_streams", "gauge", "Live streams.", {"": self.streams.total()}
+        yield "process_start_time_seconds", "gauge", "When tbmon started.", {"": monitor.started_at / 1000}
+        yield "process_resident_memory_bytes", "gauge", "Memory of tbmon.", {"": resident_bytes()}
+
+    # The live stream
+
+    def events(self, call: Call) -> Reply:
+        """Open a stream for the caller, if there is room for one more."""
+        config, address = self.monitor.config, call.caller.address
+        with self.streams_lock:
+            if self.streams.total() >= config.ws_max_connections:
+                raise Refusal(503, "all live streams are taken (WS_MAX_CONNECTIONS)", {"Retry-After": "10"})
+            if self.streams[address] >= config.ws_max_per_ip:
+                words = f"this address has {self.streams[address]} live streams already (WS_MAX_PER_IP)"
+                raise Refusal(429, words, {"Retry-After": "10"})
+            self.streams[address] += 1
+        headers = {"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"}
+        return Reply(self.stream(call.caller), {**headers, "Cache-Control": "no-store"})
+
+    def stream(self, caller: Caller) -> Iterator[bytes]:
+        """Tell what happens, until the client, its session or tbmon ends. waitress blocks us for a slow reader."""
+        ring, gone = self.monitor.ring, caller.headers.get("waitress.client_disconnected", bool)
+        try:
+            place, lost = self.resume(caller.headers.get("HTTP_LAST_EVENT_ID"))
+            yield b"retry: 2000\n" + self.event_id(place) + b"\n"
+            beat = time.monotonic()
+            while not (self.monitor.stop.is_set() or gone() or self.has_ended(caller)):
+                news = None if lost else ring.after(place, STREAM_LOOK_S)
+                lost = news is None
+                if news is None:
+                    place, lost = ring.newest, False
+                    yield self.event(place, "reset", {"reason": "events were missed: ask for what is shown again"})
+                elif news:
+                    place = news[-1].number
+                    for chunk in self.tell(news, caller):
+                        yield chunk
+                        beat = time.monotonic()
+                    self.monitor.stop.wait(STREAM_REST_S)
+                if time.monotonic() - beat >= STREAM_BEAT_S:
+                    beat = time.monotonic()
+                    yield b": still here\n\n"
+        except sqlite3.OperationalError as error:
+            log.warning("api: a live stream ended: the database cannot be read: %s", error)
+        finally:
+            with self.streams_lock:
+                self.streams[caller.address] -= 1
+                self.streams += Counter()  # forgets who has none
+
+    def has_ended(self, caller: Caller) -> bool:
+        if caller.session is not None and caller.session.ends_at <= self.monitor.now():
+            return True
+        return not all(self.guard.holds(grant, caller) for grant in NEEDS["stream"])
+
+    def resume(self, last_id: str | None) -> tuple[int, bool]:
+        """Where to begin, and whether something after `last_id` is lost."""
+        ring = self.monitor.ring
+        boot, _, number = (last_id or "").partition("-")
+        if not last_id:
+            return ring.newest, False
+        if boot != self.boot or not re.fullmatch(r"\d{1,18}", number, re.ASCII) or ring.after(int(number), 0) is None:
+            return ring.newest, True
+        return int(number), False
+
+    def tell(self, news: Sequence[Happening], caller: Caller) -> Iterator[bytes]:
+        """The events of what happened, in chunks; of several about the same thing only the last."""
+        last = {(kind, key): number for number, kind, key in news}
+        chunk = b""
+        for (kind, key), number in sorted(last.items(), key=lambda item: item[1]):
+            if kind == "log" and not self.guard.holds("private", caller):
+                continue
+            data = self.show(kind, key)
+            chunk += self.event(number, kind, data) if data is not None else b""
+            if len(chunk) > STREAM_CHUNK_BYTES:
+                yield chunk
+                chunk = b""
+        yield chunk or self.event_id(news[-1].number) + b"\n"
+
+    def show(self, kind: str, key: Any) -> Mapping[str, Any] | None:
+        """What an event carries; None if it is gone meanwhile."""
+        if kind == "node_status":
+            return self.status()
+        if kind == "semaphore":
+            return {"subscriber": key, **self.slots().get(key, {"current": None, "total": None})}
+        if kind == "gap":
+            return next(iter(self.gaps()), None)
+        if kind == "reset":
+            return {"reason": "older log files were read: ask for what is shown again"}
+        show = {"task": task_json, "invoice": invoice_json, "log": entry_json}[kind]
+        return next((show(row) for row in self.store.get(f"{kind}_row", key)), None)
+
+    def event_id(self, number: int) -> bytes:
+        return f"id: {self.boot}-{number}\n".encode()
+
+    def event(self, number: int, kind: str, data: Mapping[str, Any]) -> bytes:
+        text = self.store.show(json.dumps(data))
+        return self.event_id(number) + f"event: {kind}\ndata: {text}\n\n".encode()
+
+STREAM_LOOK_S = 0.5  # a stream looks this often whether its client and its session are still there
+STREAM_REST_S = 0.02  # between two chunks, so that a busy log does not wake every stream for each line
+STREAM_BEAT_S = 15
+STREAM_CHUNK_BYTES = 128 * KIB
+
+def resident_bytes() -> int | None:
+    """The memory that this process holds (Linux)."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
+
+def wants_csv(call: Call) -> bool:
+    accept = call.caller.headers.get("HTTP_ACCEPT", "")
+    return bool(call.query.get("format", "csv" if "text/csv" in accept else "") == "csv")
 
 class Route(NamedTuple):
-    """A path of the API; `access` is its data class, `query` the parameters it takes."""
+    """A path of the API. `access` is its data class, `shows` the shape or content type of its answer, `query` the
+    parameters it takes, `body` the shape of what is sent, `rows` the shape of a list's rows where CSV can be had."""
     path: str
-    access: str  # open, local or private
-    answer: Callable[..., Mapping[str, Any]]
-    query: Mapping[str, Parameter] | None = None
+    access: str  # open, local, private or stream
+    text: str
+    shows: str
+    answer: Callable[[Api, Call], Mapping[str, Any] | Reply]
+    query: Mapping[str, Parameter] = NOTHING
+    rows: str = ""
+    method: str = "GET"
+    body: str = ""
 
+TASK, DATA = "/api/tasks/{execution_id}", "Private: asks for the task-data password."
 ROUTES = (
-    Route("/health", "open", Api.health),
-    Route("/api/health", "open", Api.health),
-    Route("/api/status", "local", Api.status),
-    Route("/api/status/stats", "local", Api.stats),
-    Route("/api/tasks", "local", Api.tasks, TASKS_QUERY),
-    Route("/api/tasks/stats/summary", "local", Api.summary),
-    Route("/api/tasks/<execution_id>", "local", Api.task),
-    Route("/api/tasks/<execution_id>/data", "private", Api.task_data),
-    Route("/api/invoices", "local", Api.invoices, PAGE),
-    Route("/api/invoices/count", "local", lambda api: {"count": api.store.first("invoice_count")}),
-    Route("/api/logs", "private", Api.logs, LOGS_QUERY),
-    Route("/api/logs/status", "local", Api.log_status),
-)
+    Route("/health", "open", "Whether tbmon itself works.", "Health", lambda api, call: api.health()),
+    Route("/api/health", "open", "The same under /api.", "Health", lambda api, call: api.health()),
+    Route("/api/status", "local", "The node, its container and the verdict on both.", "Status",
+          lambda api, call: api.status()),
+    Route("/api/status/stats", "local", "Figures of tasks and invoices.", "Overview", lambda api, call: api.stats()),
+    Route("/api/tasks", "local", "Tasks, newest first. `matched`: whether there is an invoice.", "Tasks",
+          lambda api, call: api.page("task", "tasks", task_json, call), TASKS_QUERY, "Task"),
+    Route("/api/tasks/stats/summary", "local", "Figures of tasks. `success_rate` is of finished tasks, in percent.",
+          "Summary", lambda api, call: api.summary()),
+    Route(TASK, "local", "One task and what happened when.", "TaskDetail", Api.task),
+    Route(TASK + "/data", "private", f"Input, output and error words of a task. {DATA}", "TaskData", Api.task_data),
+    Route(TASK + "/artifacts", "private", f"The task's wasm module, if the node's cache still has it. {DATA}",
+          "Artifacts", Api.artifacts),
+    Route(TASK + "/artifacts/{hash}", "private", f"A module's bytes, up to MAX_ARTIFACT_BYTES. {DATA}",
+          "application/wasm", Api.artifact),
+    Route("/api/invoices", "local", "Invoices, newest first. `matched`: whether the task is known; `gas_units` are"
+          " steps times the price of a step, a unit and no amount of money.", "Invoices",
+          lambda api, call: api.page("invoice", "invoices", invoice_json, call), INVOICES_QUERY, "Invoice"),
+    Route("/api/invoices/count", "local", "How many invoices there are.", "Count",
+          lambda api, call: {"count": api.store.first("invoice_count")}),
+    Route("/api/invoices/summary", "local", "Invoices by month, completed tasks without an invoice, and invoices"
+          " without a task.", "InvoiceSummary", lambda api, call: api.invoice_summary()),
+    Route("/api/logs", "private", f"Log entries, newest first; `search` is taken literally. {DATA}", "Entries",
+          Api.logs, LOGS_QUERY),
+    Route("/api/logs/status", "local", "Where the log comes from, and where lines may be missing.", "LogStatus",
+          lambda api, call: api.log_status()),
+    Route("/api/events", "stream", "The live stream (Server-Sent Events).", "text/event-stream", Api.events),
+    Route("/api/auth/login", "open", "Opens a session with the API key, the task-data password or the stream token.",
+          "Login", Api.login, method="POST", body="LoginBody"),
+    Route("/api/auth/logout", "open", "Ends the session and its streams.", "Logout", Api.logout, method="POST"),
+    Route("/api/auth/status", "open", "Which classes are open to the caller.", "AuthStatus", Api.auth_status),
+    Route("/api/audit-log", "private", f"Logins, refusals and changes, newest first. {DATA}", "Audit",
+          lambda api, call: api.page("audit", "entries", api.audit_json, call), PAGE),
+    Route("/metrics", "local", "Prometheus text format.", "text/plain", lambda api, call: api.metrics()),
+    Route("/api/openapi.json", "local", "This document.", "any", lambda api, call: openapi()),
+)  # fmt: skip
+GONE = {  # paths of the original monitor that have no meaning here
+    "/api/csrf-token": "there are no CSRF tokens: other sites' requests are refused by their origin",
+    "/api/tasks/auth/status": "ask /api/auth/status",
+    "/api/federation/peers/<peer>/block": "peers cannot be blocked: no message of a single peer is ever received",
+}
 
-def is_our_host(host: str, allowed: Iterable[str]) -> bool:
-    """True for a Host that no stranger's domain can be: an IP address, localhost, one label, or one allowed."""
-    name = re.sub(r":\d{1,5}$", "", host).lower().removesuffix(".")
-    ours = r"(.*\.)?localhost|[0-9.]+|\[[0-9a-f:.]+\]|[a-z0-9_-]+"
-    return name in allowed or re.fullmatch(ours, name, re.ASCII) is not None
+def openapi() -> dict[str, Any]:
+    """The OpenAPI 3.1 document, made from ROUTES and SHAPES."""
+    paths: dict[str, dict[str, Any]] = {}
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method.lower()] = operation(route)
+    headers = {name: header.partition(":")[0] for name, (_, header) in CREDENTIALS.items()}
+    schemes: dict[str, Any] = {
+        name: {"type": "apiKey", "in": "header", "name": header} for name, header in headers.items()
+    } | {"local": {"type": "http", "scheme": "bearer"}}
+    return {
+        "openapi": "3.1.0", "info": {"title": "tbmon", "version": __version__, "license": {"name": "MIT"}},
+        "servers": [{"url": "/"}], "paths": paths,
+        "components": {"schemas": {name: shape_schema(name) for name in SHAPES}, "securitySchemes": schemes},
+    }  # fmt: skip
 
-def build_app(api: Api, config: Config) -> Any:
-    """The WSGI application: ROUTES, the static files, and JSON for every error under /api."""
+def operation(route: Route) -> dict[str, Any]:
+    """A route's entry in the OpenAPI document."""
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": KINDS["hash" if name == "hash" else "uuid"]}
+        for name in re.findall(r"{(\w+)}", route.path)
+    ] + [
+        {"name": name, "in": "query", "description": given.takes, "schema": given.schema}
+        for name, given in route.query.items()
+    ]  # fmt: skip
+    kind = route.shows if "/" in route.shows else "application/json"
+    raw = {"type": "string"} if kind.startswith("text/") else {}
+    content: dict[str, Any] = {kind: {"schema": raw if "/" in route.shows else schema_of(route.shows)}}
+    if route.rows:
+        content["text/csv"] = {"schema": {"type": "string"}}
+    error = {"application/json": {"schema": schema_of("Error")}}
+    responses: dict[str, Any] = {"200": {"description": route.text, "content": content}}
+    responses |= {"304": {"description": "as the If-None-Match of the request says"}} if route.method == "GET" else {}
+    made: dict[str, Any] = {"summary": route.text, "parameters": parameters, "tags": [route.access]}
+    made["security"] = [{name: [] for name in NEEDS[route.access]}] if route.access != "open" else []
+    if route.body:
+        made["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema_of(route.body)}}}
+    return {**made, "responses": {**responses, "default": {"description": "a refusal", "content": error}}}
+
+def csv_reply(route: Route, answer: Mapping[str, Any], query: str) -> Reply:
+    """A list's page as CSV, its lists left out; the address of the next page is in the header Link."""
+    name = next(name for name in answer if name != "pagination")
+    columns = [column for column, kind in fields_of(route.rows).items() if kind[0] != "["]
+    headers = {"Content-Type": CSV_TYPE, "Content-Disposition": f'attachment; filename="{name}.csv"'}
+    if following := answer["pagination"]["next"]:
+        kept = [pair for pair in urllib.parse.parse_qsl(query) if pair[0] not in ("cursor", "offset")]
+        headers["Link"] = f'<?{urllib.parse.urlencode([*kept, ("cursor", following)])}>; rel="next"'
+    return Reply(csv_text(columns, answer[name]), headers)
+
+def dress(reply: Reply, environ: Mapping[str, Any], show: Callable[[str], str]) -> Reply:
+    """The reply as it goes out: JSON and text through `show`, its mark (ETag), 304 where the client has it, gzip."""
+    content, headers = reply.content, {**SECURITY_HEADERS, "Vary": "Accept-Encoding, Origin", **reply.headers}
+    mark = b""
+    if isinstance(content, Mapping):
+        headers.setdefault("Content-Type", JSON_TYPE)
+        if "timestamp" in content:  # the time of the answer is no news
+            mark = json.dumps({name: value for name, value in content.items() if name != "timestamp"}).encode()
+        content = json.dumps(content) + "\n"
+    if isinstance(content, str):
+        content = show(content).encode()
+    if not isinstance(content, bytes):
+        return reply._replace(headers=headers)
+    if reply.status == 200 and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+        headers["ETag"] = f'W/"{hashlib.blake2b(mark or content, digest_size=12).hexdigest()}"'
+        if headers["ETag"] in environ.get("HTTP_IF_NONE_MATCH", ""):
+            return Reply(b"", headers, 304)
+    gzip_wanted = re.search(r"\bgzip\b(?! *; *q=0(\.0*)? *(,|$))", environ.get("HTTP_ACCEPT_ENCODING", ""))
+    if len(content) > GZIP_BYTES and gzip_wanted and headers["Content-Type"] != "application/wasm":
+        headers["Content-Encoding"] = "gzip"
+        content = gzip.compress(content, 5, mtime=0)
+    return Reply(content, headers, reply.status)
+
+def answer(api: Api, route: Route, path: Mapping[str, str], environ: Mapping[str, Any]) -> Reply:
+    """Check who asks and what, and answer; raises Refusal."""
+    caller: Caller = environ["tbmon.caller"]
+    api.guard.check(route.access, caller)
+    query = read_query(environ.get("QUERY_STRING", ""), route.query)
+    call = Call(caller, path, query, read_body(environ, route.body) if route.body else NOTHING)
+    try:
+        found = route.answer(api, call)
+    except sqlite3.OperationalError as error:
+        raise Refusal(503, f"the database cannot be read now: {error}", {"Retry-After": "5"}) from None
+    reply = found if isinstance(found, Reply) else Reply(found)
+    if route.rows and isinstance(found, Mapping) and wants_csv(call):
+        reply = csv_reply(route, found, environ.get("QUERY_STRING", ""))
+    private = {"Cache-Control": "no-store"} if route.access == "private" else {}
+    return reply._replace(headers={**private, **reply.headers})
+
+def let_in(api: Api, environ: dict[str, Any]) -> Reply | None:
+    """What stands before every route but the page's files: origin, address, session and rate; answers preflights."""
+    origin = api.guard.check_origin(environ)
+    shared = {"Access-Control-Allow-Origin": origin} if origin in api.guard.origins else {}
+    environ["tbmon.headers"] = shared
+    environ["tbmon.caller"] = caller = api.guard.find_caller(environ, origin)
+    if not environ["PATH_INFO"].endswith("/health"):
+        api.guard.admit(caller)
+    if environ["REQUEST_METHOD"] != "OPTIONS" or not shared or "HTTP_ACCESS_CONTROL_REQUEST_METHOD" not in environ:
+        return None
+    names = "Authorization, Content-Type, X-Task-Data-Password, X-Stream-Token, Last-Event-ID"
+    allowed = {"Access-Control-Allow-Methods": "GET, HEAD, POST, PUT", "Access-Control-Allow-Headers": names}
+    return Reply(b"", {**allowed, "Access-Control-Max-Age": "600"}, 204)
+
+def build_app(api: Api) -> Any:
+    """The WSGI application: ROUTES, the page's files, and JSON for every refusal."""
     import bottle  # only where something is served
-    app = bottle.Bottle()
-    hosts = {name.strip().lower() for name in config.allowed_hosts.split(",") if name.strip()}
-    request, response = bottle.request, bottle.response
+    app, request = bottle.Bottle(), bottle.request
+    files = {f"/{path.name}": path for path in STATIC.glob("*.*") if path.suffix in CONTENT_TYPES}
+    pages = {
+        name: Reply(path.read_bytes(), {"Content-Type": CONTENT_TYPES[path.suffix]}) for name, path in files.items()
+    }
+    if "/index.html" in pages:
+        pages["/"] = pages["/index.html"]
 
-    def reply(status: int, body: Mapping[str, Any], headers: Mapping[str, str]) -> bytes:
-        response.status = status
-        for name, value in {"Content-Type": "application/json; charset=utf-8", **SECURITY_HEADERS, **headers}.items():
-            response.set_header(name, value)
-        return api.store.show(json.dumps(body) + "\n").encode()
+    def send(reply: Reply) -> Any:
+        sent = dress(reply, request.environ, api.store.show)
+        shared = request.environ.get("tbmon.headers", {})
+        return bottle.HTTPResponse(sent.content, sent.status, {**sent.headers, **shared})
 
-    def answer(route: Route, **path: str) -> bytes:
+    def refuse(refusal: Refusal) -> Any:
+        return send(Reply({"error": str(refusal)}, refusal.headers, refusal.status))
+
+    def serve_route(route: Route, **path: str) -> Any:
         try:
-            api.check(route.access, request.environ)
-            given = read_query(request.query_string, route.query or {})
-            values = route.answer(api, *path.values(), *([given] if route.query else []))
-            return reply(200, values, {"Cache-Control": "no-store"} if route.access == "private" else {})
+            return send(answer(api, route, path, request.environ))
         except Refusal as refusal:
-            return reply(refusal.status, {"error": str(refusal)}, refusal.headers)
-        except sqlite3.OperationalError as error:
-            return reply(503, {"error": f"the database cannot be read now: {error}"}, {"Retry-After": "5"})
+            return refuse(refusal)
 
-    def failed(error: Any) -> bytes:
+    def failed(error: Any) -> Any:
         """Bottle's way out: unknown path, wrong method, or a bug of ours."""
         if error.exception is not None:
-            log.error("api: %s %s failed\n%s", request.method, request.path, error.traceback)
+            log.error("api: a request failed\n%s", error.traceback)
         known = {404: "there is nothing at this path", 405: "this path does not take that method"}
         words = known.get(error.status_code, "tbmon made a mistake here; its log says more")
-        return reply(error.status_code, {"error": words}, {"Allow": "GET, HEAD"} if error.status_code == 405 else {})
+        allowed = error.headers.get("Allow", "").replace("GET", "GET, HEAD")
+        return refuse(Refusal(error.status_code, words, {"Allow": allowed} if allowed else {}))
 
-    def check_host() -> None:
-        if not is_our_host(request.environ.get("HTTP_HOST", ""), hosts):
-            words = "this host name is not one tbmon answers to: name it in ALLOWED_HOSTS"
-            body = reply(421, {"error": words}, {})
-            raise bottle.HTTPResponse(body, 421, dict(response.headers))
+    def first_look() -> None:
+        try:
+            if not is_our_host(request.environ.get("HTTP_HOST", ""), api.guard.hosts):
+                raise Refusal(421, "this host name is not one tbmon answers to: name it in ALLOWED_HOSTS")
+            done = None if request.environ["PATH_INFO"] in pages else let_in(api, request.environ)
+        except Refusal as refusal:
+            raise refuse(refusal) from None
+        if done is not None:
+            raise send(done)
 
-    def static(name: str = "index.html") -> Any:
-        sent = bottle.static_file(name, root=str(STATIC))
-        for header, value in SECURITY_HEADERS.items():
-            sent.set_header(header, value)
-        return failed(sent) if isinstance(sent, bottle.HTTPError) else sent
-
-    app.add_hook("before_request", check_host)
+    app.add_hook("before_request", first_look)
     app.default_error_handler = failed
     for route in ROUTES:
-        app.route(route.path, "GET", functools.partial(answer, route))
-    app.route("/", "GET", static)
-    app.route("/<name:re:[a-z-]+\\.(?:js|css|svg|html)>", "GET", static)
+        path = re.sub(r"{(\w+)}", r"<\1>", route.path)
+        app.route(path, route.method, functools.partial(serve_route, route))
+    for path, words in GONE.items():
+        refusal = Refusal(410, f"this path of the original monitor is gone: {words}")
+        app.route(path, ["GET", "POST", "PUT", "DELETE"], lambda refusal=refusal, **_: refuse(refusal))
+    for name, page in pages.items():
+        app.route(name, "GET", functools.partial(send, page))
     return app
 
-def make_server(app: Any, config: Config) -> Any:
-    """Listen; raises UserError if the port or the address cannot be had."""
-    import waitress
+def listen(config: Config) -> socket.socket:
+    """Take the port; raises UserError if it or the address cannot be had."""
     try:
-        return waitress.create_server(
-            app, host=config.host, port=config.port, threads=8, ident=None, max_request_body_size=64 * KIB,
-            channel_request_lookahead=1, connection_limit=200, channel_timeout=30, asyncore_use_poll=True,
-        )  # fmt: skip
+        family = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((config.host, config.port), family=family)
     except (OSError, ValueError) as error:  # ValueError: no such host
         words = f"cannot listen on {config.host}:{config.port}: {reason_of(error)}; set PORT or HOST"
         raise UserError(words) from None
+
+SLOW_S = 20  # a client that takes nothing of its answer for so long is cut
+UNSENT_BYTES = 256 * KIB  # of a stream, beyond which its thread waits for the client
+
+def make_server(app: Any, listener: socket.socket, config: Config) -> Any:
+    """waitress, with a thread for each stream and eight more, JSON for what it refuses itself, and slow readers cut."""
+    import waitress
+    from waitress import channel, task
+
+    class Refused(task.ErrorTask):  # type: ignore[misc]
+        """A request that waitress could not read."""
+
+        def execute(self) -> None:
+            error = self.request.error
+            status, _, _ = error.to_response(None)
+            words = {
+                413: f"the body may have {BODY_BYTES} bytes at most",
+                431: f"the headers may have {HEADER_BYTES} bytes at most",
+            }.get(error.code, f"the request cannot be read: {error.body}")
+            body = (json.dumps({"error": words}) + "\n").encode()
+            self.status = status
+            self.response_headers += [*SECURITY_HEADERS.items(), ("Content-Type", JSON_TYPE), ("Connection", "close")]
+            self.set_close_on_finish()
+            self.content_length = len(body)
+            self.write(body)
+
+    class Channel(channel.HTTPChannel):  # type: ignore[misc]
+        error_task_class = Refused
+
+    server = waitress.create_server(
+        app, sockets=[listener], threads=config.ws_max_connections + 8, ident=None, max_request_body_size=BODY_BYTES,
+        max_request_header_size=HEADER_BYTES, channel_request_lookahead=1, connection_limit=config.ws_max_connections + 400,
+        channel_timeout=30, cleanup_interval=5, asyncore_use_poll=True, outbuf_high_watermark=UNSENT_BYTES,
+        clear_untrusted_proxy_headers=False,  # Guard reads them, from TRUSTED_PROXY only
+    )  # fmt: skip
+    server.channel_class = Channel
+    maintain = server.maintenance
+
+    def maintenance(now: float) -> None:
+        maintain(now)
+        for one in list(server.active_channels.values()):
+            if one.total_outbufs_len and one.last_activity < now - SLOW_S:
+                one.handle_close()
+
+    server.maintenance = maintenance
+    return server
 
 # ---------------------------------------------------------------------------
 # 10. Main                                                            (process)
 # ---------------------------------------------------------------------------
 
+SHORT_SECRET = 10  # characters below which a secret is warned of
 PACKAGES = ("bottle", "waitress", "docker")
 
 def set_up_log(config: Config, redactor: Redactor) -> None:
@@ -3401,14 +4397,42 @@ def set_up_log(config: Config, redactor: Redactor) -> None:
     log.propagate = False
     log.setLevel("DEBUG" if config.node_env == "development" else config.log_level.upper())
 
-def task_data_password(config: Config) -> str:
-    """The password of the private class: the one set, or one made at the first start and kept."""
-    if config.task_data_password:
-        return config.task_data_password
-    path = config.keys / "task-data.password"
-    password = read_key_file(path, lambda: secrets.token_urlsafe(18).encode()).decode("utf-8", "replace").strip()
-    log.info("\N{KEY} task-data password (kept in %s): %s", path, password)
-    return password
+def kept_secret(config: Config, name: str, words: str) -> str:
+    """A secret that was not set: made at the first start, kept in a file and shown in the log."""
+    path = config.keys / name
+    secret = read_key_file(path, lambda: secrets.token_urlsafe(18).encode()).decode("utf-8", "replace").strip()
+    log.info("\N{KEY} %s (kept in %s): %s", words, path, secret)
+    return secret
+
+def read_secrets(config: Config) -> dict[str, str]:
+    """The secret that opens each class of CREDENTIALS; empty where none is asked."""
+    password = config.task_data_password or kept_secret(config, "task-data.password", "task-data password")
+    token = ""
+    if config.ws_auth_required:
+        token = config.ws_auth_token or kept_secret(config, "stream.token", "stream token")
+    return {"local": config.api_key, "private": password, "stream": token}
+
+class Finding(NamedTuple):
+    """One line of doctor: OK, WARN or FAIL, what it looked at, and what to do about it."""
+    level: str
+    what: str
+    remedy: str = ""
+
+def warnings_of(config: Config) -> Iterator[Finding]:
+    """What is allowed, but should be known."""
+    with contextlib.suppress(ValueError):  # a name
+        if ipaddress.ip_address(config.host).is_loopback:
+            config = replace(config, host="localhost")
+    if config.host != "localhost" and not config.api_key:
+        words = "anybody who reaches this port can read the node's status, tasks and invoices"
+        yield Finding("WARN", f"HOST={config.host} without API_KEY: {words}", "Set API_KEY, or HOST=127.0.0.1.")
+    if "*" in split_list(config.allowed_origins):
+        words = "any page in a browser that reaches this port can read what is open without credentials"
+        yield Finding("WARN", f"ALLOWED_ORIGINS=*: {words}", "Name the origins that need it.")
+    for item in fields(Config):
+        if item.metadata.get("secret") and 0 < len(getattr(config, item.name)) < SHORT_SECRET:
+            name = item.name.upper()
+            yield Finding("WARN", f"{name} is short enough to be guessed", f"Make {name} {SHORT_SECRET} characters or longer.")
 
 def start_thread(monitor: Monitor, name: str, work: Callable[[Monitor], None], failures: list[str]) -> threading.Thread:
     """Run `work` in a thread; if it dies, the process ends, so that whoever started it starts it again."""
@@ -3430,37 +4454,48 @@ def start_thread(monitor: Monitor, name: str, work: Callable[[Monitor], None], f
     thread.start()
     return thread
 
-def end_by_signal(number: int, frame: object) -> None:
-    raise SystemExit(0)
-
 def serve(config: Config, demo: bool = False) -> int:
     """Run until a signal comes (0) or a thread dies (1)."""
-    ends = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+    ends, stop = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}, threading.Event()
+
+    def end(number: int, frame: object) -> None:
+        stop.set()  # so that the streams end before waitress waits for their threads
+        raise SystemExit(0)
+
     for number in ends:
-        signal.signal(number, end_by_signal)
-    local_key = read_key_file(config.keys / "local.key", lambda: secrets.token_bytes(32))
-    redactor = Redactor(local_key)
-    set_up_log(config, redactor)
-    failures: list[str] = []
+        signal.signal(number, end)
+    with listen(config) as listener:
+        local_key = read_key_file(config.keys / "local.key", lambda: secrets.token_bytes(32))
+        redactor = Redactor(local_key)
+        set_up_log(config, redactor)
+        with contextlib.closing(Store(Path(config.db_path), local_key)) as store:
+            engine = None if demo or config.log_dir else DockerEngine(config)
+            monitor = Monitor(config, store, redactor, engine, stop, demo=demo)
+            monitor.started_at = monitor.now()
+            return run(monitor, listener, ends)
+
+def run(monitor: Monitor, listener: socket.socket, ends: set[signal.Signals]) -> int:
+    """Start the threads and serve; `ends` are the signals that end it."""
+    config, failures = monitor.config, list[str]()
     threads: list[threading.Thread] = []
-    with contextlib.closing(Store(Path(config.db_path), local_key)) as store:
-        engine = None if demo or config.log_dir else DockerEngine(config)
-        monitor = Monitor(config, store, redactor, engine, threading.Event(), demo=demo)
-        try:
-            server = make_server(build_app(Api(monitor, task_data_password(config)), config), config)
-            source = "a simulated node (demo data)" if demo else config.log_dir or f"container {config.container_name}"
-            log.info("tbmon %s on http://%s:%d, following %s", __version__, config.host, config.port, source)
-            signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # a thread half started could not be joined
-            for name, work in (("ingest", play_demo if demo else ingest), ("upkeep", upkeep)):
-                threads.append(start_thread(monitor, name, work, failures))
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)
-            server.run()
-        except SystemExit:  # a signal while starting; waitress keeps later ones to itself
-            pass
-        finally:
-            monitor.stop.set()
-            for thread in threads:
-                thread.join(8)
+    try:
+        server = make_server(build_app(Api(monitor, read_secrets(config))), listener, config)
+        source = config.log_dir or f"container {config.container_name}"
+        source = "a simulated node (demo data)" if monitor.demo else source
+        log.info("tbmon %s on http://%s:%d, following %s", __version__, config.host, config.port, source)
+        for finding in warnings_of(config):
+            log.warning("%s. %s", finding.what, finding.remedy)
+        signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # a thread half started could not be joined
+        for name, work in (("ingest", play_demo if monitor.demo else ingest), ("upkeep", upkeep)):
+            threads.append(start_thread(monitor, name, work, failures))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)
+        server.run()
+    except SystemExit:  # a signal while starting; waitress keeps later ones to itself
+        pass
+    finally:
+        monitor.stop.set()
+        for thread in threads:
+            thread.join(8)
     log.info("stopped")
     return 1 if failures else 0
 
@@ -3470,12 +4505,6 @@ def run_demo(config: Config) -> int:
         return serve(
             replace(config, db_path=f"{folder}/demo.db", key_dir="", log_dir="", container_name="demo-node"), demo=True
         )
-
-class Finding(NamedTuple):
-    """One line of doctor: OK, WARN or FAIL, what it looked at, and what to do about it."""
-    level: str
-    what: str
-    remedy: str = ""
 
 def doctor(config: Config) -> int:
     """Check everything the monitor needs; 1 if something fails."""
@@ -3488,6 +4517,7 @@ def doctor(config: Config) -> int:
 def check_source(config: Config) -> Iterator[Finding]:
     """Settings, and what the node's words come from."""
     yield Finding("OK", "settings")
+    yield from warnings_of(config)
     if config.log_dir:
         names = choose_log_files(LocalFiles(Path(config.log_dir)).names())
         good = bool(names) and all(os.access(name, os.R_OK) for name in names)

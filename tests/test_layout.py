@@ -32,7 +32,7 @@ ALLOWED = {  # module or builtin -> labels of the sections that may use it
     "aiohttp": {"network out"},
     "asyncio": {"network out"},
     "ssl": {"network out"},
-    "socket": {"network out", "docker socket", "process"},  # process: systemd's notify socket
+    "socket": {"network out", "docker socket", "listens", "process"},  # process: systemd's notify socket
     "http": {"docker socket", "process"},  # process: the health check on the loopback address
     "urllib": {"process"},
     "bottle": {"listens"},
@@ -326,7 +326,7 @@ print(json.dumps([events, sorted(heavy), threading.active_count(), tbmon.log.han
 
 def test_the_files_stay_within_their_line_caps() -> None:
     aggregator = ROOT / "aggregator.py"
-    assert len(SOURCE.splitlines()) < 3600
+    assert len(SOURCE.splitlines()) < 4800
     assert not aggregator.exists() or len(aggregator.read_text("utf-8").splitlines()) <= 600
     assert sum(len(path.read_bytes().splitlines()) for path in static_files()) <= 1800
 

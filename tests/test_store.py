@@ -316,10 +316,9 @@ def test_damage_found_while_running_is_dealt_with_at_the_next_start(path: Path) 
 def test_the_check_tells_a_damaged_file_from_a_sound_one(path: Path) -> None:
     filled(path)
     with contextlib.closing(Store(path, KEY)) as store:
-        assert store.first("quick_check") == "ok"
+        assert store.is_sound()
         damage(path, "middle overwritten")
-        with ThreadPoolExecutor(1) as pool:  # this thread's reader has its pages in memory
-            assert pool.submit(store.first, "quick_check").result() != "ok"
+        assert not store.is_sound()
 
 
 # Writing and reading
@@ -432,14 +431,14 @@ def test_a_copy_without_an_execution_id_keeps_the_one_that_was_found(store: Stor
     with store.write() as db:
         store.put(db, "binding", [("e1", log_row(1, 1)[0])])
     save(store, log_row(1, 1))
-    assert messages(store, {"execution_id = ?": "e1"}) == ["words"]
+    assert messages(store, {"execution_id": "e1"}) == ["words"]
 
 
 @pytest.mark.parametrize("text", ["%", "_", "!", "100%", "a_b", "!%", "!!", "%_", "axb"])
 def test_a_search_takes_wildcards_literally(store: Store, text: str) -> None:
     kept = ["100%", "1000", "a_b", "axb", "wow!", "!%", "! %", "!!", "%_", "plain"]
     save(store, *(log_row(1, number, message) for number, message in enumerate(kept)))
-    found = messages(store, {"message LIKE ? ESCAPE '!'": tbmon.literal_like(text)})
+    found = messages(store, {"search": tbmon.literal_like(text)})
     assert sorted(found) == sorted(message for message in kept if text in message)
 
 
@@ -537,7 +536,7 @@ def test_an_invoice_told_of_twice_is_kept_once_and_stays_confirmed(store: Store)
         with store.write() as db:
             assert store.save_invoice(db, invoice("i1", ("pay", "wallet:1", 5)), confirmed) is None
     assert store.first("invoice_count") == 1 and store.first("invoice_of", "e1") == "i1"
-    assert [row["confirmed"] for row in store.page("invoice", "at", {}, None, 10, 0)] == [1]
+    assert [row["confirmed"] for row in store.page("invoice", {}, None, 10, 0)] == [1]
 
 
 def test_invoices_without_an_id_are_told_apart_by_their_content(store: Store) -> None:
@@ -557,7 +556,7 @@ def test_a_wallet_known_later_to_be_the_nodes_own_fills_earlier_invoices(store: 
     with store.write() as db:
         store.add_own(db, "wallet:1")
         own = store.save_invoice(db, invoice("i3", ("pay", "wallet:1", 3)), confirmed=True)
-    rows = store.page("invoice", "at", {}, None, 10, 0)
+    rows = store.page("invoice", {}, None, 10, 0)
     kept = {row["invoice_id"]: (row["operation"], row["steps"], row["memory_peak"]) for row in rows}
     assert kept == {"i1": ("penalty", 8, 7), "i2": (None, 9, 7), "i3": ("pay", 3, 7)}
     assert own is not None and own["operation"] == "pay"
@@ -579,7 +578,7 @@ def test_pages_of_tasks_are_stable_and_newest_first_undated_ones_last(store: Sto
         store.save_tasks(db, [Task(f"e{n}", received_at=(None, 5, 5, 9)[n % 4]) for n in range(40)])
     shown: list[str] = []
     before: tuple[int, int] | None = None
-    while rows := store.page("task", "received_at", {}, before, 7, 0):
+    while rows := store.page("task", {}, before, 7, 0):
         shown += [row["execution_id"] for row in rows]
         before = rows[-1]["received_at"] or 0, rows[-1]["id"]
     assert shown == [f"e{n}" for n in sorted(range(40), key=lambda n: ((0, 5, 5, 9)[n % 4], n), reverse=True)]
