@@ -49,7 +49,7 @@ class Feed:
         return found
 
     def invoices(self) -> list[Any]:
-        return self.store.page("invoice", "at", {}, None, 100, 0)
+        return self.store.page("invoice", {}, None, 100, 0)
 
 
 @pytest.fixture
