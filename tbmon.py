@@ -4362,8 +4362,9 @@ def make_server(app: Any, listener: socket.socket, config: Config) -> Any:
     class Channel(channel.HTTPChannel):  # type: ignore[misc]
         error_task_class = Refused
 
+    streams = config.ws_max_connections
     server = waitress.create_server(
-        app, sockets=[listener], threads=config.ws_max_connections + 8, connection_limit=config.ws_max_connections + 400,
+        app, sockets=[listener], threads=streams + 8, connection_limit=streams + 400,
         max_request_body_size=BODY_BYTES, max_request_header_size=HEADER_BYTES, channel_request_lookahead=1, ident=None,
         channel_timeout=30, cleanup_interval=5, asyncore_use_poll=True, outbuf_high_watermark=UNSENT_BYTES,
         clear_untrusted_proxy_headers=False,  # Guard reads them, from TRUSTED_PROXY only
@@ -4431,8 +4432,8 @@ def warnings_of(config: Config) -> Iterator[Finding]:
         yield Finding("WARN", f"ALLOWED_ORIGINS=*: {words}", "Name the origins that need it.")
     for item in fields(Config):
         if item.metadata.get("secret") and 0 < len(getattr(config, item.name)) < SHORT_SECRET:
-            name = item.name.upper()
-            yield Finding("WARN", f"{name} is short enough to be guessed", f"Give it {SHORT_SECRET} characters or more.")
+            words = f"{item.name.upper()} is short enough to be guessed"
+            yield Finding("WARN", words, f"Give it {SHORT_SECRET} characters or more.")
 
 def start_thread(monitor: Monitor, name: str, work: Callable[[Monitor], None], failures: list[str]) -> threading.Thread:
     """Run `work` in a thread; if it dies, the process ends, so that whoever started it starts it again."""

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import contract
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -233,10 +234,11 @@ class Program:
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers=named)
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
-                status, kind, body = answer.status, answer.headers["Content-Type"], answer.read().decode()
+                status, given, body = answer.status, answer.headers, answer.read()
         except urllib.error.HTTPError as error:
-            status, kind, body = error.code, error.headers["Content-Type"], error.read().decode()
-        return status, json.loads(body) if "json" in kind else body
+            status, given, body = error.code, error.headers, error.read()
+        contract.check("GET", path, status, given, body)
+        return status, json.loads(body) if "json" in given["Content-Type"] else body.decode()
 
     def private(self, path: str) -> Any:
         status, body = self.get(path, X_Task_Data_Password="open sesame")

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import contract
 import pytest
 from conftest import VERSION, WALLET, Program, header, wait_for
 
@@ -57,6 +58,7 @@ def ask(
     answer = connection.getresponse()
     body = answer.read()
     connection.close()
+    contract.check(method, path, answer.status, answer.headers, body)
     return Answer(answer.status, answer.headers, body)
 
 
