@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import jsonschema
@@ -31,7 +30,7 @@ def operation_of(method: str, path: str) -> tuple[str, dict[str, Any]] | None:
     return None
 
 
-def check(method: str, path: str, status: int, headers: Mapping[str, str], body: bytes) -> None:
+def check(method: str, path: str, status: int, headers: Any, body: bytes) -> None:
     """Fail unless the answer is one that the document promises for this request."""
     found = operation_of(method, path)
     if status == 304 or method == "HEAD" or not path.startswith(("/api", "/metrics", "/health")):
