@@ -223,6 +223,8 @@ def read_config(env: Mapping[str, str]) -> Config:
         try:
             if rules.get("secret") and env.get(f"{name}_FILE"):
                 source = f"{name}_FILE"
+                if text:
+                    raise ValueError(f"is set beside {name}: leave one of them out")
                 text = read_secret_file(env[source])
             if text is not None and (text != "" or item.default == ""):
                 values[item.name] = convert(str(item.type), text.strip(), rules)
@@ -235,7 +237,7 @@ def read_config(env: Mapping[str, str]) -> Config:
 
 def settings_help() -> str:
     """The table that --help prints: every variable, its default and its sentence."""
-    lines = ["settings (environment variables; a secret NAME may also come from the file NAME_FILE):"]
+    lines = ["settings (environment variables; empty is the default; a secret NAME may be in the file NAME_FILE):"]
     for item in fields(Config):
         shown = item.default if item.default not in ("", False) else {"": "unset", False: "false"}[item.default]
         lines.append(f"  {item.name.upper():<22} {item.metadata['help']} (default {shown})")
@@ -1033,6 +1035,8 @@ def own_item(items: Sequence[Mapping[str, Any]], own: Iterable[str]) -> Mapping[
     mine = [item for item in items if item["account"] in own and item["operation"] in ("pay", "penalty")]
     return max(mine, key=lambda item: str(item["operation"]), default=None)
 
+JUST_STARTED = "tbmon has just started"
+
 class Symptoms(NamedTuple):
     """What the verdict looks at; times in ms, `now` included. None is unknown."""
     now: int
@@ -1052,6 +1056,8 @@ class Verdict(NamedTuple):
 
 def judge_node(seen: Symptoms) -> Verdict:
     """The first that holds of blind, down, degraded, working, idle (design, section 5)."""
+    if seen.problem == JUST_STARTED:
+        return Verdict("blind", seen.problem, "Wait a few seconds.")
     if seen.problem:
         return Verdict("blind", seen.problem, "Run `tbmon.py doctor` on this host; it names what is in the way.")
     if seen.container == "missing" and not seen.ever_seen:
@@ -2024,9 +2030,9 @@ class Monitor:
     demo: bool = False
     retry_min_s: float = 0.5  # between two connections; doubles up to RETRY_MAX_S while they fail
     container: Container | None = None  # upkeep and ingest
-    container_error: str | None = "the engine has not been asked yet"  # upkeep: why there is no container state
+    container_error: str | None = JUST_STARTED  # upkeep: why there is no container state
     stats: Stats | None = None  # upkeep
-    problem: str | None = "tbmon has just started"  # ingest: why nothing is being followed
+    problem: str | None = JUST_STARTED  # ingest: why nothing is being followed
     lag_ms: int = 0  # ingest: how far behind the log it is, 0 when all is read
     verdict: Verdict | None = None  # upkeep
     verdict_since: int | None = None  # upkeep

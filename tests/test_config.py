@@ -171,3 +171,10 @@ def test_the_help_has_one_line_for_every_variable() -> None:
     assert [line.split()[0] for line in lines] == [item.name.upper() for item in fields(Config)]
     assert all(len(line) <= 120 for line in lines)
     assert any("8090" in line for line in lines if " PORT " in line)
+
+
+def test_a_secret_and_its_file_together_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("from the file")
+    with pytest.raises(UserError, match="API_KEY_FILE.*is set beside API_KEY"):
+        read_config({"API_KEY": "from the variable", "API_KEY_FILE": str(file)})
