@@ -4331,12 +4331,14 @@ class Session:
     """What one browser has opened; streams hold it to see that it ended."""
     ends_at: int
     grants: frozenset[str] = frozenset()
+    name: str = field(default_factory=lambda: f"session {secrets.token_hex(8)}")  # for limits; an id() is used again
 
 class Caller(NamedTuple):
     """Who asks: the address that counts, the session of the cookie, and the headers as WSGI has them."""
     address: str
     session: Session | None
     headers: Mapping[str, Any]
+    is_own: bool = True  # our own page, or no page at all
 
     def secret(self, grant: str) -> bytes | None:
         """The credential in its header; None if there is none."""
@@ -4375,15 +4377,15 @@ class Guard:
             return ""
         if "*" in self.origins and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
             return "*"
-        if not origin and site != "cross-site":
-            return "*"  # same-site: what it gets, it cannot read; the cookie does not count
+        if not origin and site == "same-site" and environ.get("HTTP_SEC_FETCH_MODE") == "navigate":
+            return "*"  # a link on a page of this host's other ports; the cookie does not count
         raise Refusal(403, "requests of another site's page are refused: name its origin in ALLOWED_ORIGINS")
 
     def find_caller(self, environ: Mapping[str, Any], origin: str) -> Caller:
         """Who asks; the cookie counts for our own page only."""
         session = None if origin else self.sessions.get(self.token_hash(environ))
         live = session is not None and self.monitor.now() < session.ends_at
-        return Caller(client_address(environ, self.proxies), session if live else None, environ)
+        return Caller(client_address(environ, self.proxies), session if live else None, environ, not origin)
 
     def token_hash(self, environ: Mapping[str, Any]) -> bytes:
         found = re.search(rf"(?:^|;) *{self.cookie}=([\w-]+)", environ.get("HTTP_COOKIE", ""), re.ASCII)
@@ -4391,7 +4393,7 @@ class Guard:
 
     def admit(self, caller: Caller) -> None:
         """Count a request; raise Refusal beyond API_RATE_LIMIT. A session has a quota of its own."""
-        name = f"session {id(caller.session)}" if caller.session else caller.address
+        name = caller.session.name if caller.session else caller.address
         if self.requests.most and (wait_s := self.requests.take(name)):
             words = f"more than {self.requests.most} requests in a minute: wait {wait_s} s, or raise API_RATE_LIMIT"
             raise Refusal(429, words, {"Retry-After": str(wait_s)})
@@ -4403,9 +4405,10 @@ class Guard:
         given = caller.secret(grant)
         return given is not None and same_secret(given, secret)
 
-    def check(self, access: str, caller: Caller) -> None:
-        """Raise Refusal unless the caller may have data of the class `access`."""
-        for grant in NEEDS[access]:
+    def check(self, access: str, caller: Caller, told: Iterable[str] = ()) -> None:
+        """Raise Refusal unless the caller may have data of the class `access`, or for a wrong secret of those `told`:
+        what the answer depends on without needing it."""
+        for grant in (*NEEDS[access], *(grant for grant in told if caller.secret(grant) is not None)):
             if self.holds(grant, caller):
                 continue
             name, header = CREDENTIALS[grant]
@@ -4441,6 +4444,7 @@ class Guard:
 
     def login(self, caller: Caller, secret: str) -> tuple[Session, str]:
         """Return the session that a right secret opens or adds to, and its new token; raise Refusal for a wrong one."""
+        self.refuse_foreign(caller)
         given = secret.encode("utf-8", "replace")
         grants = {grant for grant, right in self.secret_of.items() if same_secret(given, right) and right}
         if not grants:
@@ -4448,9 +4452,7 @@ class Guard:
             raise Refusal(401, "this is neither the API key nor the task-data password nor the stream token")
         now, token = self.monitor.now(), secrets.token_urlsafe(32)
         with self.lock:
-            session = self.sessions.pop(self.token_hash(caller.headers), None) or Session(now + SESSION_MS)
-            if session.ends_at <= now:
-                session = Session(now + SESSION_MS)
+            session = self.take_session(caller) or Session(now + SESSION_MS)
             session.grants |= grants
             self.sessions = {name: kept for name, kept in self.sessions.items() if kept.ends_at > now}
             while len(self.sessions) >= SESSIONS:
@@ -4459,10 +4461,21 @@ class Guard:
         self.note("login", caller, "opened " + ", ".join(sorted(grants)))
         return session, token
 
+    def refuse_foreign(self, caller: Caller) -> None:
+        """Another page, listed or not, has no business with the cookie."""
+        if not caller.is_own:
+            raise Refusal(403, "log in and out on tbmon's own page; other pages send the credential with each request")
+
+    def take_session(self, caller: Caller) -> Session | None:
+        """Take the caller's session off its token; None if it has none, or its cookie does not count."""
+        found = self.sessions.pop(self.token_hash(caller.headers), None) if caller.session else None
+        return found if found is not None and self.monitor.now() < found.ends_at else None
+
     def logout(self, caller: Caller) -> None:
         """End the caller's session, and with it its streams."""
+        self.refuse_foreign(caller)
         with self.lock:
-            session = self.sessions.pop(self.token_hash(caller.headers), None)
+            session = self.take_session(caller)
         if session is not None:
             session.ends_at = 0
             self.note("logout", caller, "session ended")
@@ -4678,6 +4691,7 @@ class Api:
         return Reply({"success": True}, {"Set-Cookie": self.guard.cookie_text("", call.caller.headers, 0)})
 
     def auth_status(self, call: Call) -> dict[str, Any]:
+        self.guard.check("open", call.caller, CREDENTIALS)
         session = call.caller.session
         shown = {"session": session is not None, "expiresAt": utc(session.ends_at) if session else None}
         return {**shown, "open": self.guard.open_to(call.caller)}
@@ -4892,6 +4906,7 @@ class Api:
 
     def events(self, call: Call) -> Reply:
         """Open a stream for the caller, if there is room for one more."""
+        self.guard.check("stream", call.caller, ("private",))  # it opens the log
         config, address = self.monitor.config, call.caller.address
         with self.streams_lock:
             if self.streams.total() >= config.ws_max_connections:
@@ -5171,7 +5186,7 @@ def let_in(api: Api, environ: dict[str, Any]) -> Reply | None:
     shared = {"Access-Control-Allow-Origin": origin} if origin in api.guard.origins else {}
     environ["tbmon.headers"] = shared
     environ["tbmon.caller"] = caller = api.guard.find_caller(environ, origin)
-    if not environ["PATH_INFO"].endswith("/health"):
+    if environ["PATH_INFO"] not in ("/health", "/api/health"):
         api.guard.admit(caller)
     if environ["REQUEST_METHOD"] != "OPTIONS" or not shared or "HTTP_ACCESS_CONTROL_REQUEST_METHOD" not in environ:
         return None
@@ -5258,10 +5273,11 @@ def make_server(app: Any, listener: socket.socket, config: Config) -> Any:
         def execute(self) -> None:
             error = self.request.error
             status, _, _ = error.to_response(None)
+            cause = error.body.partition(' "')[0]  # what follows in quotes is the line, and may be a secret
             words = {
                 413: f"the body may have {BODY_BYTES} bytes at most",
                 431: f"the headers may have {HEADER_BYTES} bytes at most",
-            }.get(error.code, f"the request cannot be read: {error.body}")
+            }.get(error.code, f"the request cannot be read: {cause}")
             body = (json.dumps({"error": words}) + "\n").encode()
             self.status = status
             self.response_headers += [*SECURITY_HEADERS.items(), ("Content-Type", JSON_TYPE), ("Connection", "close")]

@@ -176,5 +176,5 @@ def test_the_help_has_one_line_for_every_variable() -> None:
 def test_a_secret_and_its_file_together_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text("from the file")
-    with pytest.raises(UserError, match="API_KEY_FILE.*is set beside API_KEY"):
+    with pytest.raises(UserError, match=r"API_KEY_FILE.*is set beside API_KEY"):
         read_config({"API_KEY": "from the variable", "API_KEY_FILE": str(file)})
