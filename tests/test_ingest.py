@@ -230,6 +230,15 @@ def test_an_unfinished_line_is_no_entry_yet(files: Watch) -> None:
         assert files.count() == 2
 
 
+@pytest.mark.parametrize("length", [tbmon.HEAD_BYTES - 1, tbmon.HEAD_BYTES, 5 * tbmon.HEAD_BYTES])
+def test_a_file_that_begins_with_a_long_line_is_read(files: Watch, length: int) -> None:
+    words = "x" * (length - len(header("")))
+    write(files, header(words), header("and another"))
+    with files:
+        files.wait_for_message("and another")
+        assert files.messages() == [words, "and another"]
+
+
 def test_no_docker_is_touched_with_log_dir(files: Watch) -> None:
     with files:
         assert files.monitor.engine is None
