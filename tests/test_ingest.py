@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from conftest import VERSION, WALLET, Node, Program, Watch, header, wait_for
 
+import tbmon
+
 IDS = [f"{number:08x}-5b7a-4c11-9a60-0d5e8f7a1b2c" for number in range(9)]
 TASK = "js_" + "4be1" * 16
 OTHER = "0x" + "c4" * 20
