@@ -68,6 +68,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -2281,7 +2282,7 @@ TIMEOUT_S = 5  # for an answer of the engine
 SILENT_S = 3600  # a stream may be silent this long; a follower that mistrusts it looks sooner
 PIECE_BYTES = 16 * KIB  # Docker splits longer lines; a shorter piece ends its line, newline or not
 INNER_STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z ")
-GO_SYMLINK = 1 << 27  # a bit of Go's os.FileMode in a path's stat
+GO_SYMLINK, GO_TYPE = 1 << 27, 0x8F280000  # bits of Go's os.FileMode in a path's stat; a plain file has no type
 
 class DockerError(Exception):
     """The engine did not answer, or not as it should; the text says what it said. Worth another try."""
@@ -2304,6 +2305,7 @@ class PathStat(NamedTuple):
     size: int
     mtime: str
     link: str
+    is_file: bool
 
 class Stats(NamedTuple):
     """One sample of the container: percent of a core, and bytes without page cache."""
@@ -2419,7 +2421,7 @@ class DockerEngine:
             found = json.loads(base64.b64decode(answer.headers["X-Docker-Container-Path-Stat"]))
             mode = int(found["mode"])
             link = str(found.get("linkTarget", "")) if mode & GO_SYMLINK else ""
-            return PathStat(int(found["size"]), str(found["mtime"]), link)
+            return PathStat(int(found["size"]), str(found["mtime"]), link, not mode & GO_TYPE)
         except (KeyError, ValueError, TypeError):
             raise DockerError("the engine's stat of a path cannot be read") from None
 
@@ -2521,16 +2523,17 @@ def cache_folders(engine: DockerEngine, name: str) -> list[str]:
             parts = member.name.split("/")
             if len(parts) > 2 or (len(parts) == 2 and member.isdir()):
                 folders[f"{found[0]}/{parts[1]}"] = None
-            if member.offset > CACHE_LOOK_BYTES or time.monotonic() > until:
+            if member.offset_data + member.size > CACHE_LOOK_BYTES or time.monotonic() > until:
                 break
     return sorted(filter(is_allowed_path, folders), reverse=True)
 
 def find_module(engine: DockerEngine, name: str, digest: str) -> tuple[str, PathStat] | None:
     """The prepared wasm module of this hash in the node's cache (node-data.md, 1), or None."""
     for folder in cache_folders(engine, name):
-        found = resolve(engine, name, f"{folder}/{digest}/prepared.wasm")
-        if found is not None:
-            return found
+        place = engine.stat(name, f"{folder}/{digest}")  # a linked folder the engine itself would follow
+        found = engine.stat(name, path := f"{folder}/{digest}/prepared.wasm") if place and not place.link else None
+        if found is not None and found.is_file:
+            return path, found
     return None
 
 def read_module(engine: DockerEngine, name: str, path: str, most: int) -> bytes | None:
@@ -3253,7 +3256,7 @@ class LogFileReader:
 
     def read_lines(self, file: Any, ended: bool) -> Iterator[None]:
         data: bytes = file.read(HEAD_BYTES)
-        if b"\n" not in data:
+        if b"\n" not in data and len(data) < HEAD_BYTES:
             return
         name, before, offset = self.recognise(data)
         head_bytes, position, rest = len(data), 0, b""
@@ -3447,7 +3450,8 @@ class EngineFeed:
             self.newest = b""
         self.expected = bool(self.known)  # until one of them has come again
         self.known_until = second_text((self.since_s or 0) + 60).replace(" ", "T").encode()
-        self.recorder = Recorder(monitor, ENGINE, fresh)
+        self.recorder = Recorder(monitor, ENGINE, fresh, live=bool(cursor.get("newest")) and not fresh)
+        self.began = second_text(monitor.now() // 1000).replace(" ", "T").encode()
         self.recorder.cursor = {**cursor, "container": container.id, "newest": self.newest.decode()}
         if cursor.get("newest") and cursor["container"] != container.id:  # another one's words do not go on here
             self.recorder.assemblers.clear()
@@ -3460,6 +3464,8 @@ class EngineFeed:
         self.dirty = False
 
     def take_lines(self, lines: Sequence[tuple[int, bytes, bytes]]) -> None:
+        if not self.recorder.live and lines and lines[0][1] >= self.began:
+            self.go_live()
         for stream, group in self.runs(lines):
             self.recorder.feed(str(stream), group)
         self.dirty = self.dirty or bool(lines)
@@ -3534,6 +3540,12 @@ class EngineFeed:
         recorder.commit(lambda db: self.monitor.store.save_overlap(db, newest, names, oldest))
         self.fresh_lines.clear()
         self.dirty = False
+
+    def go_live(self) -> None:
+        """The past is read: from here on the live stream tells every entry."""
+        if not self.recorder.live:
+            self.recorder.live = True
+            self.monitor.ring.add([("reset", None)])
 
     def caught_up(self) -> None:
         """All there is has been read: a start after the last line took effect too, and time may be over for tasks."""
@@ -3657,6 +3669,7 @@ class Follower:
     def begin_import(self, feed: EngineFeed) -> None:
         """Once for each container, when its log is read to the end: its files may go further back."""
         self.monitor.lag_ms, self.monitor.problem = 0, None
+        feed.go_live()
         if self.imported != feed.container.id:
             self.imported = feed.container.id
             seam = feed.recorder.cursor.get("first_at") or self.monitor.now()
@@ -3828,6 +3841,7 @@ def play_demo(monitor: Monitor) -> None:
     for at, text in node.script():
         while at > monitor.clock():
             feed.caught_up()
+            feed.go_live()
             wave, monitor.problem = monitor.clock() % 60 / 60, None
             monitor.stats = Stats(4 + 30 * wave, int((180 + 40 * wave) * MIB), 2048 * MIB)
             if monitor.stop.wait(min(1.0, at - monitor.clock())):
@@ -4230,8 +4244,9 @@ def month_json(month: str | None, rows: Sequence[sqlite3.Row]) -> dict[str, Any]
     steps = {row: (row["high"] or 0) * 10**9 + (row["low"] or 0) for row in rows}
     for operation, name in (("pay", "paid"), ("penalty", "penalised")):
         own = [row for row in rows if row["operation"] == operation]
-        units = sum(times(steps[row], row["price"]) for row in own if row["price"] is not None)
-        found |= {name: sum(row["invoices"] for row in own), f"gas_units_{name}": big(units)}
+        units = sum(steps[row] * Fraction(row["price"]) for row in own if row["price"] is not None)
+        shown = int(units) if units > 2**53 or units == int(units) else float(units)
+        found |= {name: sum(row["invoices"] for row in own), f"gas_units_{name}": big(shown)}
     return found | {"steps": big(sum(steps.values()))}
 
 def paged(name: str, rows: list[Any], places: list[tuple[Any, int]], limit: int, offset: int) -> dict[str, Any]:
@@ -4580,7 +4595,7 @@ class Api:
     def page(self, table: str, name: str, show: Callable[[sqlite3.Row], dict[str, Any]], call: Call) -> dict[str, Any]:
         """One page of a table, newest first."""
         query = dict(call.query)
-        limit, offset = query.pop("limit", 1000 if wants_csv(call) else 50), query.pop("offset", 0)
+        limit, offset = query.pop("limit", 1000 if table != "audit" and wants_csv(call) else 50), query.pop("offset", 0)
         cursor, _ = query.pop("cursor", None), query.pop("format", None)
         rows = self.store.page(table, query, cursor, limit + 1, offset)
         places = [(row[PAGE_ORDER[table]] or 0, row["id"]) for row in rows]
@@ -4633,12 +4648,11 @@ class Api:
             if found is None or found[0] != call.path["hash"].lower():
                 raise Refusal(404, "this task has no artifact of this hash, or the node has dropped it")
             assert self.monitor.engine is not None
-            large = Refusal(413, f"the artifact has {found[2]} bytes: raise MAX_ARTIFACT_BYTES to have it")
             if found[2] > most:
-                raise large
+                raise Refusal(413, f"the artifact has {found[2]} bytes: raise MAX_ARTIFACT_BYTES to have it")
             content = read_module(self.monitor.engine, self.monitor.config.container_name, found[1], most)
             if content is None:
-                raise large
+                raise Refusal(503, "the artifact has just changed", {"Retry-After": "1"})
         name = f'attachment; filename="{found[0]}.wasm"'
         return Reply(content, {"Content-Type": "application/wasm", "Content-Disposition": name})
 
@@ -4662,7 +4676,7 @@ class Api:
             query["search"] = literal_like(query["search"])
         rows, room = self.store.entries(query, *span, before, offset + limit + 1)[offset:], PAGE_BYTES
         for number, row in enumerate(rows[:limit]):
-            room -= len(row["message"])
+            room -= len(row["message"].encode())
             if room < 0:  # the last one that still fits ends the page
                 rows, limit = rows[: number + 1], max(1, number)
                 break
@@ -4924,7 +4938,7 @@ class Api:
         try:
             place, lost = self.resume(caller.headers.get("HTTP_LAST_EVENT_ID"))
             yield b"retry: 2000\n" + self.event_id(place) + b"\n"
-            beat = time.monotonic()
+            beat, told = time.monotonic(), place
             while not (self.monitor.stop.is_set() or gone() or self.has_ended(caller)):
                 news = None if lost else ring.after(place, STREAM_LOOK_S)
                 lost = news is None
@@ -4935,11 +4949,11 @@ class Api:
                     place = news[-1].number
                     for chunk in self.tell(news, caller):
                         yield chunk
-                        beat = time.monotonic()
+                        beat, told = time.monotonic(), place
                     self.monitor.stop.wait(STREAM_REST_S)
-                if time.monotonic() - beat >= STREAM_BEAT_S:
-                    beat = time.monotonic()
-                    yield b": still here\n\n"
+                if time.monotonic() - beat >= (STREAM_BEAT_S if place == told else 1):
+                    beat, told = time.monotonic(), place  # what was passed over need not be read again
+                    yield self.event_id(place) + b": still here\n\n"
         except sqlite3.OperationalError as error:
             log.warning("api: a live stream ended: the database cannot be read: %s", error)
         finally:
@@ -4974,7 +4988,8 @@ class Api:
             if len(chunk) > STREAM_CHUNK_BYTES:
                 yield chunk
                 chunk = b""
-        yield chunk or self.event_id(news[-1].number) + b"\n"
+        if chunk:
+            yield chunk
 
     def show(self, kind: str, key: Any) -> Mapping[str, Any] | None:
         """What an event carries; None if it is gone meanwhile."""
@@ -5009,8 +5024,8 @@ def resident_bytes() -> int | None:
         return None
 
 def wants_csv(call: Call) -> bool:
-    accept = call.caller.headers.get("HTTP_ACCEPT", "")
-    return bool(call.query.get("format", "csv" if "text/csv" in accept else "") == "csv")
+    accepted = re.search(r"\btext/csv\b(?! *; *q=0(\.0*)? *(,|$))", call.caller.headers.get("HTTP_ACCEPT", ""))
+    return bool(call.query.get("format", "csv" if accepted else "") == "csv")
 
 class Route(NamedTuple):
     """A path of the API. `access` is its data class, `shows` the shape or content type of its answer, `query` the
@@ -5084,8 +5099,8 @@ ROUTES = (
           "SentMessages", lambda api, call: api.page("sent", "messages", api.sent_json, call), PAGE),
     Route("/api/federation/privacy", "local", "Facts about sharing, looked up now.", "PrivacyFacts",
           lambda api, call: api.privacy()),
-    Route("/metrics", "local", "Prometheus text format.", "text/plain", lambda api, call: api.metrics()),
-    Route("/api/openapi.json", "local", "This document.", "any", lambda api, call: openapi()),
+    Route("/metrics", "local", "Figures as Prometheus reads them.", "text/plain", lambda api, call: api.metrics()),
+    Route("/api/openapi.json", "local", "The OpenAPI 3.1 document.", "any", lambda api, call: openapi()),
 )  # fmt: skip
 GONE = {  # paths of the original monitor that have no meaning here
     "/api/csrf-token": "there are no CSRF tokens: other sites' requests are refused by their origin",
@@ -5143,7 +5158,7 @@ def csv_reply(route: Route, answer: Mapping[str, Any], query: str) -> Reply:
 
 def dress(reply: Reply, environ: Mapping[str, Any], show: Callable[[str], str]) -> Reply:
     """The reply as it goes out: JSON and text through `show`, its mark (ETag), 304 where the client has it, gzip."""
-    content, headers = reply.content, {**SECURITY_HEADERS, "Vary": "Accept-Encoding, Origin", **reply.headers}
+    content, headers = reply.content, {**SECURITY_HEADERS, "Vary": "Accept, Accept-Encoding, Origin", **reply.headers}
     mark = b""
     if isinstance(content, Mapping):
         headers.setdefault("Content-Type", JSON_TYPE)
@@ -5156,7 +5171,8 @@ def dress(reply: Reply, environ: Mapping[str, Any], show: Callable[[str], str]) 
         return reply._replace(headers=headers)
     if reply.status == 200 and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
         headers["ETag"] = f'W/"{hashlib.blake2b(mark or content, digest_size=12).hexdigest()}"'
-        if headers["ETag"] in environ.get("HTTP_IF_NONE_MATCH", ""):
+        known = environ.get("HTTP_IF_NONE_MATCH", "")  # compared weakly: W/ may be missing
+        if known.strip() == "*" or headers["ETag"].removeprefix("W/") in re.findall(r'"[^"]*"', known):
             return Reply(b"", headers, 304)
     gzip_wanted = re.search(r"\bgzip\b(?! *; *q=0(\.0*)? *(,|$))", environ.get("HTTP_ACCEPT_ENCODING", ""))
     if len(content) > GZIP_BYTES and gzip_wanted and headers["Content-Type"] != "application/wasm":

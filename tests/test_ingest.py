@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from conftest import VERSION, WALLET, Node, Program, Watch, header, wait_for
 
+import tbmon
+
 IDS = [f"{number:08x}-5b7a-4c11-9a60-0d5e8f7a1b2c" for number in range(9)]
 TASK = "js_" + "4be1" * 16
 OTHER = "0x" + "c4" * 20
@@ -228,6 +230,15 @@ def test_an_unfinished_line_is_no_entry_yet(files: Watch) -> None:
         file.flush()
         files.wait_for_message("first and second")
         assert files.count() == 2
+
+
+@pytest.mark.parametrize("length", [tbmon.HEAD_BYTES - 1, tbmon.HEAD_BYTES, 5 * tbmon.HEAD_BYTES])
+def test_a_file_that_begins_with_a_long_line_is_read(files: Watch, length: int) -> None:
+    words = "x" * (length - len(header("")))
+    write(files, header(words), header("and another"))
+    with files:
+        files.wait_for_message("and another")
+        assert files.messages() == [words, "and another"]
 
 
 def test_no_docker_is_touched_with_log_dir(files: Watch) -> None:
