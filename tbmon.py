@@ -2748,7 +2748,7 @@ class EngineFeed:
         self.expected = bool(self.known)  # until one of them has come again
         self.known_until = second_text((self.since_s or 0) + 60).replace(" ", "T").encode()
         self.recorder = Recorder(monitor, ENGINE, fresh, live=bool(cursor.get("newest")) and not fresh)
-        self.began = second_text(monitor.now() // 1000).replace(" ", "T").encode()
+        self.began = (utc(monitor.now()) or "")[:-1].encode()  # comparable with the engine's stamps
         self.recorder.cursor = {**cursor, "container": container.id, "newest": self.newest.decode()}
         if cursor.get("newest") and cursor["container"] != container.id:  # another one's words do not go on here
             self.recorder.assemblers.clear()
@@ -4066,6 +4066,7 @@ class Api:
                     place, lost = ring.newest, False
                     yield self.event(place, "reset", {"reason": "events were missed: ask for what is shown again"})
                 elif news:
+                    del news[STREAM_HAPPENINGS:]
                     place = news[-1].number
                     for chunk in self.tell(news, caller):
                         yield chunk
@@ -4134,6 +4135,7 @@ class Api:
 STREAM_LOOK_S = 0.5  # a stream looks this often whether its client and its session are still there
 STREAM_REST_S = 0.02  # between two chunks, so that a busy log does not wake every stream for each line
 STREAM_BEAT_S = 15
+STREAM_HAPPENINGS = 500  # looked at for one chunk; what a reader that is cut had in hand stays small
 STREAM_CHUNK_BYTES = 128 * KIB
 
 def resident_bytes() -> int | None:
