@@ -3451,7 +3451,7 @@ class EngineFeed:
         self.expected = bool(self.known)  # until one of them has come again
         self.known_until = second_text((self.since_s or 0) + 60).replace(" ", "T").encode()
         self.recorder = Recorder(monitor, ENGINE, fresh, live=bool(cursor.get("newest")) and not fresh)
-        self.began = second_text(monitor.now() // 1000).replace(" ", "T").encode()
+        self.began = (utc(monitor.now()) or "")[:-1].encode()  # comparable with the engine's stamps
         self.recorder.cursor = {**cursor, "container": container.id, "newest": self.newest.decode()}
         if cursor.get("newest") and cursor["container"] != container.id:  # another one's words do not go on here
             self.recorder.assemblers.clear()
@@ -3954,6 +3954,7 @@ CONTENT_TYPES = {
 }  # fmt: skip
 JSON_TYPE, CSV_TYPE = "application/json; charset=utf-8", "text/csv; charset=utf-8"
 GZIP_BYTES = 1024  # a shorter answer would hardly become shorter
+ANSWERS = 8  # made at once; more in the making would only take memory from each other
 BODY_BYTES, HEADER_BYTES = 64 * KIB, 16 * KIB  # of a request
 PAGE_BYTES = 4 * MIB  # of log messages in one answer; what does not fit is on the next page
 STATUSES = ("received", "executing", "completed", "failed", "lost")
@@ -4946,6 +4947,7 @@ class Api:
                     place, lost = ring.newest, False
                     yield self.event(place, "reset", {"reason": "events were missed: ask for what is shown again"})
                 elif news:
+                    del news[STREAM_HAPPENINGS:]
                     place = news[-1].number
                     for chunk in self.tell(news, caller):
                         yield chunk
@@ -5014,6 +5016,7 @@ class Api:
 STREAM_LOOK_S = 0.5  # a stream looks this often whether its client and its session are still there
 STREAM_REST_S = 0.02  # between two chunks, so that a busy log does not wake every stream for each line
 STREAM_BEAT_S = 15
+STREAM_HAPPENINGS = 500  # looked at for one chunk; what a reader that is cut had in hand stays small
 STREAM_CHUNK_BYTES = 128 * KIB
 
 def resident_bytes() -> int | None:
@@ -5210,10 +5213,18 @@ def let_in(api: Api, environ: dict[str, Any]) -> Reply | None:
     allowed = {"Access-Control-Allow-Methods": "GET, HEAD, POST, PUT", "Access-Control-Allow-Headers": names}
     return Reply(b"", {**allowed, "Access-Control-Max-Age": "600"}, 204)
 
+def is_text(path: str) -> bool:
+    """True if the path is UTF-8; bottle would leave out bytes that are not, and find what was not asked for."""
+    try:
+        return bool(path.encode("latin-1").decode())
+    except UnicodeError:
+        return False
+
 def build_app(api: Api) -> Any:
     """The WSGI application: ROUTES, the page's files, and JSON for every refusal."""
     import bottle  # only where something is served
     app, request = bottle.Bottle(), bottle.request
+    room = threading.Semaphore(ANSWERS)
     files = {f"/{path.name}": path for path in STATIC.glob("*.*") if path.suffix in CONTENT_TYPES}
     pages = {
         name: Reply(path.read_bytes(), {"Content-Type": CONTENT_TYPES[path.suffix]}) for name, path in files.items()
@@ -5231,7 +5242,8 @@ def build_app(api: Api) -> Any:
 
     def serve_route(route: Route, **path: str) -> Any:
         try:
-            return send(answer(api, route, path, request.environ))
+            with room:
+                return send(answer(api, route, path, request.environ))
         except Refusal as refusal:
             return refuse(refusal)
 
@@ -5248,6 +5260,8 @@ def build_app(api: Api) -> Any:
         try:
             if not is_our_host(request.environ.get("HTTP_HOST", ""), api.guard.hosts):
                 raise Refusal(421, "this host name is not one tbmon answers to: name it in ALLOWED_HOSTS")
+            if not is_text(request.environ["bottle.raw_path"]):
+                raise Refusal(404, "there is nothing at this path")
             done = None if request.environ["PATH_INFO"] in pages else let_in(api, request.environ)
         except Refusal as refusal:
             raise refuse(refusal) from None
@@ -5278,10 +5292,9 @@ def listen(config: Config) -> socket.socket:
 SLOW_S = 20  # a client that takes nothing of its answer for so long is cut
 UNSENT_BYTES = 256 * KIB  # of a stream, beyond which its thread waits for the client
 
-def make_server(app: Any, listener: socket.socket, config: Config) -> Any:
-    """waitress, with a thread for each stream and eight more, JSON for what it refuses itself, and slow readers cut."""
-    import waitress
-    from waitress import channel, task
+def channel_class() -> Any:
+    """waitress's connections: JSON for what is refused, frames that can be read in one way only, no waiting threads."""
+    from waitress import channel, parser, task
 
     class Refused(task.ErrorTask):  # type: ignore[misc]
         """A request that waitress could not read."""
@@ -5301,17 +5314,49 @@ def make_server(app: Any, listener: socket.socket, config: Config) -> Any:
             self.content_length = len(body)
             self.write(body)
 
-    class Channel(channel.HTTPChannel):  # type: ignore[misc]
-        error_task_class = Refused
+    class Parser(parser.HTTPRequestParser):  # type: ignore[misc]
+        """Refuses what two readers could frame in two ways, and what waitress's own parser fails at."""
 
+        def received(self, data: bytes) -> int:
+            count: int = super().received(data)
+            if self.error:
+                self.expect_continue = False  # a refused body is not asked for
+            return count
+
+        def parse_header(self, header_plus: bytes) -> None:
+            try:
+                super().parse_header(header_plus)
+            except ValueError:  # no such address in the target, or a length of thousands of digits
+                raise parser.ParsingError("the target or the length is no such thing") from None
+            names = [line.partition(b":")[0].lower() for line in header_plus.split(b"\r\n")[1:]]
+            coded = names.count(b"transfer-encoding")
+            if coded and (coded > 1 or not self.chunked or b"content-length" in names):
+                raise parser.ParsingError("Transfer-Encoding is for HTTP/1.1, once, and without Content-Length")
+
+    class Answered(task.WSGITask):  # type: ignore[misc]
+        """A client that asks on without reading keeps no thread waiting: what it asked beyond is not answered."""
+
+        def finish(self) -> None:
+            super().finish()
+            if self.channel.total_outbufs_len > UNSENT_BYTES // 2 and len(self.channel.requests) > 1:
+                self.close_on_finish = True
+
+    class Channel(channel.HTTPChannel):  # type: ignore[misc]
+        error_task_class, task_class, parser_class = Refused, Answered, Parser
+    return Channel
+
+def make_server(app: Any, listener: socket.socket, config: Config) -> Any:
+    """waitress, with a thread for each stream and eight more, JSON for what it refuses itself, and slow readers cut."""
+    import waitress
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a line for each request that waits would fill the log
     streams = config.ws_max_connections
     server = waitress.create_server(
         app, sockets=[listener], threads=streams + 8, connection_limit=streams + 400,
-        max_request_body_size=BODY_BYTES, max_request_header_size=HEADER_BYTES, channel_request_lookahead=1, ident=None,
-        channel_timeout=30, cleanup_interval=5, asyncore_use_poll=True, outbuf_high_watermark=UNSENT_BYTES,
+        max_request_body_size=BODY_BYTES + 1, max_request_header_size=HEADER_BYTES, channel_request_lookahead=1,
+        ident=None, channel_timeout=30, cleanup_interval=5, asyncore_use_poll=True, outbuf_high_watermark=UNSENT_BYTES,
         clear_untrusted_proxy_headers=False,  # Guard reads them, from TRUSTED_PROXY only
     )  # fmt: skip
-    server.channel_class = Channel
+    server.channel_class = channel_class()
     maintain = server.maintenance
 
     def maintenance(now: float) -> None:
