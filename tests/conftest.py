@@ -74,6 +74,8 @@ def engine() -> None:
     if busybox is None:
         missing("busybox-static")
         return
+    if docker("images", "--quiet", IMAGE):  # made by an earlier run
+        return
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
         tar.add(busybox, "bin/busybox")

@@ -383,7 +383,7 @@ def test_clients_that_ask_for_much_and_never_read_keep_nobody_waiting(heavy: Pro
             stack.enter_context(connect(heavy, MUCH * 10, 4096))
         wait_for(lambda: seconds_of(heavy, "/health") < 1, tbmon.SLOW_S - 2)  # not only when the clients are cut
         assert max(seconds_of(heavy, path) for path in ("/health", "/api/status", "/") * 5) < 5
-        assert resident_bytes(heavy) - before < 512 * MIB
+        assert resident_bytes(heavy) - before < 320 * MIB
     wait_for(lambda: sockets(heavy) <= open_before + 5)
     assert seconds_of(heavy, "/api/status") < 1
     assert len(log().splitlines()) < 20  # who floods the API does not flood the log
