@@ -70,7 +70,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 __version__ = "0.1.0"
 
@@ -1955,14 +1955,15 @@ class Outbox:
         self.sharing = Sharing(**{**kept, "servers": tuple(kept.get("servers", ()))})
         self.event_db: bool | None = None  # ingest: whether there is one to check tasks against; None before a look
 
-    def keep(self, sharing: Sharing) -> None:
+    def keep(self, **chosen: Any) -> None:
         """Take over new settings; what waits and may no longer be told is taken back."""
-        told = sharing.enabled and sharing.level in DELAY_MS
-        kinds = {"task_received": sharing.tasks, "task_completed": sharing.tasks, "invoice_created": sharing.stats}
         with self.store.write() as db:
+            sharing = self.sharing._replace(**chosen)
+            told = sharing.enabled and sharing.level in DELAY_MS
+            kinds = {"task_received": sharing.tasks, "task_completed": sharing.tasks, "invoice_created": sharing.stats}
             self.store.put(db, "state", [("federation", json.dumps(sharing._asdict()))])
             self.store.put(db, "take_back", [(MESSAGES[kind].subject,) for kind in kinds if not (told and kinds[kind])])
-        self.sharing = sharing
+            self.sharing = sharing  # before anybody else can write: nothing is queued under the old ones
         self.forget_keys()
 
     def forget_keys(self) -> None:
@@ -2045,7 +2046,8 @@ def make_hub(check_peer: Callable[[Any], None], needs_tls: bool) -> Any:
 
     class WebSocket(transport.WebSocketTransport):
         async def connect(self, uri: Any, buffer_size: int, connect_timeout: int, **options: Any) -> None:
-            self._using_tls = bool(options)
+            self._using_tls, web = bool(options), cast(Any, self._client)
+            web._request = functools.partial(web._request, allow_redirects=False)  # the hub is the one that was chosen
             limits: Any = {"headers": WEB_HEADERS, "max_msg_size": 2 * MESSAGE_BYTES}
             self._ws = await self._client.ws_connect(uri.geturl(), **limits, **options)
             check_peer(self._ws.get_extra_info("peername"))
@@ -2072,11 +2074,15 @@ def make_hub(check_peer: Callable[[Any], None], needs_tls: bool) -> Any:
 
     return Hub
 
+def shorten(error: Exception) -> str:
+    """What went wrong, in one line; a hub's own words may be in it."""
+    return " ".join((str(error) or type(error).__name__).split())[:200]
+
 class Federation:
     """The federation's thread: sends what is due, receives the statistics, and is never in anybody's way."""
 
     def __init__(
-        self, config: Config, outbox: Outbox, take: Callable[[bytes], bool], is_online: Callable[[], bool],
+        self, config: Config, outbox: Outbox, take: Callable[[bytes], bool], is_online: Callable[[], bool | None],
         pace: Pace = Pace(),  # noqa: B008 - a constant
     ) -> None:
         self.config, self.outbox, self.store = config, outbox, outbox.store
@@ -2087,7 +2093,8 @@ class Federation:
         self.died: Callable[[], None] = lambda: None  # main: end the process
         self.says_goodbye = self.connected = self.stuck = False
         self.last_error: str | None = None
-        self.online, self.look_at, self.received_at, self.ignored = False, 0.0, 0.0, 0
+        self.online: bool | None = None  # None before tbmon itself knows
+        self.look_at, self.received_at, self.ignored = 0.0, 0.0, 0
 
     def servers(self) -> tuple[str, ...]:
         return self.outbox.sharing.servers or (self.config.federation_nats_url,)
@@ -2095,7 +2102,7 @@ class Federation:
     def start(self) -> None:
         """Run the thread if the operator opted in; called once at the start and after each change."""
         if self.outbox.sharing.enabled and self.thread is None:
-            self.leaving = threading.Event()
+            self.leaving, self.last_error = threading.Event(), None
             self.thread = threading.Thread(target=self.work, name="federation", daemon=True)
             self.thread.start()
 
@@ -2135,7 +2142,7 @@ class Federation:
             try:
                 await self.session(url)
             except Exception as error:  # a hub can make nats-py and aiohttp raise anything
-                self.note_error(str(error) or type(error).__name__)
+                self.note_error(shorten(error))
             self.connected = False
             delay_s = shortest_s if time.monotonic() - began > 60 else min(2 * delay_s, longest_s)
             await asyncio.sleep(0 if leaving.is_set() else delay_s * self.dice.uniform(0.5, 1))
@@ -2158,11 +2165,11 @@ class Federation:
         hub = make_hub(functools.partial(self.check_peer, parts), parts.scheme == "tls")(parts.scheme in ("ws", "wss"))
 
         async def failed(error: Exception) -> None:
-            self.last_error = str(error)  # a refused subject too, which nats-py tells nobody else
+            self.last_error = shorten(error)  # a refused subject too, which nats-py tells nobody else
 
-        mine = url == self.config.federation_nats_url and self.config.federation_nats_user
-        user = {"user": mine, "password": self.config.federation_nats_password} if mine else {}
-        ca = self.config.federation_tls_ca or None
+        config, mine = self.config, url == self.config.federation_nats_url
+        user = {"user": config.federation_nats_user, "password": config.federation_nats_password}
+        user, ca = user if mine and config.federation_nats_user else {}, (mine and config.federation_tls_ca) or None
         tls = {"tls": ssl.create_default_context(cafile=ca)} if parts.scheme in ("tls", "wss") else {}
         try:
             try:
@@ -2198,7 +2205,7 @@ class Federation:
             self.store.trim_outbox(db, self.outbox.now())
         if not self.outbox.sharing.greeted:
             await self.say(hub, "node_joined", True)
-            self.outbox.keep(self.outbox.sharing._replace(greeted=True))
+            self.outbox.keep(greeted=True)
         while hub.is_connected and not leaving.is_set():
             if self.last_error:
                 raise ConnectionError(self.last_error)
@@ -2206,9 +2213,10 @@ class Federation:
             ignored, self.ignored = self.ignored, 0
             if ignored:
                 self.add("ignored", ignored)
-            if now >= beat_at:
+            if now >= beat_at and (state := self.node_state(now)) is not None:
                 beat_at = now + self.pace.beat_s * self.dice.uniform(0.8, 1.2)
-                await self.say(hub, "heartbeat", self.node_state(now))
+                await self.say(hub, "heartbeat", state)
+                self.outbox.forget_keys()
             await self.send_due(hub, published)
             self.settle(published, now)
             await asyncio.sleep(self.pace.look_s)
@@ -2218,11 +2226,10 @@ class Federation:
             await self.say(hub, "node_left", False)
         await hub.flush(timeout=2)
 
-    def node_state(self, now: float) -> bool:
+    def node_state(self, now: float) -> bool | None:
         """Whether the node is up, looked at once an hour at a random minute: its uptime is nobody's business."""
-        if now >= self.look_at:
-            self.online = self.is_online()
-            self.look_at = now + 3600 * self.dice.uniform(0.5, 1.5)
+        if now >= self.look_at and (state := self.is_online()) is not None:
+            self.online, self.look_at = state, now + 3600 * self.dice.uniform(0.5, 1.5)
         return self.online
 
     async def say(self, hub: Any, kind: str, is_online: bool) -> None:
@@ -4776,23 +4783,22 @@ class Api:
             "shareTasks": chosen.tasks, "shareStats": chosen.stats, "natsServers": list(self.federation.servers()),
         }  # fmt: skip
 
-    def share(self, call: Call, **chosen: Any) -> Sharing:
+    def share(self, call: Call, **chosen: Any) -> None:
         """Take over what the operator chose, and let the federation's thread begin, begin anew or end."""
-        before = self.outbox.sharing
-        after = before._replace(**chosen)
-        if self.monitor.demo and after.enabled:
+        if self.monitor.demo and chosen.get("enabled"):
             raise Refusal(409, "demo data is not shared")
-        if after.enabled and not before.enabled:
-            after = after._replace(joined_at=self.monitor.now(), greeted=False)
         with self.sharing_lock:
+            before = self.outbox.sharing
+            if chosen.get("enabled") and not before.enabled:
+                chosen |= {"joined_at": self.monitor.now(), "greeted": False}
+            after = before._replace(**chosen)
             if after != before:
                 words = f"federation {'on' if after.enabled else 'off'}, {after.level}"
                 self.guard.note("settings", call.caller, words)
-                self.outbox.keep(after)
+                self.outbox.keep(**chosen)
             if (after.enabled, after.servers) != (before.enabled, before.servers):
                 self.federation.stop(says_goodbye=not after.enabled)
                 self.federation.start()
-        return after
 
     def put_sharing(self, call: Call) -> dict[str, Any]:
         body = dict(call.body)
@@ -4805,11 +4811,13 @@ class Api:
             try:
                 for url in chosen["servers"]:
                     check_server(url)
+                if len(chosen["servers"]) > 10:
+                    raise ValueError("ten at most")
             except ValueError as error:
                 raise Refusal(400, f"natsServers: {error}") from None
         if "servers" in chosen:
             same = tuple(chosen["servers"]) == (self.monitor.config.federation_nats_url,)
-            chosen["servers"] = () if same else tuple(chosen["servers"][:10])
+            chosen["servers"] = () if same else tuple(chosen["servers"])
         self.share(call, **chosen)
         return self.sharing()
 
@@ -5446,6 +5454,11 @@ def start_thread(monitor: Monitor, name: str, work: Callable[[Monitor], None], f
     thread.start()
     return thread
 
+def is_online(monitor: Monitor) -> bool | None:
+    """What the federation is told of the node; None before it is known."""
+    verdict = monitor.verdict
+    return None if verdict is None or verdict.reason == JUST_STARTED else verdict.state not in ("blind", "down")
+
 def serve(config: Config, demo: bool = False) -> int:
     """Run until a signal comes (0) or a thread dies (1)."""
     ends, stop = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}, threading.Event()
@@ -5467,7 +5480,7 @@ def serve(config: Config, demo: bool = False) -> int:
             monitor.outbox = Outbox(store, SharingKeys(config.keys), monitor.now, random.SystemRandom())
             monitor.federation = Federation(
                 config, monitor.outbox, functools.partial(take_publication, monitor),
-                lambda: monitor.verdict is not None and monitor.verdict.state not in ("blind", "down"),
+                functools.partial(is_online, monitor),
             )  # fmt: skip
             code = run(monitor, listener, ends)
     if monitor.federation.stuck:  # a name server that does not answer must not keep us from ending
