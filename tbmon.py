@@ -2103,7 +2103,7 @@ class Federation:
         """Run the thread if the operator opted in; called once at the start and after each change."""
         if self.outbox.sharing.enabled and self.thread is None:
             self.leaving, self.last_error = threading.Event(), None
-            self.thread = threading.Thread(target=self.work, name="federation", daemon=True)
+            self.thread = threading.Thread(target=self.work, args=(self.leaving,), name="federation", daemon=True)
             self.thread.start()
 
     def stop(self, says_goodbye: bool = False, timeout_s: float = 5) -> None:
@@ -2112,16 +2112,17 @@ class Federation:
         self.leaving.set()
         if self.thread is not None:
             if not self.says_goodbye:
-                self.cancel()
+                with contextlib.suppress(RuntimeError):  # it has ended, or has not begun
+                    self.cancel()
             self.thread.join(timeout_s)
             self.stuck = self.thread.is_alive()  # in a name server that does not answer; it will do nothing more
             self.thread = None
 
-    def work(self) -> None:
+    def work(self, leaving: threading.Event) -> None:
         import asyncio
         logging.getLogger("nats").setLevel(logging.CRITICAL)  # it would write a traceback for each failure
         try:
-            asyncio.run(self.run())
+            asyncio.run(self.run(leaving))
         except asyncio.CancelledError:
             pass
         except Exception:  # a bug of ours, whatever it is
@@ -2129,10 +2130,11 @@ class Federation:
             self.died()
         self.connected = False
 
-    async def run(self) -> None:
+    async def run(self, leaving: threading.Event) -> None:
         """Be connected until told to leave; whatever a hub does is an error to be shown and tried again."""
         import asyncio
-        loop, task, leaving = asyncio.get_running_loop(), asyncio.current_task(), self.leaving
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        loop.set_exception_handler(lambda _, context: log.debug("federation: %s", context["message"]))  # nats-py's tasks
         self.cancel = functools.partial(loop.call_soon_threadsafe, task.cancel)  # type: ignore[union-attr]
         delay_s, (shortest_s, longest_s) = self.pace.retry_s[0], self.pace.retry_s
         for url in itertools.cycle(self.servers()):
