@@ -1130,6 +1130,7 @@ APPLICATION_ID = 0x74626D6E  # "tbmn": marks our files in the SQLite header
 READERS = 8  # read-only connections kept open; each may hold a MiB of pages
 AUDIT_ROWS = 10_000  # the newest are kept
 OUTBOX_ROWS, OUTBOX_MS = 10_000, 7 * DAY_MS  # what waits for the federation beyond these is dropped and counted
+SNAPSHOTS = 1000  # of the network's figures are kept
 SENT_MS = 400 * DAY_MS  # how long what it was told is kept
 ENGINE, FILES = 1, 2  # bits of log.sources
 SUSPECT, UNRECOGNISED, UNSTAMPED = 1, 2, 4  # bits of log.flags
@@ -1228,7 +1229,10 @@ WRITES = {  # by `Store.put`
     "take_back": "DELETE FROM outbox WHERE subject = ?",
     "sent": "INSERT INTO sent (name, at, subject, payload) VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE"
     " SET at = excluded.at, payload = excluded.payload, times = times + 1",
-    "network_stats": "INSERT OR REPLACE INTO network_stats (snapshot_at, at, stats) VALUES (?, ?, ?)",
+    "network_stats": "INSERT INTO network_stats (snapshot_at, at, stats) VALUES (?, ?, ?) ON CONFLICT (snapshot_at)"
+    " DO UPDATE SET at = excluded.at, stats = excluded.stats",
+    "old_network_stats": "DELETE FROM network_stats"
+    " WHERE id <= (SELECT id FROM network_stats ORDER BY id DESC LIMIT 1 OFFSET ?)",
     "audit": "INSERT INTO audit (at, event, address, detail) VALUES (?, ?, ?, ?)",
     "gap": "INSERT INTO gap (from_at, to_at, reason) VALUES (?, ?, ?)",
 }
@@ -1381,6 +1385,7 @@ class SharingKeys:
 
     def __init__(self, folder: Path) -> None:
         self.id_path, self.keys_path = folder / "federation.id", folder / "federation.keys"
+        self.lock = threading.Lock()  # held while the day keys change
 
     def node_id(self, dice: random.Random) -> str:
         """This installation's id, made at the first opting in and again after a reset."""
@@ -1388,29 +1393,31 @@ class SharingKeys:
 
     def known_id(self) -> str | None:
         """This installation's id if it has one."""
-        return self.id_path.read_text("ascii").strip() if self.id_path.exists() else None
+        return self.id_path.read_text("ascii", "replace").strip() if self.id_path.exists() else None
 
     def day_key(self, day: str, dice: random.Random) -> bytes:
         """The 32 random bytes that hash what is queued on a day."""
-        keys = self.day_keys()
-        if day not in keys:
-            keys[day] = dice.randbytes(32).hex()
-            write_key_file(self.keys_path, json.dumps(keys).encode())
-        return bytes.fromhex(keys[day])
+        with self.lock:
+            keys = self.day_keys()
+            if day not in keys:
+                keys[day] = dice.randbytes(32).hex()
+                write_key_file(self.keys_path, json.dumps(keys).encode())
+            return bytes.fromhex(keys[day])
 
     def day_keys(self) -> dict[str, str]:
         """{day: key as hex}; a damaged file is as good as none."""
         with contextlib.suppress(ValueError, FileNotFoundError):
             if isinstance(keys := json.loads(self.keys_path.read_bytes()), dict):
-                return keys
+                return {day: key for day, key in keys.items() if re.fullmatch("[0-9a-f]{64}", str(key))}
         return {}
 
     def forget_all_but(self, days: Iterable[str]) -> None:
         """Delete the keys of all other days; nobody can then check a guess against what was sent."""
-        keys = self.day_keys()
-        kept = {day: keys[day] for day in keys if day in set(days)}
-        if kept != keys:
-            write_key_file(self.keys_path, json.dumps(kept).encode())
+        with self.lock:
+            keys, needed = self.day_keys(), set(days)
+            kept = {day: keys[day] for day in keys if day in needed}
+            if kept != keys:
+                write_key_file(self.keys_path, json.dumps(kept).encode())
 
     def reset(self) -> None:
         self.id_path.unlink(missing_ok=True)
@@ -1836,8 +1843,7 @@ ENVELOPE = {
     "timestamp": re.compile(r"20\d\d-[01]\d-[0-3]\dT[0-2]\d:[0-5][05]:00\.000Z"), "data": None,
 }  # fmt: skip
 SUSPICIOUS = re.compile(  # the second line, which must never fire: wallets, keys, addresses, exact times
-    r"0x|wallet|-----|(?<![0-9a-f])(?:[0-9a-f]{40}|[0-9a-f]{128})(?![0-9a-f])|\d+\.\d+\.\d+\.\d+|::|:\d\d:(?!00\.000Z)"
-    r"|\d{10,}(?![0-9a-f])(?<![0-9a-f]{32})", re.I,
+    r"0x|wallet|-----|[0-9a-f]{40}|\d+\.\d+\.\d+\.\d+|::|([0-9a-f]{1,4}:){4}|:\d\d:(?!00\.000Z)|\d{10}", re.I
 )  # fmt: skip
 
 class Words(NamedTuple):
@@ -1892,12 +1898,13 @@ def refusal_of(subject: str, payload: bytes) -> str | None:
     """
     try:
         message = json.loads(payload)
+        again = encode(message)
     except (ValueError, RecursionError):
         return "it is no JSON"
     kind = MESSAGES.get(message["type"]) if isinstance(message, dict) and isinstance(message.get("type"), str) else None
     if kind is None or kind.subject != subject or list(message) != list(ENVELOPE):
         return "its envelope is not in the schema"
-    if encode(message) != payload:
+    if again != payload:
         return "it is not written in the one form that the schema has"
     for name, allowed in ENVELOPE.items():
         if allowed is not None and not fits(message[name], allowed):
@@ -2134,7 +2141,7 @@ class Federation:
         """Be connected until told to leave; whatever a hub does is an error to be shown and tried again."""
         import asyncio
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        loop.set_exception_handler(lambda _, context: log.debug("federation: %s", context["message"]))  # nats-py's tasks
+        loop.set_exception_handler(lambda _, context: log.debug("federation: %s", context["message"]))  # of nats-py
         self.cancel = functools.partial(loop.call_soon_threadsafe, task.cancel)  # type: ignore[union-attr]
         delay_s, (shortest_s, longest_s) = self.pace.retry_s[0], self.pace.retry_s
         for url in itertools.cycle(self.servers()):
@@ -2706,6 +2713,9 @@ class Monitor:
 def is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**53
 
+def is_moment(value: object) -> bool:
+    return fits(value, MOMENT) and parse_time(value) is not None
+
 def is_rate(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 100
 
@@ -2727,7 +2737,7 @@ PUBLISHED: dict[str, Any] = {  # the aggregator's figures; null is a figure with
     "executionTimeDistribution": is_distribution(*TIME_RANGES, "unknown"), "gasUsageDistribution": STEPS_SPREAD,
     "stepsComputedDistribution": STEPS_SPREAD, "taskTypeDistribution": is_distribution(*SHARED_LANGUAGES),
     "memoryUsedDistribution": is_distribution(*MEMORY_SCALE.ranges, "unknown"), "peers": is_peers,
-    "snapshotAt": MOMENT,
+    "snapshotAt": is_moment,
 }  # fmt: skip
 
 def read_publication(payload: bytes) -> dict[str, Any] | None:
@@ -2736,7 +2746,7 @@ def read_publication(payload: bytes) -> dict[str, Any] | None:
         message = json.loads(payload) if len(payload) <= MESSAGE_BYTES else None
     except (ValueError, RecursionError):
         return None
-    envelope = {**ENVELOPE, "type": ("network_stats",), "timestamp": MOMENT, "data": lambda data: type(data) is dict}
+    envelope = {**ENVELOPE, "type": ("network_stats",), "timestamp": is_moment, "data": lambda data: type(data) is dict}
     del envelope["nodeId"]
     if not isinstance(message, dict) or set(message) != set(envelope):
         return None
@@ -2754,6 +2764,7 @@ def take_publication(monitor: Monitor, payload: bytes) -> bool:
     with store.write() as db:
         store.put(db, "state", [("network stats", json.dumps({"at": at, "stats": stats}))])
         store.put(db, "network_stats", [(stats["snapshotAt"] or "", at, json.dumps(stats))])
+        store.put(db, "old_network_stats", [(SNAPSHOTS,)])
         store.count(db, "received")
     monitor.ring.add([("network_stats", None)])
     return True
@@ -4872,7 +4883,7 @@ class Api:
         return {**shown, **{name: stats.get(name) for name in PUBLISHED}}
 
     def network_history(self) -> dict[str, Any]:
-        rows = self.store.get("network_stats", 1000)
+        rows = self.store.get("network_stats", SNAPSHOTS)
         return {"history": [self.stats_json(row["at"], json.loads(row["stats"])) for row in rows]}
 
     def peers(self) -> dict[str, Any]:
