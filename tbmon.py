@@ -2031,15 +2031,15 @@ def make_hub(check_peer: Callable[[Any], None], needs_tls: bool) -> Any:
     """
     from nats.aio import client, transport
     from nats.errors import ProtocolError
-    from nats.protocol import parser
+    from nats.protocol import parser as protocol
 
-    class Parser(parser.Parser):
+    class Parser(protocol.Parser):
         async def parse(self, data: bytes = b"") -> None:
             try:
                 await super().parse(data)
             except Exception as error:  # whatever a hub's words make of nats-py
                 raise ProtocolError(f"the hub's words cannot be read: {type(error).__name__}") from None
-            waits_for_line = self.state == parser.AWAITING_CONTROL_LINE
+            waits_for_line = self.state == protocol.AWAITING_CONTROL_LINE
             if self.needed > MESSAGE_BYTES or (waits_for_line and len(self.buf) > CONTROL_BYTES):
                 raise ProtocolError("the hub sends more than it may")
 
