@@ -2067,8 +2067,11 @@ def make_hub(check_peer: Callable[[Any], None], needs_tls: bool) -> Any:
         def __init__(self, over_web: bool) -> None:
             super().__init__()
             self._ps = Parser(self)
-            made: Any = WebSocket if over_web else Tcp
-            self._transport = made()
+            self._transport = cast(Any, WebSocket if over_web else Tcp)()
+
+        async def _select_next_server(self) -> None:  # its own loop hides each reason behind "no servers available"
+            self._current_server = self._server_pool[0]
+            await self._connect_to_server(self._current_server)
 
         async def _process_info(self, info: Any, initial_connection: bool = False) -> None:
             if not isinstance(info, dict):
@@ -2083,7 +2086,8 @@ def make_hub(check_peer: Callable[[Any], None], needs_tls: bool) -> Any:
 
 def shorten(error: Exception) -> str:
     """What went wrong, in one line; a hub's own words may be in it."""
-    return " ".join((str(error) or type(error).__name__).split())[:200]
+    words = "the hub's words cannot be read" if isinstance(error, (AttributeError, TypeError)) else str(error)
+    return " ".join(re.sub("[^ -~]", " ", words.partition(", sub:")[0] or type(error).__name__).split())[:200]
 
 class Federation:
     """The federation's thread: sends what is due, receives the statistics, and is never in anybody's way."""
@@ -2113,14 +2117,14 @@ class Federation:
             self.thread = threading.Thread(target=self.work, args=(self.leaving,), name="federation", daemon=True)
             self.thread.start()
 
-    def stop(self, says_goodbye: bool = False, timeout_s: float = 5) -> None:
+    def stop(self, says_goodbye: bool = False, timeout_s: float = 3) -> None:
         """End the thread; the connection closes, with node_left before if the operator opted out."""
         self.says_goodbye = says_goodbye and self.connected
         self.leaving.set()
         if self.thread is not None:
-            if not self.says_goodbye:
-                with contextlib.suppress(RuntimeError):  # it has ended, or has not begun
-                    self.cancel()
+            self.thread.join(1.5 if self.says_goodbye else 0)
+            with contextlib.suppress(RuntimeError):  # it has ended, or has not begun
+                self.cancel()
             self.thread.join(timeout_s)
             self.stuck = self.thread.is_alive()  # in a name server that does not answer; it will do nothing more
             self.thread = None
