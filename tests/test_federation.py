@@ -726,11 +726,11 @@ def wait_a_second(program: Program) -> None:
 
 def test_what_a_hub_publishes_cannot_fill_the_disk(station: Make) -> None:
     here: Station = station(AWAY)
-    rows = [(str(tbmon.utc(number)), number, json.dumps(FIGURES)) for number in range(12_000)]
-    with here.store.write() as db:
-        here.store.put(db, "network_stats", rows)
-    here.store.prune(0, 2**40, 0)
-    assert 1000 <= here.store.read("SELECT COUNT(*) FROM network_stats")[0][0] <= 10_000
+    for number in range(tbmon.SNAPSHOTS + 20):
+        assert tbmon.take_publication(here.monitor, publication(snapshotAt=tbmon.utc((BEGIN // 1000 + number) * 1000)))
+    newest = here.api.network_history()["history"]
+    assert (len(newest), newest[0]["snapshotAt"]) == (tbmon.SNAPSHOTS, tbmon.utc((BEGIN // 1000 + number) * 1000))
+    assert here.store.read("SELECT COUNT(*) FROM network_stats")[0][0] == tbmon.SNAPSHOTS
 
 
 # What is on the wire
