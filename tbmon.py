@@ -1,22 +1,28 @@
 #!/usr/bin/env -S uv run --script
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["bottle>=0.13,<0.14", "waitress>=3.0.1,<4", "docker>=7.1,<8"]
+# dependencies = ["bottle>=0.13,<0.14", "waitress>=3.0.1,<4", "docker>=7.1,<8", "nats-py[aiohttp]>=2.16,<3"]
 # ///
 """tbmon - watch one TrueBit node and keep what it did on this machine.
 
 Follows the log of the node's container, reads its event database, keeps
 tasks, invoices and log entries in one SQLite file and serves a dashboard and
-an API. It opens no outbound connection: the Docker Engine is only asked, with
-GET and HEAD, on the paths listed in section 7.
+an API. The Docker Engine is only asked, with GET and HEAD, on the paths listed
+in section 7. Nothing else is connected to, unless the operator opts in to the
+federation.
+
+To see what can leave this machine, read sections 5 and 6, about 500 lines: 5
+says what a message can hold, and `refusal_of` is the gate that every byte
+passes; 6 is the only section that opens an outbound connection.
 
 Threads: main (waitress and its workers), `ingest` (the only one that writes
-what the node did, with one short-lived `reader` per connection to the engine)
-and `upkeep` (container state, statistics, verdict, retention). All of them end
-when `stop` is set; one that dies of a bug of ours ends the process.
+what the node did, with one short-lived `reader` per connection to the engine),
+`upkeep` (container state, statistics, verdict, retention) and, only after
+opting in, `federation`. All of them end when `stop` is set; one that dies of a
+bug of ours ends the process.
 
-Sections: 1 Configuration, 2 Time, 3 Node data, 4 Store, 7 Docker, 8 Ingest,
-9 API, 10 Main. Each uses only what stands above it; the word in brackets says
+Sections: 1 Configuration, 2 Time, 3 Node data, 4 Store, 5 Privacy,
+6 Federation, 7 Docker, 8 Ingest, 9 API, 10 Main. Each uses only what stands above it; the word in brackets says
 what effect it may have, and tests/test_layout.py enforces both.
 """
 
@@ -24,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import bisect
 import codecs
 import contextlib
 import csv
@@ -63,7 +70,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 __version__ = "0.1.0"
 
@@ -81,6 +88,8 @@ SILENCE_MS = 10 * MINUTE_MS  # the node's own pulse comes every two minutes
 SEAM_MS = HOUR_MS  # on both sides of an import's newest entry, id-less lines are bound again
 OVERLAP_S = 3  # read again before the cursor: stamps step back between the two streams
 RETRY_MAX_S = 5.0
+
+NOTHING: Mapping[str, Any] = {}
 
 log = logging.getLogger("tbmon")
 
@@ -116,6 +125,32 @@ def check_networks(text: str) -> None:
             ipaddress.ip_network(name)
     except ValueError:
         raise ValueError("takes addresses or networks with commas, like 172.18.0.2 or 172.18.0.0/16") from None
+
+def read_address(text: str) -> Any:
+    """The IP address in a peer's name or a part of X-Forwarded-For, with or without port; None if it is none."""
+    found = re.fullmatch(r"\[([0-9a-fA-F:.]+)\](?::\d+)?|([0-9.]+)(?::\d+)?|([0-9a-fA-F:.]+)", text.strip(), re.ASCII)
+    try:
+        address = ipaddress.ip_address(next(filter(None, found.groups())) if found else "")
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+def check_server(url: str) -> urllib.parse.SplitResult:
+    """The parts of a hub's URL; raises ValueError for what cannot be used or would go out in clear text."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        good = parts.scheme in ("nats", "tls", "ws", "wss") and parts.hostname and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or "@" in url or not url.isascii() or re.search(r"[\s,]", url):
+        raise ValueError("a server is nats://, tls://, ws:// or wss://, a host and a port, without user and password")
+    address = read_address(parts.hostname or "")
+    if parts.scheme in ("nats", "ws") and address is not None and not is_near(address):
+        raise ValueError(f"{parts.scheme}://{parts.netloc} would send in clear text over the internet: use wss or tls")
+    return parts
+
+def is_near(address: Any) -> bool:
+    return bool(address.is_loopback or address.is_private)
 
 def split_list(text: str) -> list[str]:
     """The parts of a setting that takes several, with commas between them."""
@@ -170,6 +205,12 @@ class Config:
     ws_max_connections: int = setting(100, "live streams at once", high=1000)
     ws_max_per_ip: int = setting(5, "live streams of one address", low=1, high=1000)
     ws_auth_timeout: int = setting(30000, "without effect: a stream without its token is refused at once")
+    federation_nats_url: str = setting(
+        "wss://f.tru.watch:9086", "hub of the federation, used only after opting in", check=check_server
+    )
+    federation_nats_user: str = setting("", "user at that hub")
+    federation_nats_password: str = setting("", "password at that hub", secret=True)
+    federation_tls_ca: str = setting("", "file of the authority that signed that hub's certificate, if it is your own")
     max_output_data_bytes: int = setting(102400, "kept of a task's input and of its output", low=0, high=16 * MIB)
     max_artifact_bytes: int = setting(20 * MIB, "largest wasm module that can be downloaded", high=256 * MIB)
     node_env: str = setting("production", "development logs at debug level", choices=("production", "development"))
@@ -1088,6 +1129,9 @@ def judge_node(seen: Symptoms) -> Verdict:
 APPLICATION_ID = 0x74626D6E  # "tbmn": marks our files in the SQLite header
 READERS = 8  # read-only connections kept open; each may hold a MiB of pages
 AUDIT_ROWS = 10_000  # the newest are kept
+OUTBOX_ROWS, OUTBOX_MS = 10_000, 7 * DAY_MS  # what waits for the federation beyond these is dropped and counted
+SNAPSHOTS = 1000  # of the network's figures are kept
+SENT_MS = 400 * DAY_MS  # how long what it was told is kept
 ENGINE, FILES = 1, 2  # bits of log.sources
 SUSPECT, UNRECOGNISED, UNSTAMPED = 1, 2, 4  # bits of log.flags
 
@@ -1137,6 +1181,21 @@ MIGRATIONS = (
     );
     CREATE INDEX task_status ON task (status, IFNULL(received_at, 0), id);
     """,
+    """
+    ALTER TABLE task ADD COLUMN told INTEGER NOT NULL DEFAULT 0;     -- what the federation was told of it, as bits
+    ALTER TABLE invoice ADD COLUMN told INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE outbox (                                            -- messages that wait, as they will be sent
+        id INTEGER PRIMARY KEY AUTOINCREMENT, due_at INTEGER NOT NULL, day TEXT NOT NULL, subject TEXT NOT NULL,
+        payload BLOB NOT NULL
+    );
+    CREATE INDEX outbox_due ON outbox (due_at);
+    CREATE TABLE sent (                                              -- what left, as it left
+        id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, at INTEGER NOT NULL, subject TEXT NOT NULL,
+        payload BLOB NOT NULL, times INTEGER NOT NULL DEFAULT 1
+    );
+    CREATE TABLE network_stats (id INTEGER PRIMARY KEY, snapshot_at TEXT NOT NULL UNIQUE, at INTEGER NOT NULL,
+        stats TEXT NOT NULL);
+    """,
 )
 
 TASK_COLUMNS = tuple(item.name for item in fields(Task))
@@ -1163,6 +1222,17 @@ WRITES = {  # by `Store.put`
     "binding": "UPDATE log SET execution_id = ? WHERE key = ?",
     "task_event": "INSERT OR IGNORE INTO task_event (execution_id, at, event) VALUES (?, ?, ?)",
     "start": "INSERT OR IGNORE INTO start (started_at, container_id) VALUES (?, ?)",
+    "told_task": "UPDATE task SET told = told | ? WHERE execution_id = ?",
+    "told_invoice": "UPDATE invoice SET told = 1 WHERE name = ?",
+    "outbox": "INSERT INTO outbox (due_at, day, subject, payload) VALUES (?, ?, ?, ?)",
+    "delivered": "DELETE FROM outbox WHERE id = ?",
+    "take_back": "DELETE FROM outbox WHERE subject = ?",
+    "sent": "INSERT INTO sent (name, at, subject, payload) VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE"
+    " SET at = excluded.at, payload = excluded.payload, times = times + 1",
+    "network_stats": "INSERT INTO network_stats (snapshot_at, at, stats) VALUES (?, ?, ?) ON CONFLICT (snapshot_at)"
+    " DO UPDATE SET at = excluded.at, stats = excluded.stats",
+    "old_network_stats": "DELETE FROM network_stats"
+    " WHERE id <= (SELECT id FROM network_stats ORDER BY id DESC LIMIT 1 OFFSET ?)",
     "audit": "INSERT INTO audit (at, event, address, detail) VALUES (?, ?, ?, ?)",
     "gap": "INSERT INTO gap (from_at, to_at, reason) VALUES (?, ?, ?)",
 }
@@ -1205,6 +1275,11 @@ QUERIES = {  # by `Store.get` and `Store.first`
     "task_row": "SELECT * FROM task WHERE execution_id = ?",
     "invoice_row": "SELECT * FROM invoice WHERE name = ?",
     "log_row": f"SELECT {LOG_COLUMNS} FROM log WHERE key = ?",
+    "outbox_due": "SELECT id, due_at, subject, payload FROM outbox WHERE due_at <= ? ORDER BY due_at LIMIT 1000",
+    "outbox_next": "SELECT due_at, subject, payload FROM outbox ORDER BY due_at LIMIT 1000",
+    "outbox_days": "SELECT DISTINCT day FROM outbox",
+    "outbox_count": "SELECT COUNT(*) FROM outbox",
+    "network_stats": "SELECT at, stats FROM network_stats ORDER BY id DESC LIMIT ?",
     "gap_count": "SELECT COUNT(*) FROM gap",
     "task_totals": "SELECT status, COUNT(*) AS tasks, COUNT(elapsed_ms) AS timed, TOTAL(elapsed_ms) AS elapsed_ms,"
     " TOTAL(gas_used) AS steps FROM task GROUP BY status",
@@ -1236,7 +1311,7 @@ QUERIES = {  # by `Store.get` and `Store.first`
     """,
 }
 
-PAGE_ORDER = {"task": "received_at", "invoice": "at", "audit": "at"}  # the time by which each table is listed
+PAGE_ORDER = {"task": "received_at", "invoice": "at", "audit": "at", "sent": "at"}  # the time each is listed by
 FILTERS = {  # by `Store.page` and `Store.entries`
     "since": "IFNULL({order}, 0) >= ?", "until": "IFNULL({order}, 0) < ?", "execution_id": "execution_id = ?",
     "status": "status = ?", "type": "{type} = ?", "operation": "operation = ?", "level": "level = ?",
@@ -1273,19 +1348,80 @@ def read_key_file(path: Path, make: Callable[[], bytes]) -> bytes:
     with contextlib.suppress(FileNotFoundError):
         if (kept := path.read_bytes()).strip():  # an empty one would be an empty password
             return kept
-    content = make()
+    write_key_file(path, make(), anew=False)
+    return path.read_bytes()
+
+def write_key_file(path: Path, content: bytes, anew: bool = True) -> None:
+    """Write a 0600 file so that a crash leaves the old one or the new one; without `anew`, one that is there stays."""
     part_path = path.with_name(path.name + ".part")
     with os.fdopen(os.open(part_path, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # another first start may be doing the same
-        if path.exists() and path.read_bytes().strip():
+        if not anew and path.exists() and path.read_bytes().strip():
             part_path.unlink(missing_ok=True)
         else:
             file.truncate()
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            os.replace(part_path, path)  # a crash leaves no half-written key
-    return path.read_bytes()
+            os.replace(part_path, path)
+
+class Sharing(NamedTuple):
+    """What the operator chose; kept in the store. Off until somebody opts in."""
+    enabled: bool = False
+    level: str = "balanced"
+    tasks: bool = True
+    stats: bool = True
+    servers: tuple[str, ...] = ()
+    joined_at: int = 0  # ms; nothing from before it is told
+    greeted: bool = False  # node_joined has gone out
+
+def random_node_id(dice: random.Random) -> str:
+    """`node-` and a random UUID (version 4)."""
+    digits = f"{dice.getrandbits(128) & ~(0xF << 76) & ~(0b11 << 62) | 4 << 76 | 0b10 << 62:032x}"
+    return "-".join(("node", digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+class SharingKeys:
+    """The federation's files: this installation's id, and one key for the hashes of each UTC day."""
+
+    def __init__(self, folder: Path) -> None:
+        self.id_path, self.keys_path = folder / "federation.id", folder / "federation.keys"
+        self.lock = threading.Lock()  # held while the day keys change
+
+    def node_id(self, dice: random.Random) -> str:
+        """This installation's id, made at the first opting in and again after a reset."""
+        return read_key_file(self.id_path, random_node_id(dice).encode).decode("ascii", "replace").strip()
+
+    def known_id(self) -> str | None:
+        """This installation's id if it has one."""
+        return self.id_path.read_text("ascii", "replace").strip() if self.id_path.exists() else None
+
+    def day_key(self, day: str, dice: random.Random) -> bytes:
+        """The 32 random bytes that hash what is queued on a day."""
+        with self.lock:
+            keys = self.day_keys()
+            if day not in keys:
+                keys[day] = dice.randbytes(32).hex()
+                write_key_file(self.keys_path, json.dumps(keys).encode())
+            return bytes.fromhex(keys[day])
+
+    def day_keys(self) -> dict[str, str]:
+        """{day: key as hex}; a damaged file is as good as none."""
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            if isinstance(keys := json.loads(self.keys_path.read_bytes()), dict):
+                return {day: key for day, key in keys.items() if re.fullmatch("[0-9a-f]{64}", str(key))}
+        return {}
+
+    def forget_all_but(self, days: Iterable[str]) -> None:
+        """Delete the keys of all other days; nobody can then check a guess against what was sent."""
+        with self.lock:
+            keys, needed = self.day_keys(), set(days)
+            kept = {day: keys[day] for day in keys if day in needed}
+            if kept != keys:
+                write_key_file(self.keys_path, json.dumps(kept).encode())
+
+    def reset(self) -> None:
+        self.id_path.unlink(missing_ok=True)
+        self.keys_path.unlink(missing_ok=True)
 
 class Store:
     """The SQLite file: every statement of the program, one writing connection, a reader for each thread.
@@ -1535,9 +1671,33 @@ class Store:
         )
         db.executemany(sql, [(name, json.dumps(value), at) for name, (value, at) in facts.items()])
 
+    # What the federation is told. Methods that take `db` belong inside a `write()` block.
+
+    def told(self, db: sqlite3.Connection, execution_id: str) -> int:
+        """What was told of a task, as bits of this transaction."""
+        row = db.execute("SELECT told FROM task WHERE execution_id = ?", (execution_id,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def untold_invoice(self, db: sqlite3.Connection, name: str, since: int) -> tuple[str, int | None, bool] | None:
+        """(name, steps, confirmed) of an invoice from `since` (ms) on of which nothing was told."""
+        sql = "SELECT name, steps, confirmed FROM invoice WHERE name = ? AND at >= ? AND NOT told"
+        row = db.execute(sql, (name, since)).fetchone()
+        return (row[0], row[1], bool(row[2])) if row else None
+
+    def trim_outbox(self, db: sqlite3.Connection, now: int) -> None:
+        """Drop what was due OUTBOX_MS ago, and the oldest beyond OUTBOX_ROWS."""
+        gone = db.execute("DELETE FROM outbox WHERE due_at < ?", (now - OUTBOX_MS,)).rowcount
+        sql = "DELETE FROM outbox WHERE id <= (SELECT id FROM outbox ORDER BY id DESC LIMIT 1 OFFSET ?)"
+        self.count(db, "dropped", gone + db.execute(sql, (OUTBOX_ROWS,)).rowcount)
+
+    def count(self, db: sqlite3.Connection, name: str, number: int = 1) -> None:
+        """Add to one of the federation's counters."""
+        if number:
+            self.put(db, "counter", [(f"federation {name}", number)])
+
     # Upkeep
 
-    def prune(self, before: int, max_bytes: int) -> int:
+    def prune(self, before: int, max_bytes: int, sent_before: int = 0) -> int:
         """Delete one slice of log entries older than `before` (ms), or the oldest if the file is too large.
 
         Returns how many went; 0 when there is nothing to do. Tasks and invoices stay.
@@ -1549,6 +1709,7 @@ class Store:
             sql = "DELETE FROM log WHERE key IN (SELECT key FROM log WHERE key < ? AND at < ? ORDER BY key LIMIT 500)"
             gone = db.execute(sql, (key_of(before // 1000), before)).rowcount
             db.execute("DELETE FROM audit WHERE id <= (SELECT MAX(id) FROM audit) - ?", (AUDIT_ROWS,))
+            db.execute("DELETE FROM sent WHERE at < ?", (sent_before,))
         with self.lock:
             self.db.executescript("PRAGMA incremental_vacuum(1000)")  # execute() would stop after one page
         return gone or int(sizes[1] > 0)
@@ -1628,6 +1789,506 @@ class Store:
             high = low_next
 
 # ---------------------------------------------------------------------------
+# 5. Privacy: what may be said                                           (pure)
+# ---------------------------------------------------------------------------
+
+ANONYMOUS = "node-00000000-0000-0000-0000-000000000000"  # whose id task and invoice messages carry
+WINDOW_MS = 5 * MINUTE_MS  # every stamp is at the edge of such a window
+DELAY_MS = {"minimal": HOUR_MS, "balanced": DAY_MS}  # drawn beyond the window's end; "maximum" sends no such messages
+MESSAGE_BYTES = 64 * KIB  # of a publication; our own have a few hundred
+
+class Scale(NamedTuple):
+    """Ranges of a quantity: `edges` are where each ends, itself not included, and the last has none."""
+    edges: tuple[int, ...]
+    ranges: tuple[str, ...]
+
+    def range_of(self, value: int | None) -> str:
+        """The range of a value; a missing one is "unknown", zero is a value."""
+        return "unknown" if value is None or value < 0 else self.ranges[bisect.bisect_right(self.edges, value)]
+
+TIME_RANGES = ("<100ms", "100-500ms", "500ms-1s", "1-5s", "5-10s", "10-30s", "30s-1m", ">1m")
+TIME_SCALE = Scale((100, 500, 1000, 5000, 10_000, 30_000, 60_000), TIME_RANGES)  # ms
+STEPS_RANGES = ("<1M", "1M-100M", "100M-1B", "1B-10B", "10B-100B", ">100B")
+STEPS_SCALE = Scale((10**6, 10**8, 10**9, 10**10, 10**11), STEPS_RANGES)
+MEMORY_SCALE = Scale((128, 256, 512, 2048), ("<8MB", "8-16MB", "16-32MB", "32-128MB", ">128MB"))  # pages of 64 KiB
+SHARED_LANGUAGES = ("rust", "javascript", "python", "other")
+HASH, MOMENT = re.compile("[0-9a-f]{64}"), re.compile(r"20\d\d-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-5]\d(\.\d{3})?Z")
+
+class Kind(NamedTuple):
+    """A kind of message: its subject, whether it names this installation, and all values that its fields can have.
+
+    Of the fields in `choices` a message has exactly one, chosen at random, so that no message has two of them.
+    """
+    subject: str
+    named: bool
+    fields: Mapping[str, Any]  # a tuple of values, or a pattern
+    choices: Mapping[str, Scale] = NOTHING
+
+MESSAGES = {  # the published schema: nothing else leaves this machine
+    "heartbeat": Kind("truebit.heartbeat", True, {"status": ("online", "offline")}),
+    "node_joined": Kind("truebit.nodes.joined", True, {"status": ("online",)}),
+    "node_left": Kind("truebit.nodes.left", True, {"status": ("offline",)}),
+    "task_received": Kind("truebit.tasks.received", False, {"taskIdHash": HASH, "taskType": SHARED_LANGUAGES}),
+    "task_completed": Kind(
+        "truebit.tasks.completed", False,
+        {"taskIdHash": HASH, "taskType": SHARED_LANGUAGES, "status": ("completed", "failed"),
+         "cached": (True, False, None)},
+        {"executionTimeBucket": TIME_SCALE, "gasUsedBucket": STEPS_SCALE, "memoryUsedBucket": MEMORY_SCALE}),
+    "invoice_created": Kind("truebit.invoices.created", False,
+        {"invoiceIdHash": HASH, "stepsComputedBucket": (*STEPS_RANGES, "unknown")}),
+}  # fmt: skip
+ENVELOPE = {
+    "version": ("1.0",), "type": tuple(MESSAGES), "id": re.compile("[0-9a-f]{32}"),
+    "nodeId": re.compile("node-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
+    "timestamp": re.compile(r"20\d\d-[01]\d-[0-3]\dT[0-2]\d:[0-5][05]:00\.000Z"), "data": None,
+}  # fmt: skip
+SUSPICIOUS = re.compile(  # the second line, which must never fire: wallets, keys, addresses, exact times
+    r"0x|wallet|-----|[0-9a-f]{40}|\d+\.\d+\.\d+\.\d+|::|([0-9a-f]{1,4}:){4}|:\d\d:(?!00\.000Z)|\d{10}", re.I
+)  # fmt: skip
+
+class Words(NamedTuple):
+    """What every message has beside its data: when it is due (ms), a random id, and the day key of its hashes."""
+    at: int
+    message_id: str
+    key: bytes = b""
+
+def message_of(kind: str, node_id: str, words: Words, data: Mapping[str, object]) -> bytes:
+    """The one form that a message of this kind can have."""
+    head = {"version": "1.0", "type": kind, "id": words.message_id, "nodeId": node_id}
+    return encode({**head, "timestamp": utc(words.at // WINDOW_MS * WINDOW_MS), "data": data})
+
+def encode(message: Mapping[str, object]) -> bytes:
+    return json.dumps(message, separators=(",", ":")).encode()
+
+def presence_message(kind: str, node_id: str, is_online: bool, words: Words) -> bytes:
+    """heartbeat, node_joined or node_left: the only messages that name this installation."""
+    return message_of(kind, node_id, words, {"status": "online" if is_online else "offline"})
+
+def received_message(task: Task, words: Words) -> bytes:
+    """task_received. The hash is of the execution id: the program's own id comes again with every execution."""
+    name = keyed(words.key, "task_received", task.execution_id).hex()
+    return message_of("task_received", ANONYMOUS, words, {"taskIdHash": name, "taskType": shared_language(task)})
+
+def completed_message(task: Task, words: Words, choice: str) -> bytes:
+    """task_completed, with the one measure that `choice` names."""
+    scales, cached = MESSAGES["task_completed"].choices, None if task.cached is None else bool(task.cached)
+    values = dict(zip(scales, (task.elapsed_ms, task.gas_used, task.memory_peak), strict=True))
+    name = keyed(words.key, "task_completed", task.execution_id).hex()
+    data = {"taskIdHash": name, "taskType": shared_language(task), "status": task.status, "cached": cached}
+    return message_of("task_completed", ANONYMOUS, words, {**data, choice: scales[choice].range_of(values[choice])})
+
+def invoice_message(invoice_id: str, steps: int | None, words: Words) -> bytes:
+    """invoice_created."""
+    name = keyed(words.key, "invoice_created", invoice_id).hex()
+    data = {"invoiceIdHash": name, "stepsComputedBucket": STEPS_SCALE.range_of(steps)}
+    return message_of("invoice_created", ANONYMOUS, words, data)
+
+def shared_language(task: Task) -> str:
+    return task.task_type if task.task_type in SHARED_LANGUAGES else "other"
+
+def due_after(at: int, level: str, share: float) -> int:
+    """When a message queued at `at` is sent, in ms: after its window, at `share` (drawn from 0 to 1) of the delay."""
+    return at // WINDOW_MS * WINDOW_MS + WINDOW_MS + int(share * DELAY_MS[level])
+
+def refusal_of(subject: str, payload: bytes) -> str | None:
+    """The gate: why these bytes may not leave this machine, or None if they may.
+
+    Every byte passes here before it is stored to be sent. Only the one encoding of a message whose every
+    key and value is in MESSAGES is let through; there is no room for anything else in it.
+    """
+    try:
+        message = json.loads(payload)
+        again = encode(message)
+    except (ValueError, RecursionError):
+        return "it is no JSON"
+    kind = MESSAGES.get(message["type"]) if isinstance(message, dict) and isinstance(message.get("type"), str) else None
+    if kind is None or kind.subject != subject or list(message) != list(ENVELOPE):
+        return "its envelope is not in the schema"
+    if again != payload:
+        return "it is not written in the one form that the schema has"
+    for name, allowed in ENVELOPE.items():
+        if allowed is not None and not fits(message[name], allowed):
+            return f"the value of {name} is not in the schema"
+    if kind.named == (message["nodeId"] == ANONYMOUS) or parse_time(message["timestamp"]) is None:
+        return "the value of nodeId or timestamp is not in the schema"
+    return data_refusal(kind, message["data"]) or suspicion_of(message)
+
+def data_refusal(kind: Kind, data: object) -> str | None:
+    """The same for a message's data."""
+    chosen = [name for name in kind.choices if isinstance(data, dict) and name in data]
+    if not isinstance(data, dict) or list(data) != [*kind.fields, *chosen] or len(chosen) != bool(kind.choices):
+        return "the fields of data are not in the schema"
+    allowed = {**kind.fields, **{name: (*kind.choices[name].ranges, "unknown") for name in chosen}}
+    wrong = [name for name in data if not fits(data[name], allowed[name])]
+    return f"the value of {wrong[0]} is not in the schema" if wrong else None
+
+def fits(value: object, allowed: Any) -> bool:
+    """True if the value is one of a tuple's (and of its type), text that a pattern describes, or passes a test."""
+    if isinstance(allowed, tuple):
+        return any(type(value) is type(one) and value == one for one in allowed)
+    if isinstance(allowed, re.Pattern):
+        return isinstance(value, str) and allowed.fullmatch(value) is not None
+    return bool(allowed(value))
+
+def suspicion_of(message: Mapping[str, Any]) -> str | None:
+    """The second line: a pattern of what must never leave, in whatever is no hash and no id of the schema."""
+    plain = {name: value for name, value in message.items() if name not in ("id", "nodeId")}
+    plain["data"] = {name: value for name, value in message["data"].items() if not name.endswith("Hash")}
+    return "it looks as if it held an address, a key or an exact time" if SUSPICIOUS.search(str(plain)) else None
+
+# ---------------------------------------------------------------------------
+# 6. Federation: how it is sent                                   (network out)
+# ---------------------------------------------------------------------------
+
+STATS_SUBJECT = "truebit.stats.aggregated"
+WEB_HEADERS = {"User-Agent": "tbmon"}  # else aiohttp tells its version and Python's
+CONTROL_BYTES = 4 * KIB  # of a line of the NATS protocol
+RECEIVED, ENDED = 1, 2  # bits of task.told
+
+class Pace(NamedTuple):
+    """Delays in seconds; tests step them."""
+    connect_s: float = 10
+    proof_s: float = 10  # a connection that lives so long after a PONG has delivered what came before it
+    beat_s: float = 30
+    look_s: float = 1
+    retry_s: tuple[float, float] = (2, 300)
+
+class Outbox:
+    """Puts into the outbox what may be told, in the transaction of what it tells of. Any thread."""
+
+    def __init__(self, store: Store, keys: SharingKeys, now: Callable[[], int], dice: random.Random) -> None:
+        self.store, self.keys, self.now, self.dice = store, keys, now, dice
+        kept = json.loads(store.first("state", "federation") or "{}")
+        self.sharing = Sharing(**{**kept, "servers": tuple(kept.get("servers", ()))})
+        self.event_db: bool | None = None  # ingest: whether there is one to check tasks against; None before a look
+
+    def keep(self, **chosen: Any) -> None:
+        """Take over new settings; what waits and may no longer be told is taken back."""
+        with self.store.write() as db:
+            sharing = self.sharing._replace(**chosen)
+            told = sharing.enabled and sharing.level in DELAY_MS
+            kinds = {"task_received": sharing.tasks, "task_completed": sharing.tasks, "invoice_created": sharing.stats}
+            self.store.put(db, "state", [("federation", json.dumps(sharing._asdict()))])
+            self.store.put(db, "take_back", [(MESSAGES[kind].subject,) for kind in kinds if not (told and kinds[kind])])
+            self.sharing = sharing  # before anybody else can write: nothing is queued under the old ones
+        self.forget_keys()
+
+    def forget_keys(self) -> None:
+        """Delete the keys of days of which nothing waits any more."""
+        today = {self.today()} if self.sharing.enabled else set[str]()
+        self.keys.forget_all_but(today | {row["day"] for row in self.store.get("outbox_days")})
+
+    def today(self) -> str:
+        return (utc(self.now()) or "")[:10]
+
+    def offer(self, db: sqlite3.Connection, tasks: Iterable[Task], invoices: Iterable[str]) -> None:
+        """Queue what is news about these tasks and invoices (by name) and may be told."""
+        sharing = self.sharing
+        if not sharing.enabled or sharing.level not in DELAY_MS or self.event_db is None:
+            return
+        for task in tasks if sharing.tasks else ():
+            checked = task.evidence & IN_LOG and (task.evidence & IN_EVENT_DB or not self.event_db)
+            if checked and (task.received_at or 0) >= sharing.joined_at:
+                self.offer_task(db, task)
+        for name in invoices if sharing.stats else ():
+            found = self.store.untold_invoice(db, name, sharing.joined_at)
+            if found is not None and (found[2] or not self.event_db):
+                self.queue(db, "invoice_created", functools.partial(invoice_message, found[0], found[1]))
+                self.store.put(db, "told_invoice", [(name,)])
+
+    def offer_task(self, db: sqlite3.Connection, task: Task) -> None:
+        told = self.store.told(db, task.execution_id)
+        if not told & RECEIVED:
+            self.queue(db, "task_received", functools.partial(received_message, task))
+            self.store.put(db, "told_task", [(RECEIVED, task.execution_id)])
+        if task.status in ("completed", "failed") and not told & ENDED:
+            choice = self.dice.choice(tuple(MESSAGES["task_completed"].choices))
+            self.queue(db, "task_completed", functools.partial(completed_message, task, choice=choice))
+            self.store.put(db, "told_task", [(ENDED, task.execution_id)])
+
+    def queue(self, db: sqlite3.Connection, kind: str, build: Callable[[Words], bytes]) -> None:
+        """Fix the bytes and the time of a message, take it through the gate, and store it to be sent."""
+        now = self.now()
+        due, day = due_after(now, self.sharing.level, self.dice.random()), self.today()
+        payload = build(Words(due, self.dice.randbytes(16).hex(), self.keys.day_key(day, self.dice)))
+        if self.may_leave(db, MESSAGES[kind].subject, payload):
+            self.store.put(db, "outbox", [(due, day, MESSAGES[kind].subject, payload)])
+            self.store.trim_outbox(db, now)
+
+    def may_leave(self, db: sqlite3.Connection, subject: str, payload: bytes) -> bool:
+        reason = refusal_of(subject, payload)
+        if reason is not None:
+            log.error("federation: a message was refused by the gate: %s", reason)
+            self.store.count(db, "refused")
+            self.store.put(db, "state", [("federation refusal", json.dumps(reason))])
+        return reason is None
+
+def make_hub(check_peer: Callable[[Any], None], needs_tls: bool) -> Any:
+    """A NATS client that a hostile hub can cost neither memory nor the password.
+
+    nats-py as it is buffers any announced size, follows the servers that INFO names, and goes on without TLS
+    where INFO does not ask for it (each measured). `check_peer` judges the address connected to, before CONNECT.
+    """
+    from nats.aio import client, transport
+    from nats.errors import ProtocolError
+    from nats.protocol import parser as protocol
+
+    class Parser(protocol.Parser):
+        async def parse(self, data: bytes = b"") -> None:
+            try:
+                await super().parse(data)
+            except Exception as error:  # whatever a hub's words make of nats-py
+                raise ProtocolError(f"the hub's words cannot be read: {type(error).__name__}") from None
+            waits_for_line = self.state == protocol.AWAITING_CONTROL_LINE
+            if self.needed > MESSAGE_BYTES or (waits_for_line and len(self.buf) > CONTROL_BYTES):
+                raise ProtocolError("the hub sends more than it may")
+
+    class Tcp(transport.TcpTransport):
+        async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
+            await super().connect(uri, buffer_size, connect_timeout)
+            check_peer(self._io_writer.get_extra_info("peername"))  # type: ignore[union-attr]
+
+        def __bool__(self) -> bool:
+            return True  # else the client makes one of its own
+
+    class WebSocket(transport.WebSocketTransport):
+        async def connect(self, uri: Any, buffer_size: int, connect_timeout: int, **options: Any) -> None:
+            self._using_tls, web = bool(options), cast(Any, self._client)
+            web._request = functools.partial(web._request, allow_redirects=False)  # the hub is the one that was chosen
+            limits: Any = {"headers": WEB_HEADERS, "max_msg_size": 2 * MESSAGE_BYTES}
+            self._ws = await self._client.ws_connect(uri.geturl(), **limits, **options)
+            check_peer(self._ws.get_extra_info("peername"))
+
+        async def connect_tls(self, uri: Any, ssl_context: Any, buffer_size: int, connect_timeout: int) -> None:
+            if not self._using_tls:  # the client asks again once the hub has introduced itself
+                await self.connect(uri, buffer_size, connect_timeout, ssl=ssl_context)
+
+    class Hub(client.Client):
+        def __init__(self, over_web: bool) -> None:
+            super().__init__()
+            self._ps = Parser(self)
+            self._transport = cast(Any, WebSocket if over_web else Tcp)()
+
+        async def _select_next_server(self) -> None:  # its own loop hides each reason behind "no servers available"
+            self._current_server = self._server_pool[0]
+            await self._connect_to_server(self._current_server)
+
+        async def _process_info(self, info: Any, initial_connection: bool = False) -> None:
+            if not isinstance(info, dict):
+                raise ConnectionError("the hub does not introduce itself")
+            if needs_tls and initial_connection and not info.get("tls_required"):
+                raise ConnectionError("the hub offers no TLS")
+            for name in ("connect_urls", "ws_connect_urls", "ldm"):
+                info.pop(name, None)
+            await super()._process_info(info, initial_connection)
+
+    return Hub
+
+def shorten(error: Exception) -> str:
+    """What went wrong, in one line; a hub's own words may be in it."""
+    words = "the hub's words cannot be read" if isinstance(error, (AttributeError, TypeError)) else str(error)
+    return " ".join(re.sub("[^ -~]", " ", words.partition(", sub:")[0] or type(error).__name__).split())[:200]
+
+class Federation:
+    """The federation's thread: sends what is due, receives the statistics, and is never in anybody's way."""
+
+    def __init__(
+        self, config: Config, outbox: Outbox, take: Callable[[bytes], bool], is_online: Callable[[], bool | None],
+        pace: Pace = Pace(),  # noqa: B008 - a constant
+    ) -> None:
+        self.config, self.outbox, self.store = config, outbox, outbox.store
+        self.take, self.is_online, self.pace, self.dice = take, is_online, pace, outbox.dice
+        self.thread: threading.Thread | None = None
+        self.leaving = threading.Event()
+        self.cancel: Callable[[], object] = lambda: None  # ends the thread wherever it waits
+        self.died: Callable[[], None] = lambda: None  # main: end the process
+        self.says_goodbye = self.connected = self.stuck = False
+        self.last_error: str | None = None
+        self.online: bool | None = None  # None before tbmon itself knows
+        self.look_at, self.received_at, self.ignored = 0.0, 0.0, 0
+
+    def servers(self) -> tuple[str, ...]:
+        return self.outbox.sharing.servers or (self.config.federation_nats_url,)
+
+    def start(self) -> None:
+        """Run the thread if the operator opted in; called once at the start and after each change."""
+        if self.outbox.sharing.enabled and self.thread is None:
+            self.leaving, self.last_error = threading.Event(), None
+            self.thread = threading.Thread(target=self.work, args=(self.leaving,), name="federation", daemon=True)
+            self.thread.start()
+
+    def stop(self, says_goodbye: bool = False, timeout_s: float = 3) -> None:
+        """End the thread; the connection closes, with node_left before if the operator opted out."""
+        self.says_goodbye = says_goodbye and self.connected
+        self.leaving.set()
+        if self.thread is not None:
+            self.thread.join(1.5 if self.says_goodbye else 0)
+            with contextlib.suppress(RuntimeError):  # it has ended, or has not begun
+                self.cancel()
+            self.thread.join(timeout_s)
+            self.stuck = self.thread.is_alive()  # in a name server that does not answer; it will do nothing more
+            self.thread = None
+
+    def work(self, leaving: threading.Event) -> None:
+        import asyncio
+        logging.getLogger("nats").setLevel(logging.CRITICAL)  # it would write a traceback for each failure
+        try:
+            asyncio.run(self.run(leaving))
+        except asyncio.CancelledError:
+            pass
+        except Exception:  # a bug of ours, whatever it is
+            log.critical("federation: thread ended by an error", exc_info=True)
+            self.died()
+        self.connected = False
+
+    async def run(self, leaving: threading.Event) -> None:
+        """Be connected until told to leave; whatever a hub does is an error to be shown and tried again."""
+        import asyncio
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        loop.set_exception_handler(lambda _, context: log.debug("federation: %s", context["message"]))  # of nats-py
+        self.cancel = functools.partial(loop.call_soon_threadsafe, task.cancel)  # type: ignore[union-attr]
+        delay_s, (shortest_s, longest_s) = self.pace.retry_s[0], self.pace.retry_s
+        for url in itertools.cycle(self.servers()):
+            if leaving.is_set():
+                return
+            began = time.monotonic()
+            try:
+                await self.session(url)
+            except Exception as error:  # a hub can make nats-py and aiohttp raise anything
+                self.note_error(shorten(error))
+            self.connected = False
+            delay_s = shortest_s if time.monotonic() - began > 60 else min(2 * delay_s, longest_s)
+            await asyncio.sleep(0 if leaving.is_set() else delay_s * self.dice.uniform(0.5, 1))
+
+    def note_error(self, words: str) -> None:
+        if words != self.last_error:
+            log.warning("federation: %s; trying again", words)
+        self.last_error = words
+        self.add("errors")
+
+    def add(self, name: str, number: int = 1) -> None:
+        with contextlib.suppress(sqlite3.OperationalError), self.store.write() as db:  # a full disk
+            self.store.count(db, name, number)
+
+    async def session(self, url: str) -> None:
+        """One connection, from the handshake to its end; raises what ended it."""
+        import asyncio
+        import ssl
+        parts = check_server(url)
+        hub = make_hub(functools.partial(self.check_peer, parts), parts.scheme == "tls")(parts.scheme in ("ws", "wss"))
+
+        async def failed(error: Exception) -> None:
+            self.last_error = shorten(error)  # a refused subject too, which nats-py tells nobody else
+
+        config, mine = self.config, url == self.config.federation_nats_url
+        user = {"user": config.federation_nats_user, "password": config.federation_nats_password}
+        user, ca = user if mine and config.federation_nats_user else {}, (mine and config.federation_tls_ca) or None
+        tls = {"tls": ssl.create_default_context(cafile=ca)} if parts.scheme in ("tls", "wss") else {}
+        try:
+            try:
+                await asyncio.wait_for(hub.connect(
+                    url, allow_reconnect=False, max_reconnect_attempts=1, connect_timeout=5, error_cb=failed,
+                    ping_interval=20, max_outstanding_pings=2, flush_timeout=5, **user, **tls,
+                ), self.pace.connect_s)  # fmt: skip
+            except TimeoutError:
+                raise ConnectionError(f"{parts.netloc} does not answer") from None
+            self.last_error = None
+            await hub.subscribe(STATS_SUBJECT, cb=self.receive, pending_msgs_limit=8)  # more is a flood, and an error
+            self.connected = True
+            self.add("reconnections")
+            log.info("federation: connected to %s", parts.netloc)
+            await self.converse(hub)
+        finally:
+            with contextlib.suppress(Exception):  # closing a broken connection may raise anything
+                await asyncio.wait_for(hub.close(), 2)
+
+    def check_peer(self, parts: urllib.parse.SplitResult, peer: Any) -> None:
+        """Refuse clear text to an address of the internet; a name without a dot is one of this network's."""
+        address, host = read_address(str(peer[0])) if peer else None, parts.hostname or ""
+        near = (address is not None and is_near(address)) or not re.search("[.:]", host)
+        if parts.scheme in ("nats", "ws") and not near:
+            raise ConnectionError(f"{host} is on the internet, and {parts.scheme}:// is clear text: use wss or tls")
+
+    async def converse(self, hub: Any) -> None:
+        """Send what is due, until the connection ends or the operator leaves."""
+        import asyncio
+        published: dict[int, float] = {}  # row of the outbox: when its PONG had come
+        beat_at, leaving = 0.0, self.leaving
+        with self.store.write() as db:
+            self.store.trim_outbox(db, self.outbox.now())
+        if not self.outbox.sharing.greeted:
+            await self.say(hub, "node_joined", True)
+            self.outbox.keep(greeted=True)
+        while hub.is_connected and not leaving.is_set():
+            if self.last_error:
+                raise ConnectionError(self.last_error)
+            now = time.monotonic()
+            ignored, self.ignored = self.ignored, 0
+            if ignored:
+                self.add("ignored", ignored)
+            if now >= beat_at and (state := self.node_state(now)) is not None:
+                beat_at = now + self.pace.beat_s * self.dice.uniform(0.8, 1.2)
+                await self.say(hub, "heartbeat", state)
+                self.outbox.forget_keys()
+            await self.send_due(hub, published)
+            self.settle(published, now)
+            await asyncio.sleep(self.pace.look_s)
+        if not leaving.is_set():
+            raise ConnectionError(self.last_error or "the hub closed the connection")
+        if self.says_goodbye:
+            await self.say(hub, "node_left", False)
+        await hub.flush(timeout=2)
+
+    def node_state(self, now: float) -> bool | None:
+        """Whether the node is up, looked at once an hour at a random minute: its uptime is nobody's business."""
+        if now >= self.look_at and (state := self.is_online()) is not None:
+            self.online, self.look_at = state, now + 3600 * self.dice.uniform(0.5, 1.5)
+        return self.online
+
+    async def say(self, hub: Any, kind: str, is_online: bool) -> None:
+        """Send a presence message; `sent` has one row of each kind a day."""
+        now, subject = self.outbox.now(), MESSAGES[kind].subject
+        words = Words(now, self.dice.randbytes(16).hex())
+        payload = presence_message(kind, self.outbox.keys.node_id(self.dice), is_online, words)
+        with self.store.write() as db:
+            if not self.outbox.may_leave(db, subject, payload):
+                return
+            self.store.put(db, "sent", [(f"{kind} {self.outbox.today()}", now, subject, payload)])
+            self.store.count(db, "sent")
+        await hub.publish(subject, payload)
+
+    async def send_due(self, hub: Any, published: dict[int, float]) -> None:
+        """Publish what is due and has not gone over this connection; byte for byte as it was fixed."""
+        now = self.outbox.now()
+        rows = [row for row in self.store.get("outbox_due", now) if row["id"] not in published][:100]
+        if not rows:
+            return
+        self.dice.shuffle(rows)
+        with self.store.write() as db:
+            self.store.put(db, "sent", [(f"message {row['id']}", now, row["subject"], row["payload"]) for row in rows])
+            self.store.count(db, "sent", len(rows))
+        for row in rows:
+            await hub.publish(row["subject"], row["payload"])
+        await hub.flush(timeout=10)
+        published.update({row["id"]: time.monotonic() for row in rows})
+
+    def settle(self, published: dict[int, float], now: float) -> None:
+        """What the hub has for sure need not wait any more."""
+        if done := [row for row, at in published.items() if now - at >= self.pace.proof_s]:
+            with self.store.write() as db:
+                self.store.put(db, "delivered", [(row,) for row in done])
+            for row in done:
+                del published[row]
+            self.outbox.forget_keys()
+
+    async def receive(self, message: Any) -> None:
+        """Hand on a publication of the aggregator, one a second at most; what does not fit is counted."""
+        if time.monotonic() - self.received_at < 1 or not self.take(message.data):
+            self.ignored += 1
+        else:
+            self.received_at = time.monotonic()
+
+# ---------------------------------------------------------------------------
 # 7. Docker                                                     (docker socket)
 # ---------------------------------------------------------------------------
 
@@ -1641,7 +2302,6 @@ TIMEOUT_S = 5  # for an answer of the engine
 SILENT_S = 3600  # a stream may be silent this long; a follower that mistrusts it looks sooner
 PIECE_BYTES = 16 * KIB  # Docker splits longer lines; a shorter piece ends its line, newline or not
 INNER_STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z ")
-NOTHING: Mapping[str, Any] = {}
 GO_SYMLINK, GO_TYPE = 1 << 27, 0x8F280000  # bits of Go's os.FileMode in a path's stat; a plain file has no type
 
 class DockerError(Exception):
@@ -2040,6 +2700,8 @@ class Monitor:
     verdict: Verdict | None = None  # upkeep
     verdict_since: int | None = None  # upkeep
     ring: Ring = field(default_factory=Ring)
+    outbox: Outbox | None = None
+    federation: Federation | None = None
     started_at: int = 0  # main; ms
 
     def note_gap(self, since: int | None, until: int | None, reason: str) -> None:
@@ -2051,6 +2713,65 @@ class Monitor:
     def now(self) -> int:
         """The clock in milliseconds."""
         return int(self.clock() * 1000)
+
+def is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+def is_moment(value: object) -> bool:
+    return fits(value, MOMENT) and parse_time(value) is not None
+
+def is_rate(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 100
+
+def is_peers(value: object) -> bool:
+    rules = {"handle": re.compile("[0-9a-f]{16}"), "seen": ("today", "yesterday")}
+    peers: list[Any] = value if isinstance(value, list) and len(value) <= 500 else [None]
+    return all(isinstance(one, dict) and one.keys() == rules.keys() for one in peers) and all(
+        fits(one[name], rules[name]) for one in peers for name in rules
+    )
+
+def is_distribution(*ranges: str) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, dict) and all(name in ranges and is_count(value[name]) for name in value)
+
+STEPS_SPREAD = is_distribution(*STEPS_RANGES, "unknown")
+PUBLISHED: dict[str, Any] = {  # the aggregator's figures; null is a figure withheld
+    "activeNodes": is_count, "totalNodes": is_count, "totalTasks": is_count, "completedTasks": is_count,
+    "failedTasks": is_count, "cachedTasks": is_count, "tasksLast24h": is_count, "totalInvoices": is_count,
+    "invoicesLast24h": is_count, "successRate": is_rate, "cacheHitRate": is_rate,
+    "executionTimeDistribution": is_distribution(*TIME_RANGES, "unknown"), "gasUsageDistribution": STEPS_SPREAD,
+    "stepsComputedDistribution": STEPS_SPREAD, "taskTypeDistribution": is_distribution(*SHARED_LANGUAGES),
+    "memoryUsedDistribution": is_distribution(*MEMORY_SCALE.ranges, "unknown"), "peers": is_peers,
+    "snapshotAt": is_moment,
+}  # fmt: skip
+
+def read_publication(payload: bytes) -> dict[str, Any] | None:
+    """The figures in a publication of the aggregator; None for anything that does not fit. It is hostile input."""
+    try:
+        message = json.loads(payload) if len(payload) <= MESSAGE_BYTES else None
+    except (ValueError, RecursionError):
+        return None
+    envelope = {**ENVELOPE, "type": ("network_stats",), "timestamp": is_moment, "data": lambda data: type(data) is dict}
+    del envelope["nodeId"]
+    if not isinstance(message, dict) or set(message) != set(envelope):
+        return None
+    if not all(fits(message[name], envelope[name]) for name in envelope) or set(message["data"]) != set(PUBLISHED):
+        return None
+    data: dict[str, Any] = message["data"]
+    return data if all(value is None or fits(value, PUBLISHED[name]) for name, value in data.items()) else None
+
+def take_publication(monitor: Monitor, payload: bytes) -> bool:
+    """Keep the figures of a publication, the newest whole and one row for each snapshot; False if it does not fit."""
+    stats = read_publication(payload)
+    if stats is None:
+        return False
+    store, at = monitor.store, monitor.now()
+    with store.write() as db:
+        store.put(db, "state", [("network stats", json.dumps({"at": at, "stats": stats}))])
+        store.put(db, "network_stats", [(stats["snapshotAt"] or "", at, json.dumps(stats))])
+        store.put(db, "old_network_stats", [(SNAPSHOTS,)])
+        store.count(db, "received")
+    monitor.ring.add([("network_stats", None)])
+    return True
 
 class Running(NamedTuple):
     """A task that the log shows in work."""
@@ -2436,6 +3157,9 @@ class Recorder:
             if self.zone.offset_s is not None:
                 self.store.put(db, "state", [("zone", json.dumps(self.zone.offset_s))])
             self.store.put(db, "counter", self.counted.items())
+            if self.live and self.monitor.outbox is not None:
+                invoices = [self.store.invoice_name(event) for event, _ in self.tracker.invoices]
+                self.monitor.outbox.offer(db, self.tracker.tasks.values(), invoices)
             if also is not None:
                 also(db)
         if self.live:
@@ -2685,7 +3409,10 @@ class EventDbPoll:
         if time.monotonic() < self.next_s:
             return
         self.next_s = time.monotonic() + self.EVERY_S
-        if self.files.signature(self.names) in (None, self.read_at):
+        signature = self.files.signature(self.names)
+        if self.monitor.outbox is not None:
+            self.monitor.outbox.event_db = signature is not None
+        if signature in (None, self.read_at):
             return
         try:
             self.names = [name for name in self.files.names() if name.endswith(EVENT_DB_NAME)]
@@ -3202,7 +3929,8 @@ def prune(monitor: Monitor) -> None:
     """Delete what is too old or too much, in slices, so that nobody waits long."""
     before = monitor.now() - monitor.config.log_retention_days * DAY_MS
     with contextlib.suppress(sqlite3.OperationalError):  # a full disk: ingest says so
-        while not monitor.stop.is_set() and monitor.store.prune(before, monitor.config.max_db_bytes):
+        limits = before, monitor.config.max_db_bytes, monitor.now() - SENT_MS
+        while not monitor.stop.is_set() and monitor.store.prune(*limits):
             monitor.stop.wait(0.005)
 
 def set_verdict(monitor: Monitor) -> None:
@@ -3264,8 +3992,8 @@ class Refusal(Exception):
         super().__init__(error)
         self.status, self.headers = status, headers
 
-# Schemas: what the answers hold, read by the OpenAPI document and docs/api.md. `?` after a kind: may be null;
-# [kind]: a list; {kind}: an object with any names; a capital: one of SHAPES; `*Name`: its fields too.
+# Schemas: what the answers hold, read by the OpenAPI document and docs/api.md. `?` after a kind: may be null, after a
+# name: may be left out; [kind]: a list; {kind}: an object with any names; a capital: one of SHAPES; *Name: its fields.
 
 KINDS: dict[str, dict[str, Any]] = {
     "text": {"type": "string"}, "int": {"type": "integer"}, "number": {"type": "number"}, "bool": {"type": "boolean"},
@@ -3326,6 +4054,31 @@ SHAPES = {
     "Audit": "entries [AuditEntry], pagination Pagination",
     "Semaphore": "subscriber text, current int?, total int?",
     "Reset": "reason text",
+    "Sharing": "enabled bool, nodeId text?, privacyLevel minimal|balanced|maximum, shareTasks bool, shareStats bool,"
+    " natsServers [text]",
+    "SharingBody": "enabled? bool, privacyLevel? minimal|balanced|maximum, shareTasks? bool, shareStats? bool,"
+    " natsServers? [text]",
+    "Done": "success bool, message text, connected bool",
+    "FederationCounts": "messagesSent int, messagesReceived int, errors int, reconnections int, queued int,"
+    " refused int, dropped int, ignored int",
+    "FederationStatus": "enabled bool, connected bool, healthy bool, status off|connecting|connected|failing,"
+    " nodeId text?, stats FederationCounts, lastError text?, lastRefusal text?",
+    "Peer": "handle text, seen today|yesterday",
+    "NetworkStats": "status awaiting_data|connected, lastUpdated time?, activeNodes int?, totalNodes int?,"
+    " totalTasks int?, completedTasks int?, failedTasks int?, cachedTasks int?, tasksLast24h int?, totalInvoices int?,"
+    " invoicesLast24h int?, successRate number?, cacheHitRate number?, executionTimeDistribution {int}?,"
+    " gasUsageDistribution {int}?, stepsComputedDistribution {int}?, taskTypeDistribution {int}?,"
+    " memoryUsedDistribution {int}?, peers [Peer]?, snapshotAt text?",
+    "NetworkHistory": "history [NetworkStats]",
+    "Peers": "peers [Peer], count int",
+    "ReceivedMessage": "timestamp time, subject text, data any",
+    "ReceivedMessages": "messages [ReceivedMessage]",
+    "Waiting": "dueAt time?, subject text, payload text",
+    "Preview": "queued [Waiting], examples [Waiting]",
+    "SentMessage": "id int, timestamp time, subject text, payload text, times int",
+    "SentMessages": "messages [SentMessage], pagination Pagination",
+    "PrivacyFacts": "enabled bool, connectsTo [text], installationId bool, kindsShared [text], delayUpToMinutes int?,"
+    " messagesSent int, messagesWaiting int, messagesRefused int, dayKeysKept int",
 }
 
 def schema_of(kind: str) -> dict[str, Any]:
@@ -3351,10 +4104,10 @@ def fields_of(shape: str) -> dict[str, str]:
 
 def shape_schema(shape: str) -> dict[str, Any]:
     """The JSON schema of one of SHAPES: all its fields and no others."""
-    properties = {name: schema_of(kind) for name, kind in fields_of(shape).items()}
-    return {
-        "type": "object", "properties": properties, "required": list(properties), "additionalProperties": False
-    }  # fmt: skip
+    kinds = fields_of(shape)
+    properties = {name.rstrip("?"): schema_of(kind) for name, kind in kinds.items()}
+    required = [name for name in kinds if not name.endswith("?")]
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 # Requests
 
@@ -3436,13 +4189,21 @@ def read_body(environ: Mapping[str, Any], shape: str) -> dict[str, Any]:
             raise ValueError("a name stands twice")
         return dict(pairs)
 
-    kinds = {name: {"text": str, "bool": bool}[kind] for name, kind in fields_of(shape).items()}
+    kinds = fields_of(shape)
+    names = {name.rstrip("?"): kind for name, kind in kinds.items()}
     with contextlib.suppress(ValueError, RecursionError):  # said below
         body = json.loads(environ["wsgi.input"].read().decode(), object_pairs_hook=unique)
-        if isinstance(body, dict) and {name: type(body[name]) for name in body} == kinds:
-            return body
-    takes = ", ".join(f"{name} ({kind})" for name, kind in fields_of(shape).items())
+        complete = isinstance(body, dict) and {name for name in kinds if name[-1] != "?"} <= set(body) <= set(names)
+        if complete and all(is_of_kind(value, names[name]) for name, value in body.items()):
+            return body  # type: ignore[no-any-return]
+    takes = ", ".join(f"{name} ({kind})" for name, kind in names.items())
     raise Refusal(400, f"the body must be a JSON object of {takes}")
+
+def is_of_kind(value: object, kind: str) -> bool:
+    """True if a value somebody sent is of a kind of SHAPES: text, bool, words with | between them, or a list."""
+    if kind[0] == "[":
+        return isinstance(value, list) and all(is_of_kind(one, kind[1:-1]) for one in value)
+    return type(value) is {"text": str, "bool": bool}[kind] if "|" not in kind else value in kind.split("|")
 
 # Answers
 
@@ -3570,15 +4331,6 @@ def is_our_host(host: str, allowed: Iterable[str]) -> bool:
     name = re.sub(r":\d{1,5}$", "", host).lower().removesuffix(".")
     ours = r"(.*\.)?localhost|[0-9.]+|\[[0-9a-f:.]+\]|[a-z0-9_-]+"
     return name in allowed or re.fullmatch(ours, name, re.ASCII) is not None
-
-def read_address(text: str) -> Any:
-    """The IP address in a peer's name or a part of X-Forwarded-For, with or without port; None if it is none."""
-    found = re.fullmatch(r"\[([0-9a-fA-F:.]+)\](?::\d+)?|([0-9.]+)(?::\d+)?|([0-9a-fA-F:.]+)", text.strip(), re.ASCII)
-    try:
-        address = ipaddress.ip_address(next(filter(None, found.groups())) if found else "")
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
 
 def client_address(environ: Mapping[str, str], proxies: Sequence[Any]) -> str:
     """The address that counts for limits: the peer's, or what trusted proxies say; of IPv6 the first 64 bits."""
@@ -3797,7 +4549,9 @@ class Api:
         self.guard = Guard(monitor, secret_of)
         self.boot = secrets.token_hex(4)  # numbers of happenings mean nothing to another process
         self.streams: Counter[str] = Counter()  # by address
-        self.streams_lock, self.module_lock = threading.Lock(), threading.Lock()
+        self.streams_lock, self.module_lock, self.sharing_lock = (threading.Lock() for _ in range(3))
+        assert monitor.outbox is not None and monitor.federation is not None
+        self.outbox, self.federation = monitor.outbox, monitor.federation
 
     def health(self) -> dict[str, Any]:
         """200 as long as tbmon itself works, whatever the node does."""
@@ -4037,6 +4791,157 @@ class Api:
         yield "process_start_time_seconds", "gauge", "When tbmon started.", {"": monitor.started_at / 1000}
         yield "process_resident_memory_bytes", "gauge", "Memory of tbmon.", {"": resident_bytes()}
 
+    # The federation
+
+    def sharing(self) -> dict[str, Any]:
+        chosen, outbox = self.outbox.sharing, self.outbox
+        return {
+            "enabled": chosen.enabled, "nodeId": outbox.keys.known_id(), "privacyLevel": chosen.level,
+            "shareTasks": chosen.tasks, "shareStats": chosen.stats, "natsServers": list(self.federation.servers()),
+        }  # fmt: skip
+
+    def share(self, call: Call, **chosen: Any) -> None:
+        """Take over what the operator chose, and let the federation's thread begin, begin anew or end."""
+        if self.monitor.demo and chosen.get("enabled"):
+            raise Refusal(409, "demo data is not shared")
+        with self.sharing_lock:
+            before = self.outbox.sharing
+            if chosen.get("enabled") and not before.enabled:
+                chosen |= {"joined_at": self.monitor.now(), "greeted": False}
+            after = before._replace(**chosen)
+            if after != before:
+                words = f"federation {'on' if after.enabled else 'off'}, {after.level}"
+                self.guard.note("settings", call.caller, words)
+                self.outbox.keep(**chosen)
+            if (after.enabled, after.servers) != (before.enabled, before.servers):
+                self.federation.stop(says_goodbye=not after.enabled)
+                self.federation.start()
+
+    def put_sharing(self, call: Call) -> dict[str, Any]:
+        body = dict(call.body)
+        names = {"privacyLevel": "level", "shareTasks": "tasks", "shareStats": "stats", "natsServers": "servers"}
+        chosen = {names.get(name, name): value for name, value in body.items()}
+        if "servers" in chosen and tuple(chosen["servers"]) != self.federation.servers():
+            by_key = self.guard.secret_of["local"] and self.guard.holds("local", call.caller)
+            if not by_key and not self.guard.holds("private", call.caller):
+                self.guard.check("private", call.caller)
+            try:
+                for url in chosen["servers"]:
+                    check_server(url)
+                if len(chosen["servers"]) > 10:
+                    raise ValueError("ten at most")
+            except ValueError as error:
+                raise Refusal(400, f"natsServers: {error}") from None
+        if "servers" in chosen:
+            same = tuple(chosen["servers"]) == (self.monitor.config.federation_nats_url,)
+            chosen["servers"] = () if same else tuple(chosen["servers"])
+        self.share(call, **chosen)
+        return self.sharing()
+
+    def enable(self, call: Call) -> dict[str, Any]:
+        self.share(call, enabled=True)
+        return self.done("federation is on: what leaves is under /api/federation/preview and /api/federation/sent")
+
+    def disable(self, call: Call) -> dict[str, Any]:
+        self.share(call, enabled=False)
+        return self.done("federation is off: nothing is connected to, and nothing waits to be sent")
+
+    def reset(self, call: Call) -> dict[str, Any]:
+        """A new id and new keys; what waits under the old ones is taken back."""
+        enabled = self.outbox.sharing.enabled
+        self.share(call, enabled=False)
+        self.outbox.keys.reset()
+        if enabled:
+            self.share(call, enabled=True)
+        return self.done("the id and the keys of this installation are new")
+
+    def done(self, words: str) -> dict[str, Any]:
+        return {"success": True, "message": words, "connected": self.federation.connected}
+
+    def federation_status(self) -> dict[str, Any]:
+        federation, on = self.federation, self.outbox.sharing.enabled
+        trouble = "failing" if federation.last_error else "connecting"
+        status = "off" if not on else "connected" if federation.connected else trouble
+        reason = json.loads(self.store.first("state", "federation refusal") or "null")
+        return {
+            "enabled": on, "connected": federation.connected, "healthy": federation.connected or not on,
+            "status": status, "nodeId": self.outbox.keys.known_id(), "stats": self.federation_counts(),
+            "lastError": federation.last_error if on else None, "lastRefusal": reason,
+        }  # fmt: skip
+
+    def federation_counts(self) -> dict[str, int]:
+        counters = dict(tuple(row) for row in self.store.get("counters"))
+        names = {"messagesSent": "sent", "messagesReceived": "received"}
+        shown = {
+            name: int(counters.get(f"federation {names.get(name, name)}", 0))
+            for name in fields_of("FederationCounts") if name != "queued"
+        }
+        return {**shown, "queued": int(self.store.first("outbox_count"))}
+
+    def network_stats(self) -> dict[str, Any]:
+        newest = json.loads(self.store.first("state", "network stats") or "{}")
+        return self.stats_json(newest.get("at"), newest.get("stats", {}))
+
+    def stats_json(self, at: int | None, stats: Mapping[str, Any]) -> dict[str, Any]:
+        shown = {"status": "connected" if stats else "awaiting_data", "lastUpdated": utc(at)}
+        return {**shown, **{name: stats.get(name) for name in PUBLISHED}}
+
+    def network_history(self) -> dict[str, Any]:
+        rows = self.store.get("network_stats", SNAPSHOTS)
+        return {"history": [self.stats_json(row["at"], json.loads(row["stats"])) for row in rows]}
+
+    def peers(self) -> dict[str, Any]:
+        peers = self.network_stats()["peers"] or []
+        return {"peers": peers, "count": len(peers)}
+
+    def received(self) -> dict[str, Any]:
+        rows = self.store.get("network_stats", 100)
+        return {"messages": [
+            {"timestamp": utc(row["at"]), "subject": STATS_SUBJECT, "data": json.loads(row["stats"])} for row in rows
+        ]}  # fmt: skip
+
+    def preview(self) -> dict[str, Any]:
+        """What waits, byte for byte; and what the newest task and invoice would become now, with keys made for this."""
+        queued = [
+            {"dueAt": utc(row["due_at"]), "subject": row["subject"], "payload": row["payload"].decode()}
+            for row in self.store.get("outbox_next")
+        ]
+        words = Words(self.monitor.now(), secrets.token_hex(16), secrets.token_bytes(32))
+        name = next((row["execution_id"] for row in self.store.page("task", {"status": "completed"}, None, 1, 0)), None)
+        task = self.store.task(name or "") or Task("00000000-0000-4000-8000-000000000000", status="completed")
+        invoices = self.store.page("invoice", {}, None, 1, 0)
+        name, steps = (invoices[0]["name"], invoices[0]["steps"]) if invoices else ("0", None)
+        node_id = self.outbox.keys.known_id() or random_node_id(random.SystemRandom())
+        choice = secrets.choice(tuple(MESSAGES["task_completed"].choices))
+        made = (
+            presence_message("heartbeat", node_id, True, words), received_message(task, words),
+            completed_message(task, words, choice), invoice_message(name, steps, words),
+        )  # fmt: skip
+        kinds = ("heartbeat", "task_received", "task_completed", "invoice_created")
+        examples = [
+            {"dueAt": None, "subject": MESSAGES[kind].subject, "payload": payload.decode()}
+            for kind, payload in zip(kinds, made, strict=True)
+        ]
+        return {"queued": queued, "examples": examples}
+
+    def sent_json(self, row: sqlite3.Row) -> dict[str, Any]:
+        shown = {"id": row["id"], "timestamp": utc(row["at"]), "subject": row["subject"], "times": row["times"]}
+        return {**shown, "payload": row["payload"].decode()}
+
+    def privacy(self) -> dict[str, Any]:
+        """Facts about sharing, each looked up now."""
+        chosen, counts = self.outbox.sharing, self.federation_counts()
+        delay_ms = DELAY_MS.get(chosen.level)
+        shared = {"task_received": chosen.tasks, "task_completed": chosen.tasks, "invoice_created": chosen.stats}
+        kinds = [kind for kind in MESSAGES if chosen.enabled and (kind not in shared or (shared[kind] and delay_ms))]
+        return {
+            "enabled": chosen.enabled, "connectsTo": list(self.federation.servers()) if chosen.enabled else [],
+            "installationId": self.outbox.keys.known_id() is not None, "kindsShared": kinds,
+            "delayUpToMinutes": delay_ms // MINUTE_MS if delay_ms else None, "messagesSent": counts["messagesSent"],
+            "messagesWaiting": counts["queued"], "messagesRefused": counts["refused"],
+            "dayKeysKept": len(self.outbox.keys.day_keys()),
+        }  # fmt: skip
+
     # The live stream
 
     def events(self, call: Call) -> Reply:
@@ -4115,8 +5020,8 @@ class Api:
 
     def show(self, kind: str, key: Any) -> Mapping[str, Any] | None:
         """What an event carries; None if it is gone meanwhile."""
-        if kind == "node_status":
-            return self.status()
+        if kind in ("node_status", "network_stats"):
+            return self.status() if kind == "node_status" else self.network_stats()
         if kind == "semaphore":
             return {"subscriber": key, **self.slots().get(key, {"current": None, "total": None})}
         if kind == "gap":
@@ -4198,6 +5103,30 @@ ROUTES = (
     Route("/api/auth/status", "open", "Which classes are open to the caller.", "AuthStatus", Api.auth_status),
     Route("/api/audit-log", "private", f"Logins, refusals and changes, newest first. {DATA}", "Audit",
           lambda api, call: api.page("audit", "entries", api.audit_json, call), PAGE),
+    Route("/api/federation/settings", "local", "What is shared, with whom, and how late.", "Sharing",
+          lambda api, call: api.sharing()),
+    Route("/api/federation/settings", "local", "Changes what is given, at once; changing natsServers asks for the API"
+          " key or the task-data password in any case.", "Sharing", Api.put_sharing, method="PUT", body="SharingBody"),
+    Route("/api/federation/enable", "local", "Opts in.", "Done", Api.enable, method="POST"),
+    Route("/api/federation/disable", "local", "Opts out: says so to the hub, takes back what waits, disconnects.",
+          "Done", Api.disable, method="POST"),
+    Route("/api/federation/reset", "local", "Makes a new id and new keys.", "Done", Api.reset, method="POST"),
+    Route("/api/federation/status", "local", "The connection, counters, and the last error in words.",
+          "FederationStatus", lambda api, call: api.federation_status()),
+    Route("/api/federation/network-stats", "local", "The newest figures of the network; null is a figure withheld.",
+          "NetworkStats", lambda api, call: api.network_stats()),
+    Route("/api/federation/stats", "local", "The figures' history, one for each snapshot, newest first.",
+          "NetworkHistory", lambda api, call: api.network_history()),
+    Route("/api/federation/peers", "local", "Handles of the nodes seen lately; new ones each day.", "Peers",
+          lambda api, call: api.peers()),
+    Route("/api/federation/messages", "local", "What was received.", "ReceivedMessages",
+          lambda api, call: api.received()),
+    Route("/api/federation/preview", "local", "The exact bytes that wait, and what the newest task and invoice would"
+          " become; also while the federation is off.", "Preview", lambda api, call: api.preview()),
+    Route("/api/federation/sent", "local", "Every message that left, newest first; presence has one row a day.",
+          "SentMessages", lambda api, call: api.page("sent", "messages", api.sent_json, call), PAGE),
+    Route("/api/federation/privacy", "local", "Facts about sharing, looked up now.", "PrivacyFacts",
+          lambda api, call: api.privacy()),
     Route("/metrics", "local", "Figures as Prometheus reads them.", "text/plain", lambda api, call: api.metrics()),
     Route("/api/openapi.json", "local", "The OpenAPI 3.1 document.", "any", lambda api, call: openapi()),
 )  # fmt: skip
@@ -4469,7 +5398,7 @@ def make_server(app: Any, listener: socket.socket, config: Config) -> Any:
 # ---------------------------------------------------------------------------
 
 SHORT_SECRET = 10  # characters below which a secret is warned of
-PACKAGES = ("bottle", "waitress", "docker")
+PACKAGES = ("bottle", "waitress", "docker", "nats")
 
 def set_up_log(config: Config, redactor: Redactor) -> None:
     """One line an event, in UTC; addresses in words that come from elsewhere are replaced here too."""
@@ -4518,6 +5447,11 @@ def warnings_of(config: Config) -> Iterator[Finding]:
             words = f"{item.name.upper()} is short enough to be guessed"
             yield Finding("WARN", words, f"Give it {SHORT_SECRET} characters or more.")
 
+def end_process(name: str, failures: list[str]) -> None:
+    """A thread has died: end with exit code 1."""
+    failures.append(name)
+    os.kill(os.getpid(), signal.SIGTERM)
+
 def start_thread(monitor: Monitor, name: str, work: Callable[[Monitor], None], failures: list[str]) -> threading.Thread:
     """Run `work` in a thread; if it dies, the process ends, so that whoever started it starts it again."""
 
@@ -4531,12 +5465,16 @@ def start_thread(monitor: Monitor, name: str, work: Callable[[Monitor], None], f
             elif not monitor.stop.is_set():  # at the end the store may be closed before a thread has noticed
                 log.critical("%s: thread ended by an error", name, exc_info=True)
         if not monitor.stop.is_set():
-            failures.append(name)
-            os.kill(os.getpid(), signal.SIGTERM)
+            end_process(name, failures)
 
     thread = threading.Thread(target=guarded, name=name)
     thread.start()
     return thread
+
+def is_online(monitor: Monitor) -> bool | None:
+    """What the federation is told of the node; None before it is known."""
+    verdict = monitor.verdict
+    return None if verdict is None or verdict.reason == JUST_STARTED else verdict.state not in ("blind", "down")
 
 def serve(config: Config, demo: bool = False) -> int:
     """Run until a signal comes (0) or a thread dies (1)."""
@@ -4556,7 +5494,16 @@ def serve(config: Config, demo: bool = False) -> int:
             engine = None if demo or config.log_dir else DockerEngine(config)
             monitor = Monitor(config, store, redactor, engine, stop, demo=demo)
             monitor.started_at = monitor.now()
-            return run(monitor, listener, ends)
+            monitor.outbox = Outbox(store, SharingKeys(config.keys), monitor.now, random.SystemRandom())
+            monitor.federation = Federation(
+                config, monitor.outbox, functools.partial(take_publication, monitor),
+                functools.partial(is_online, monitor),
+            )  # fmt: skip
+            code = run(monitor, listener, ends)
+    if monitor.federation.stuck:  # a name server that does not answer must not keep us from ending
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 def run(monitor: Monitor, listener: socket.socket, ends: set[signal.Signals]) -> int:
     """Start the threads and serve; `ends` are the signals that end it."""
@@ -4572,12 +5519,17 @@ def run(monitor: Monitor, listener: socket.socket, ends: set[signal.Signals]) ->
         signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # a thread half started could not be joined
         for name, work in (("ingest", play_demo if monitor.demo else ingest), ("upkeep", upkeep)):
             threads.append(start_thread(monitor, name, work, failures))
+        assert monitor.federation is not None
+        monitor.federation.died = lambda: end_process("federation", failures)
+        monitor.federation.start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)
         server.run()
     except SystemExit:  # a signal while starting; waitress keeps later ones to itself
         pass
     finally:
         monitor.stop.set()
+        if monitor.federation is not None:
+            monitor.federation.stop()
         for thread in threads:
             thread.join(8)
     log.info("stopped")

@@ -15,7 +15,10 @@ import tbmon
 DEFAULTS = tbmon.Config()
 BASE = f"http://localhost:{DEFAULTS.port}"
 PASSWORD = '-H "X-Task-Data-Password: $(cat data/task-data.password)"'
-SECRET = '-d "{\\"secret\\": \\"$(cat data/task-data.password)\\"}"'
+BODIES = {  # what the curl line sends, as the shell takes it
+    "LoginBody": '"{\\"secret\\": \\"$(cat data/task-data.password)\\"}"',
+    "SharingBody": """'{"privacyLevel": "balanced"}'""",
+}
 KIB, MIB = tbmon.KIB, tbmon.MIB
 
 KIND_WORDS = {  # of KINDS; the others say it in their description
@@ -27,7 +30,7 @@ MEANINGS = {  # of fields that do not say it themselves; `Shape.field`, or `fiel
     "docker": "`disabled` where tbmon uses no Docker",
     "address": "the node's wallet, as `wallet:self`",
     "AuditEntry.address": "who asked: the address that counts for the limits",
-    "AuditEntry.event": "`login`, `logout` or `refused`",
+    "AuditEntry.event": "`login`, `logout`, `refused` or `settings`",
     "TaskEvent.event": "what happened, as a log entry's `type`, or `lost`",
     "registered": "whether the node said that it is registered",
     "current_slots": "slots in use, of all subscribers",
@@ -96,17 +99,79 @@ MEANINGS = {  # of fields that do not say it themselves; `Shape.field`, or `fiel
     "open": "which classes are open to you",
     "session": "whether your cookie belongs to a session",
     "secret": "API key, task-data password or stream token",
+    "enabled": "whether the federation is on",
+    "SharingBody.enabled": "true opts in, false opts out",
+    "nodeId": "id of this installation; null until the first connection, and after a reset until the next",
+    "privacyLevel": "longest delay of a task or invoice message: `minimal` 60 minutes, `balanced` 24 hours; `maximum`"
+    " sends none",
+    "shareTasks": "whether task messages are sent",
+    "shareStats": "whether invoice messages are sent",
+    "Sharing.natsServers": "hubs, tried in turn",
+    "SharingBody.natsServers": "hubs, tried in turn, ten at most; an empty list is FEDERATION_NATS_URL",
+    "Done.message": "what was done",
+    "connected": "whether the hub is connected to now",
+    "healthy": "connected, or off",
+    "FederationStatus.status": "`failing` where the last attempt failed",
+    "messagesSent": "messages that left, repeats included",
+    "messagesReceived": "statistics taken from the hub",
+    "errors": "connections that failed or broke",
+    "reconnections": "connections that were made",
+    "queued": "messages that wait",
+    "Preview.queued": "messages that wait, the next first, 1000 at most",
+    "refused": "messages that the gate did not let out",
+    "dropped": "messages that waited too long, or were too many",
+    "ignored": "statistics that did not fit or came too often",
+    "lastError": "why the hub is not connected; null if it is, and while off",
+    "lastRefusal": "why the gate refused a message: a bug of tbmon",
+    "NetworkStats.status": "`awaiting_data` until figures came",
+    "lastUpdated": "when they came",
+    "totalTasks": "tasks received",
+    "completedTasks": "tasks that completed",
+    "failedTasks": "tasks that failed",
+    "cachedTasks": "tasks whose prepared module came from a node's cache",
+    "tasksLast24h": "tasks received in the last 24 hours",
+    "totalInvoices": "invoices",
+    "invoicesLast24h": "invoices of the last 24 hours",
+    "executionTimeDistribution": "tasks by range of time",
+    "gasUsageDistribution": "tasks by range of gas used",
+    "stepsComputedDistribution": "invoices by range of steps",
+    "taskTypeDistribution": "tasks by language",
+    "memoryUsedDistribution": "tasks by range of memory",
+    "peers": "handles of nodes seen lately, not their ids",
+    "Peer.handle": "16 digits that stand for a node, for one UTC day",
+    "snapshotAt": "when the task and invoice figures were counted",
+    "Peers.count": "how many",
+    "successRate": "percent of the finished tasks",
+    "cacheHitRate": "percent of the finished tasks",
+    "NetworkHistory.history": f"{tbmon.SNAPSHOTS} at most",
+    "ReceivedMessages.messages": "100 at most, newest first",
+    "ReceivedMessage.timestamp": "when it came",
+    "subject": "the NATS subject",
+    "ReceivedMessage.data": "the figures, as they came",
+    "dueAt": "when it leaves; null for an example",
+    "payload": "the exact bytes",
+    "examples": "what a heartbeat, your newest task and your newest invoice look like, with keys made for this answer",
+    "SentMessage.timestamp": "when it left last",
+    "times": "how many times it left; of presence messages, how many that day",
+    "connectsTo": "hubs; none while off",
+    "installationId": "whether there is an id of this installation",
+    "kindsShared": "kinds of messages that may leave now",
+    "delayUpToMinutes": "longest delay of a task or invoice message; null if none is sent",
+    "messagesWaiting": "messages that wait",
+    "messagesRefused": "messages that the gate did not let out",
+    "dayKeysKept": "keys of days of which a message waits, and of today",
 }
 EXAMPLES = {  # what the curl line of a path has beside the path and the password
     "/api/tasks": "?status=failed&limit=10",
     "/api/invoices": "?operation=pay&limit=10",
     "/api/logs": "?level=error&limit=10",
     "/api/audit-log": "?limit=10",
+    "/api/federation/sent": "?limit=10",
 }
 OPTIONS = {
     "/api/events": "-N --max-time 2",
-    "/api/auth/login": f"-c cookies.txt -H 'Content-Type: application/json' {SECRET}",
-    "/api/auth/logout": "-b cookies.txt -X POST",
+    "/api/auth/login": "-c cookies.txt",
+    "/api/auth/logout": "-b cookies.txt",
     "/api/auth/status": "-b cookies.txt",
     "/api/tasks/{execution_id}/artifacts/{hash}": "-o module.wasm",
 }
@@ -115,6 +180,7 @@ EVENTS = {  # of the live stream: the shape of what it carries, and when it come
     "invoice": ("Invoice", "an invoice is new or has changed"),
     "semaphore": ("Semaphore", "a slot was taken or given back"),
     "node_status": ("Status", "the container, its figures or the verdict were looked at"),
+    "network_stats": ("NetworkStats", "figures of the network came from the hub"),
     "gap": ("Gap", "log lines may be missing"),
     "log": ("Entry", "a log entry is new; for those only who gave the task-data password"),
     "reset": ("Reset", "events were missed or older logs were read: ask again for what you show"),
@@ -128,6 +194,7 @@ STATUSES = {
     403: "Another site's page asked.",
     404: "There is nothing at this path, or no such task or artifact.",
     405: "The path does not take this method. The header `Allow` says which it takes.",
+    409: "The demo cannot opt in: demo data is not shared.",
     410: "The original monitor had this path; tbmon has not.",
     413: "The body is too large, or the artifact is larger than MAX_ARTIFACT_BYTES.",
     415: "The body is not JSON.",
@@ -151,10 +218,11 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def words_of(kind: str) -> str:
     """A kind of SHAPES in words."""
     plain = kind.removesuffix("?")
+    inner = plain.strip("[]{}")
     if plain[0] == "[":
-        words = "list"
+        words = "list" if inner in tbmon.SHAPES else f"list of {inner}"
     elif plain[0] == "{":
-        words = "object with any names"
+        words = "object with any names" if inner in tbmon.SHAPES else f"object of {inner}"
     elif plain[0].isupper():
         words = "object"
     elif "|" in plain:
@@ -166,7 +234,8 @@ def words_of(kind: str) -> str:
 
 def field_rows(shape: str, before: str = "") -> Iterator[tuple[str, str, str]]:
     """(place, kind, meaning) of every field of a shape and of what is in it."""
-    for name, kind in tbmon.fields_of(shape).items():
+    for told, kind in tbmon.fields_of(shape).items():
+        name = told.removesuffix("?")
         meaning = MEANINGS.get(f"{shape}.{name}", MEANINGS.get(name, ""))
         yield f"`{before}{name}`", words_of(kind), meaning
         plain = kind.removesuffix("?")
@@ -183,15 +252,20 @@ def parameter_rows(route: tbmon.Route) -> Iterator[tuple[str, str, str]]:
         if name == "limit" and route.rows:
             default += "; 1000 as CSV"
         yield f"`{name}`", given.takes, default
-    for name, kind, meaning in field_rows(route.body) if route.body else ():
-        yield f"{name} in the body", f"{words_of(kind)}: {meaning}", ""
+
+
+def body_rows(route: tbmon.Route) -> Iterator[tuple[str, str, str, str]]:
+    for told, (name, kind, meaning) in zip(tbmon.fields_of(route.body), field_rows(route.body), strict=True):
+        yield name, kind, "yes" if told.endswith("?") else "no", meaning
 
 
 def curl_line(route: tbmon.Route) -> str:
     path = route.path.replace("{execution_id}", "$ID").replace("{hash}", "$HASH")
     url = f"{BASE}{path}{EXAMPLES.get(route.path, '')}"
     private = PASSWORD if route.access == "private" else ""
-    parts = ("curl", OPTIONS.get(route.path, ""), private, f"'{url}'" if "?" in url else url)
+    method = "" if route.method == "GET" or (route.method == "POST" and route.body) else f"-X {route.method}"
+    body = f"-H 'Content-Type: application/json' -d {BODIES[route.body]}" if route.body else ""
+    parts = ("curl", OPTIONS.get(route.path, ""), method, body, private, f"'{url}'" if "?" in url else url)
     return " ".join(part for part in parts if part)
 
 
@@ -199,7 +273,11 @@ def section(route: tbmon.Route) -> str:
     """What is said of one route."""
     text = [f"### {route.method} {route.path}\n", f"Class: {route.access}. {route.text}\n"]
     rows = list(parameter_rows(route))
-    text.append(table(("Parameter", "Takes", "Default"), rows) if rows else "It takes no parameters.\n")
+    if rows or not route.body:
+        text.append(table(("Parameter", "Takes", "Default"), rows) if rows else "It takes no parameters.\n")
+    if route.body:
+        text.append("The body is a JSON object.\n")
+        text.append(table(("Field of the body", "Type", "May be left out", "Meaning"), body_rows(route)))
     if route.shows in tbmon.SHAPES:
         text.append(table(("Field", "Type", "Meaning"), field_rows(route.shows)))
     elif "/" in route.shows:
@@ -277,8 +355,8 @@ Names say the unit: `_ms` is milliseconds, `_bytes` is bytes.
 
 ## Lists and their pages
 
-`/api/tasks`, `/api/invoices`, `/api/logs` and `/api/audit-log` are listed newest first. `limit` is the number of rows,
-`offset` passes rows over. Filters add up: a row must meet all of them.
+`/api/tasks`, `/api/invoices`, `/api/logs`, `/api/audit-log` and `/api/federation/sent` are listed newest first.
+`limit` is the number of rows, `offset` passes rows over. Filters add up: a row must meet all of them.
 
 An answer holds `pagination`. If `hasMore` is true, send `next` as `cursor`, with the same filters, for the next page:
 
@@ -364,6 +442,14 @@ may be told. Every {tbmon.STREAM_BEAT_S} seconds without an event there is a com
 After a cut, send the last id as the header `Last-Event-ID`: what was missed follows. Browsers do so by themselves.
 tbmon keeps the last {tbmon.Ring.SIZE:,} events. If more were missed, or tbmon was started again, `reset` says so.
 
+## The federation
+
+The routes below `/api/federation` are about sending coarse messages to a hub, and about the figures of the whole
+network that come back. It is off until you opt in. [FEDERATION.md](FEDERATION.md) says what is sent, and what the
+hub's operator can learn from it: read it before you opt in.
+
+The curl line of `/api/federation/enable` opts in, those after it opt out again and make a new id.
+
 ## Metrics
 
 `/metrics` is for Prometheus. Each metric comes with a line that says what it is.
@@ -395,10 +481,11 @@ These paths answer 410.
 
 def check() -> None:
     """Fail if a table here speaks of what tbmon has no longer."""
-    known = {name for shape in tbmon.SHAPES for name in tbmon.fields_of(shape)}
-    known |= {f"{shape}.{name}" for shape in tbmon.SHAPES for name in tbmon.fields_of(shape)}
+    pairs = [(shape, name.removesuffix("?")) for shape in tbmon.SHAPES for name in tbmon.fields_of(shape)]
+    known = {text for shape, name in pairs for text in (name, f"{shape}.{name}")}
     paths = {route.path for route in tbmon.ROUTES}
     stale = (MEANINGS.keys() - known) | ((EXAMPLES.keys() | OPTIONS.keys()) - paths)
+    stale |= BODIES.keys() ^ {route.body for route in tbmon.ROUTES if route.body}
     if stale:
         raise SystemExit(f"docs/write_api.py speaks of what is not there: {', '.join(sorted(stale))}")
 

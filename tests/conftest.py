@@ -214,7 +214,8 @@ class Program:
         folder.mkdir(exist_ok=True)
         self.env = {
             "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(folder), "PORT": str(self.port),
-            "TASK_DATA_PASSWORD": "open sesame", "DB_PATH": str(folder / "t.db"), **settings,
+            "TASK_DATA_PASSWORD": "open sesame", "DB_PATH": str(folder / "t.db"),
+            "FEDERATION_NATS_URL": "nats://127.0.0.1:1", **settings,  # never the hub that others use
         }  # fmt: skip
         self.log = folder / "log.txt"
 

@@ -37,7 +37,7 @@ def check(method: str, path: str, status: int, headers: Any, body: bytes) -> Non
         return
     kind = headers["Content-Type"].partition(";")[0]
     if status != 200 or found is None:
-        assert status in (400, 401, 403, 404, 405, 410, 413, 415, 421, 429, 431, 503), (path, status, body)
+        assert status in (400, 401, 403, 404, 405, 409, 410, 413, 415, 421, 429, 431, 503), (path, status, body)
         jsonschema.validate(json.loads(body), DOCUMENT["components"]["schemas"]["Error"])
         return
     known, operation = found

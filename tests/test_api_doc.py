@@ -20,6 +20,10 @@ LINES = re.findall(r"^    ((?:curl|[A-Z]+=\$\(curl) .+)$", TEXT, re.M)
 SECTIONS = dict(re.findall(r"^### (\S+ \S+)\n(.*?)(?=^### |\Z)", TEXT, re.M | re.S))
 FINDS = {line.partition("=")[0]: line for line in LINES if not line.startswith("curl")}  # ID and HASH
 NEED_ENGINE = [line for line in LINES if "artifacts" in line]
+NOT_SHARING = {  # in the end: the lines that opt in and make an id come before those that undo it
+    "enabled": False, "nodeId": None, "privacyLevel": "balanced", "shareTasks": True, "shareStats": True,
+    "natsServers": ["nats://127.0.0.1:1"],
+}  # fmt: skip
 KEY, MODULE = "of this test", "ab" * 32
 
 
@@ -69,6 +73,7 @@ def test_every_curl_line_works_as_it_stands(site: Program, settings: dict[str, s
     assert failures(site, lines) == {}
     assert (site.folder / "invoices.csv").read_text().count("\n") == 2
     assert IDS[0] in run(site, next(line for line in lines if "cursor=" in line)).stdout
+    assert site.get("/api/federation/settings", **named)[1] == NOT_SHARING
 
 
 def test_the_lines_about_artifacts_work_with_a_node_that_has_some(site: Program, node: Node) -> None:
@@ -85,6 +90,12 @@ def test_the_lines_about_artifacts_work_with_a_node_that_has_some(site: Program,
     assert (site.folder / "module.wasm").read_bytes() == b"\0asm of this test"
 
 
+def rows(text: str, head: str) -> str:
+    """The lines of the table whose first column has this head."""
+    found = re.search(rf"^\| {head} \|.*\n((?:\|.*\n)+)", text, re.M)
+    return found[1] if found else ""
+
+
 def test_it_is_what_its_program_prints() -> None:
     words = (sys.executable, str(ROOT / "docs" / "write_api.py"))
     printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
@@ -98,22 +109,34 @@ def test_every_route_has_a_section_with_its_curl_line() -> None:
         assert f"Class: {route.access}. {route.text}\n" in section
         address = re.sub(r"\\{\w+\\}", r"\\$[A-Z]+", re.escape(route.path))
         assert re.search(rf"^    curl .*localhost:\d+{address}(\?\S+)?'?$", section, re.M)
-        parameters = re.findall(r"^\| `(\w+)` \| (.+?) \| ", section.partition("| Field |")[0], re.M)
+        parameters = re.findall(r"^\| `(\w+)` \| (.+?) \| ", rows(section, "Parameter"), re.M)
         assert parameters == [(name, one.takes) for name, one in route.query.items()]
         for name in tbmon.fields_of(route.shows) if route.shows in tbmon.SHAPES else ():
-            assert f"| `{name}` | " in section
+            assert f"| `{name}` | " in rows(section, "Field")
+
+
+def test_every_field_of_a_body_is_told_with_its_type_and_whether_it_may_be_left_out() -> None:
+    line = r"^\| `(\S+)` \| (.+?) \| (yes|no) \| \S"
+    told = {name: re.findall(line, rows(section, "Field of the body"), re.M) for name, section in SECTIONS.items()}
+    assert {name: fields for name, fields in told.items() if fields} == {
+        "POST /api/auth/login": [("secret", "text", "no")],
+        "PUT /api/federation/settings": [
+            ("enabled", "bool", "yes"), ("privacyLevel", "`minimal`, `balanced`, `maximum`", "yes"),
+            ("shareTasks", "bool", "yes"), ("shareStats", "bool", "yes"), ("natsServers", "list of text", "yes"),
+        ],
+    }  # fmt: skip
+
+
+def test_every_status_that_an_answer_can_have_is_told() -> None:
+    told = set(re.findall(r"^\| (\d{3}) \| \S", rows(TEXT, "Status"), re.M))
+    source = (ROOT / "tbmon.py").read_text()
+    assert told == {"200", "204", "304", "405", "413", "431", *re.findall(r"Refusal\((\d{3})\b", source)}
+    assert "demo data is not shared" in TEXT
 
 
 def test_every_event_credential_and_path_that_is_gone_is_told() -> None:
     stream = TEXT.partition("## The live stream\n")[2].partition("\n## ")[0]
-    assert set(re.findall(r"^\| `(\w+)` \|", stream, re.M)) == {
-        "task",
-        "invoice",
-        "semaphore",
-        "node_status",
-        "gap",
-        "log",
-        "reset",
-    }
+    events = ["task", "invoice", "semaphore", "node_status", "network_stats", "gap", "log", "reset"]
+    assert re.findall(r"^\| `(\w+)` \|", stream, re.M) == events
     assert all(header in TEXT and name in TEXT for name, header in tbmon.CREDENTIALS.values())
     assert all(words in TEXT for words in tbmon.GONE.values())

@@ -6,6 +6,7 @@ import base64
 import http.client
 import ipaddress
 import json
+import random
 import re
 import shutil
 import socket
@@ -222,6 +223,8 @@ def api(tmp_path: Path) -> Iterator[tuple[tbmon.Api, list[float]]]:
     monitor = tbmon.Monitor(
         tbmon.Config(), store, tbmon.Redactor(b"k" * 32), None, threading.Event(), clock=lambda: clock[0]
     )
+    monitor.outbox = tbmon.Outbox(store, tbmon.SharingKeys(tmp_path), monitor.now, random.SystemRandom())
+    monitor.federation = tbmon.Federation(monitor.config, monitor.outbox, lambda payload: True, lambda: True)
     yield tbmon.Api(monitor, SECRET_OF), clock
     store.close()
 

@@ -11,6 +11,7 @@ import random
 import re
 import socket
 import threading
+import time
 import urllib.parse
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ from typing import Any, NamedTuple
 import contract
 import jsonschema
 import pytest
-from conftest import Program, Watch, header, missing, wait_for
+from conftest import Program, header, missing, wait_for
+from hub import Hub, Station
 from test_api import (
     HASH,
     IDS,
@@ -34,8 +36,10 @@ from test_api import (
     elsewhere,
     end,
     over_files,
+    received,
     write,
 )
+from test_federation import AWAY, at_hub, change, publication, see
 
 import tbmon
 
@@ -55,6 +59,12 @@ class Operation(NamedTuple):
         """A path on which this operation has something to tell."""
         return self.path.format(execution_id=IDS[0], hash=HASH) + (f"?{query}" if query else "")
 
+    @property
+    def body(self) -> str:
+        """The schema's name of what is sent; "" if nothing is."""
+        content = self.made.get("requestBody", {}).get("content", {"application/json": {"schema": {"$ref": ""}}})
+        return str(content["application/json"]["schema"]["$ref"]).rpartition("/")[2]
+
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
 
@@ -68,6 +78,14 @@ QUERIES = [
     for given in operation.made["parameters"]
     if given["in"] == "query"
 ]
+RIGHT: dict[str, dict[str, list[Any]]] = {  # values that the fields of a body take; the first of each, together, too
+    "LoginBody": {"secret": [PASSWORD]},
+    "SharingBody": {
+        "enabled": [False, True], "privacyLevel": ["balanced", "minimal", "maximum"], "shareTasks": [True, False],
+        "shareStats": [True, False], "natsServers": [[], [AWAY], ["tls://[::1]:1", "ws://127.0.0.1:1", AWAY]],
+    },
+}  # fmt: skip
+LATER = IDS[5][:-1] + "d"  # a task that comes after opting in
 operations = pytest.mark.parametrize("operation", OPERATIONS, ids=str)
 
 
@@ -81,20 +99,46 @@ def start(folder: Path, **settings: str) -> Program:
 
 
 def knows_all(program: Program) -> bool:
-    """True when STORY is read and judged, and the audit log has two rows."""
+    """True when the log is read and judged, the audit log has two rows, and the federation has something of all."""
     return (
-        len(allowed(program, "/api/logs")["logs"]) == len(STORY)
+        len(allowed(program, "/api/logs")["logs"]) == len(STORY) + 1
         and allowed(program, "/api/status")["verdict"] is not None
         and len(allowed(program, "/api/audit-log")["entries"]) >= 2
+        and len(see(program, "preview")["queued"]) == 1
+        and len(see(program, "sent")["messages"]) >= 2
+        and see(program, "network-stats")["status"] == "connected"
     )
+
+
+def fill(program: Program, hub: Hub) -> None:
+    """Let a monitor meet refusals, the hub, a task that may be told, and figures of the network."""
+    for _ in range(2):
+        assert ask(program, "/api/logs", password="wrong").status == 401  # the audit log tells of it
+    wait_for(lambda: allowed(program, "/api/status")["verdict"])
+    change(program, "enable")
+    wait_for(lambda: any(one["subscriptions"] for one in hub.monitors()))
+    hub.peer().publish(publication())
+    write(program, header(received(LATER), time.time() + 2))  # stamps are whole seconds, opting in is not
+    wait_for(lambda: knows_all(program))
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    program = start(tmp_path_factory.mktemp("site"))
-    for _ in range(2):
-        assert ask(program, "/api/logs", password="wrong").status == 401  # the audit log tells of it
-    wait_for(lambda: knows_all(program))
+    """A monitor that has something to tell of everything; the tests change nothing in it."""
+    folder = tmp_path_factory.mktemp("site")
+    with contextlib.closing(Hub(folder)) as hub:
+        program = start(folder, **at_hub(hub.start()))
+        try:
+            fill(program, hub)
+            yield program
+        finally:
+            end(program)
+
+
+@pytest.fixture(scope="module")
+def spare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """A monitor for the tests that change something."""
+    program = start(tmp_path_factory.mktemp("spare"))
     yield program
     end(program)
 
@@ -106,17 +150,23 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     end(program)
 
 
-def call(program: Program, operation: Operation, headers: dict[str, str], query: str = "") -> Answer:
-    """Ask for an operation as the document tells; of a stream, the first words."""
-    body = json.dumps({"secret": PASSWORD}) if "requestBody" in operation.made else None
-    given = {**headers, **({"Content-Type": "application/json"} if body else {})}
+def example(operation: Operation) -> bytes | None:
+    """A body that the operation takes, with all its fields; None if it takes none."""
+    fields = RIGHT.get(operation.body, {})
+    return json.dumps({name: some[0] for name, some in fields.items()}).encode() if fields else None
+
+
+def call(program: Program, operation: Operation, headers: dict[str, str], body: bytes | None = None) -> Answer:
+    """Ask for an operation as the document tells, with its example or another body; of a stream, the first words."""
+    sent = example(operation) if body is None else body
+    given = {**headers, **({"Content-Type": "application/json"} if operation.body else {})}
     connection = http.client.HTTPConnection("127.0.0.1", program.port, timeout=10, source_address=elsewhere())
-    connection.request(operation.method, operation.target(query), body, given)
+    connection.request(operation.method, operation.target(), sent, given)
     answer = connection.getresponse()
     stream = answer.headers["Content-Type"].startswith("text/event-stream")
     got = Answer(answer.status, answer.headers, answer.readline() if stream else answer.read())
     connection.close()
-    contract.check(operation.method, operation.target(query), *got)
+    contract.check(operation.method, operation.target(), *got)
     return got
 
 
@@ -224,8 +274,8 @@ def test_placeholders_parameters_and_security_schemes_are_declared(operation: Op
 
 
 def test_the_application_and_the_document_have_the_same_routes(tmp_path: Path) -> None:
-    with Watch(tmp_path / "data", log_dir=str(tmp_path)) as watch:
-        app = tbmon.build_app(tbmon.Api(watch.monitor, {"local": "", "private": PASSWORD, "stream": ""}))
+    with contextlib.closing(Station(tmp_path / "data", AWAY)) as here:
+        app = tbmon.build_app(here.api)
     served = {(route.method, re.sub(r"<(\w+)>", r"{\1}", route.rule)) for route in app.routes}
     gone = {path.replace("<", "{").replace(">", "}") for path in tbmon.GONE}
     pages = {"/", *(f"/{path.name}" for path in tbmon.STATIC.iterdir())}
@@ -239,13 +289,14 @@ def test_an_operation_tells_what_its_route_takes(route: tbmon.Route) -> None:
     told = {given["name"]: given["schema"] for given in made["parameters"] if given["in"] == "query"}
     assert told == {name: given.schema for name, given in route.query.items()}
     assert {name for either in made["security"] for name in either} == set(tbmon.NEEDS[route.access])
-    assert ("requestBody" in made, made["tags"]) == (bool(route.body), [route.access])
+    assert (Operation(route.method, route.path, made).body, made["tags"]) == (route.body, [route.access])
+    assert "requestBody" not in made or made["requestBody"]["required"]
     assert ("text/csv" in made["responses"]["200"]["content"]) == bool(route.rows)
 
 
 @operations
-def test_every_operation_answers_on_a_site_with_data(site: Program, operation: Operation) -> None:
-    answer = call(site, operation, {"X-Task-Data-Password": PASSWORD})
+def test_every_operation_answers_on_a_site_with_data(site: Program, spare: Program, operation: Operation) -> None:
+    answer = call(site if operation.method == "GET" else spare, operation, {"X-Task-Data-Password": PASSWORD})
     if operation.path.endswith("/artifacts/{hash}"):
         assert answer.status == 404  # modules are read through the engine, which this site has none of
         assert "artifact" in answer.json["error"]
@@ -270,6 +321,27 @@ def test_an_operation_asks_for_exactly_the_credentials_it_declares(locked: Progr
         answer = call(locked, operation, headers)
         assert (answer.status == 401) == (not needed <= set(some)), (some, answer.status)
         assert answer.status in (200, 401) or operation.path.endswith("{hash}")
+
+
+# Bodies
+
+WRONG: list[Any] = [  # for some field at least
+    None, True, False, 0, 1, 1.5, 2**70, "", "true", "minimal", "Maximum", [], [None], [AWAY, 1], [[AWAY]], {}, {"a": 1}
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("operation", [operation for operation in OPERATIONS if operation.body], ids=str)
+def test_a_body_is_taken_exactly_if_its_schema_takes_it(spare: Program, operation: Operation) -> None:
+    schema, fields = contract.validator(f"#/components/schemas/{operation.body}"), RIGHT[operation.body]
+    assert set(fields) == set(DOCUMENT["components"]["schemas"][operation.body]["properties"])
+    right: list[Any] = [{name: value} for name, some in fields.items() for value in some]
+    odd = [{name: value} for name in [*fields, "more", f"{next(iter(fields))}?"] for value in WRONG]
+    assert all(map(schema.is_valid, right))
+    assert {name for name in fields if not all(schema.is_valid({name: value}) for value in WRONG)} == set(fields)
+    for body in [*right, *odd, *WRONG]:
+        answer = call(spare, operation, {"X-Task-Data-Password": PASSWORD}, json.dumps(body).encode())
+        assert answer.status in ((200, 401) if schema.is_valid(body) else (400,)), (body, answer.body)
+        assert answer.status != 400 or all(name in answer.json["error"] for name in fields)
 
 
 # Query parameters
@@ -359,6 +431,7 @@ HEADERS: dict[str, list[str]] = {
     "X-HTTP-Method-Override": ["DELETE"],
     "Expect": ["x"],
 }
+CHOSEN = [*OPERATIONS, *(operation for operation in OPERATIONS for _ in range(3) if operation.body)]
 METHODS = ["GET"] * 12 + ["POST"] * 6 + ["HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW", "get", "G" * 200]
 
 
@@ -399,17 +472,28 @@ def target_for(chance: random.Random, operation: Operation) -> str:
     return (path + (f"?{query}" if query or chance.random() < 0.05 else "")).replace(" ", "%20")
 
 
+def body_for(chance: random.Random, operation: Operation) -> bytes:
+    """A body that has something of what the operation takes, most of the time."""
+    kind = chance.random()
+    if operation.body and kind < 0.6:
+        fields = RIGHT[operation.body]
+        names = chance.sample(list(fields), chance.randrange(1, len(fields) + 1)) + ["more"] * (chance.random() < 0.1)
+        wrong = WRONG if chance.random() < 0.5 else []
+        return json.dumps({name: chance.choice([*fields.get(name, [None]), *wrong]) for name in names}).encode()
+    return chance.choice(BODIES) if kind < 0.9 else chance.randbytes(chance.randrange(300))
+
+
 def request_for(chance: random.Random) -> Request:
     """A request that is right in most ways and wrong in some."""
-    operation = chance.choice(OPERATIONS)
+    operation = chance.choice(CHOSEN)
     method = operation.method if chance.random() < 0.75 else chance.choice(METHODS)
     target = target_for(chance, operation)
     headers = {name: chance.choice(HEADERS[name]) for name in chance.sample(list(HEADERS), chance.randrange(4))}
     if chance.random() < 0.5:
         headers["X-Task-Data-Password"] = PASSWORD
     body = b""
-    if method == "POST" or chance.random() < 0.05:
-        body = chance.choice(BODIES) if chance.random() < 0.8 else chance.randbytes(chance.randrange(300))
+    if method in ("POST", "PUT") or chance.random() < 0.05:
+        body = body_for(chance, operation)
         headers["Content-Type"] = KINDS[0] if chance.random() < 0.6 else chance.choice(KINDS)
     if body and chance.random() < 0.2:
         headers["Transfer-Encoding"] = "chunked"
@@ -427,7 +511,7 @@ class Client:
     def __init__(self, program: Program) -> None:
         self.program, self.socket = program, self.connect(program)
         self.seen: set[tuple[str, str, int, str | None, bytes]] = set()
-        self.statuses: Counter[int] = Counter()
+        self.outcomes: Counter[tuple[str, int]] = Counter()  # of what was asked, by method and path
         self.connections = 1
 
     def connect(self, program: Program) -> socket.socket:
@@ -446,7 +530,7 @@ class Client:
         kind = answer.headers["Content-Type"]
         stream = (kind or "").startswith("text/event-stream") and request.method != "HEAD"
         body = answer.readline() if stream else answer.read()
-        self.statuses[answer.status] += 1
+        self.outcomes[f"{request.method} {request.target.partition('?')[0]}", answer.status] += 1
         assert answer.status < 500 or answer.status == 503, (request.raw[:500], body)
         assert answer.headers["X-Content-Type-Options"] == "nosniff", request.raw[:500]
         assert b"Traceback" not in body and b"/tbmon.py" not in body, body
@@ -470,18 +554,24 @@ class Client:
             self.seen.add(alike)
 
 
-def resident_bytes(program: Program) -> int:
+def figure_of(program: Program, name: str) -> int:
+    """A figure that the kernel tells of the process."""
     with contextlib.suppress(OSError):
         status = Path(f"/proc/{program.process.pid}/status").read_text()
-        return 1024 * int(re.findall(r"VmRSS:\s+(\d+)", status)[0])
+        return int(re.findall(rf"^{name}:\s+(\d+)", status, re.M)[0])
     missing("/proc")
     return 0
+
+
+def resident_bytes(program: Program) -> int:
+    return 1024 * figure_of(program, "VmRSS")
 
 
 def test_ten_thousand_random_requests_get_what_the_document_promises(tmp_path: Path) -> None:
     program = start(tmp_path)
     try:
         wait_for(lambda: len(allowed(program, "/api/logs")["logs"]) == len(STORY))
+        threads_before = figure_of(program, "Threads")
         clients = [Client(program) for _ in range(CLIENTS)]
         warm = threading.Barrier(CLIENTS, timeout=120)
         before: list[int] = []
@@ -497,11 +587,19 @@ def test_ten_thousand_random_requests_get_what_the_document_promises(tmp_path: P
         with ThreadPoolExecutor(CLIENTS) as threads:
             for done in [threads.submit(work, number) for number in range(CLIENTS)]:
                 done.result()
+        change(program, "disable")
         assert resident_bytes(program) - min(before) < MOST_GROWTH_BYTES
-        statuses = sum((client.statuses for client in clients), Counter[int]())
+        wait_for(lambda: figure_of(program, "Threads") <= threads_before)  # none that was told to leave is still there
+        outcomes = sum((client.outcomes for client in clients), Counter[tuple[str, int]]())
+        statuses: Counter[int] = Counter()
+        for (_, status), number in outcomes.items():
+            statuses[status] += number
         assert statuses.total() == REQUESTS
         assert {200, 400, 401, 403, 404, 405, 415} <= set(statuses), statuses
         assert statuses[200] > REQUESTS / 10, statuses  # it was no mere noise
+        settings = {status: outcomes["PUT /api/federation/settings", status] for status in (200, 400, 401, 415)}
+        assert min(settings.values()) > 5, settings
+        assert all(outcomes[f"POST /api/federation/{name}", 200] > 10 for name in ("enable", "disable", "reset"))
         assert sum(client.connections for client in clients) < REQUESTS / 3  # most connections were kept
         assert len(allowed(program, "/api/logs")["logs"]) == len(STORY)
     finally:
