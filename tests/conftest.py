@@ -18,12 +18,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import contract
 import pytest
+from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -253,6 +254,26 @@ class Program:
         return self.process.wait(15)
 
 
+def discard(made: Iterable[Program]) -> None:
+    """End what is left of programs."""
+    for one in made:
+        if getattr(one, "process", None) and one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
+
+
+@contextlib.contextmanager
+def chromium(*words: str) -> Iterator[Any]:
+    """A real browser, started with further words of its command line."""
+    path = shutil.which("chromium")
+    if path is None:
+        missing("chromium")
+    with sync_playwright() as playing:
+        started = playing.chromium.launch(executable_path=path, args=["--no-sandbox", *words])
+        yield started
+        started.close()
+
+
 @pytest.fixture
 def program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
     """Makes Programs, and ends what is left of them."""
@@ -263,10 +284,7 @@ def program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
         return made[-1]
 
     yield make
-    for one in made:
-        if getattr(one, "process", None) and one.process.poll() is None:
-            one.process.kill()
-            one.process.wait()
+    discard(made)
 
 
 class Proxy:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import Program, missing, wait_for
+from conftest import Program, discard, missing, wait_for
 
 import tbmon
 
@@ -499,10 +499,7 @@ def stepped(tmp_path: Path) -> Iterator[Callable[..., Stepped]]:
         return made[-1]
 
     yield make
-    for one in made:
-        if getattr(one, "process", None) and one.process.poll() is None:
-            one.process.kill()
-            one.process.wait()
+    discard(made)
 
 
 # What must not be on the wire, in the forms it could take

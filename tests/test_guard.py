@@ -8,7 +8,6 @@ import ipaddress
 import json
 import random
 import re
-import shutil
 import socket
 import stat
 import threading
@@ -22,7 +21,7 @@ from typing import Any
 
 import contract
 import pytest
-from conftest import Program, header, missing, wait_for
+from conftest import Program, chromium, header, wait_for
 from test_api import Answer, elsewhere, end, over_files, write
 
 import tbmon
@@ -836,17 +835,10 @@ LOOK = "async path => { const answer = await fetch(path); return [answer.status,
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        missing("chromium")
     # tbmon must be safe in a browser that does not itself keep pages from the local network
-    words = ["--no-sandbox", "--no-proxy-server", "--disable-features=LocalNetworkAccessChecks"]
-    words.append(f"--host-resolver-rules=MAP {EVIL} 127.0.0.1")
-    with playwright.sync_playwright() as playing:
-        started = playing.chromium.launch(executable_path=chromium, args=words)
+    words = "--no-proxy-server", "--disable-features=LocalNetworkAccessChecks"
+    with chromium(*words, f"--host-resolver-rules=MAP {EVIL} 127.0.0.1") as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

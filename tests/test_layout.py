@@ -331,6 +331,11 @@ def test_the_files_stay_within_their_line_caps() -> None:
     assert sum(len(path.read_bytes().splitlines()) for path in static_files()) <= 1800
 
 
+def test_what_may_leave_and_how_it_is_sent_can_be_read_in_one_sitting() -> None:
+    begins = {section.number: section.line for section in sections(SOURCE)}
+    assert begins[7] - begins[5] <= 500
+
+
 def test_functions_are_short() -> None:
     lengths = functions(TREE)
     assert statistics.median(lengths.values()) <= 12

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Program, header, missing, wait_for
+from conftest import Program, chromium, header, wait_for
 
 NAME = "3f1c9d2e-5b7a-4c11-9a60-0d5e8f7a1b2c"
 CANARY = "<img src=x onerror=\"document.title='taken'\">"
@@ -19,14 +18,8 @@ CANARY = "<img src=x onerror=\"document.title='taken'\">"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        missing("chromium")
-    with playwright.sync_playwright() as running:
-        started = running.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture
