@@ -22,8 +22,9 @@ opting in, `federation`. All of them end when `stop` is set; one that dies of a
 bug of ours ends the process.
 
 Sections: 1 Configuration, 2 Time, 3 Node data, 4 Store, 5 Privacy,
-6 Federation, 7 Docker, 8 Ingest, 9 API, 10 Main. Each uses only what stands above it; the word in brackets says
-what effect it may have, and tests/test_layout.py enforces both.
+6 Federation, 7 Docker, 8 Ingest, 9 API, 10 Main. Each uses only what stands
+above it; the word in brackets says what effect it may have, and
+tests/test_layout.py enforces both.
 """
 
 from __future__ import annotations
