@@ -97,6 +97,11 @@ log = logging.getLogger("tbmon")
 class UserError(Exception):
     """Something the operator can put right; the text says what and how."""
 
+def shorten(error: Exception) -> str:
+    """What went wrong, in one line; a hub's own words may be in it."""
+    words = "the hub's words cannot be read" if isinstance(error, (AttributeError, TypeError)) else str(error)
+    return " ".join(re.sub("[^ -~]", " ", words.partition(", sub:")[0] or type(error).__name__).split())[:200]
+
 # ---------------------------------------------------------------------------
 # 1. Configuration                                                (environment)
 # ---------------------------------------------------------------------------
@@ -343,6 +348,10 @@ def utc(ms: int | None) -> str | None:
         return None
     moment = datetime.fromtimestamp(ms // 1000, UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+
+def utc_day(ms: int) -> str:
+    """The UTC day of a time, as `YYYY-MM-DD`."""
+    return second_text(ms // 1000)[:10]
 
 def second_text(second: int) -> str:
     """Format a stamp's second as the node writes it."""
@@ -1133,6 +1142,7 @@ AUDIT_ROWS = 10_000  # the newest are kept
 OUTBOX_ROWS, OUTBOX_MS = 10_000, 7 * DAY_MS  # what waits for the federation beyond these is dropped and counted
 SNAPSHOTS = 1000  # of the network's figures are kept
 SENT_MS = 400 * DAY_MS  # how long what it was told is kept
+RECEIVED, ENDED = 1, 2  # bits of task.told
 ENGINE, FILES = 1, 2  # bits of log.sources
 SUSPECT, UNRECOGNISED, UNSTAMPED = 1, 2, 4  # bits of log.flags
 
@@ -1376,6 +1386,12 @@ class Sharing(NamedTuple):
     joined_at: int = 0  # ms; nothing from before it is told
     greeted: bool = False  # node_joined has gone out
 
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of task and invoice messages that this choice lets out."""
+        chosen = {"task_received": self.tasks, "task_completed": self.tasks, "invoice_created": self.stats}
+        return {kind for kind in chosen if chosen[kind] and self.enabled and self.level in ("minimal", "balanced")}
+
 def random_node_id(dice: random.Random) -> str:
     """`node-` and a random UUID (version 4)."""
     digits = f"{dice.getrandbits(128) & ~(0xF << 76) & ~(0b11 << 62) | 4 << 76 | 0b10 << 62:032x}"
@@ -1394,7 +1410,9 @@ class SharingKeys:
 
     def known_id(self) -> str | None:
         """This installation's id if it has one."""
-        return self.id_path.read_text("ascii", "replace").strip() if self.id_path.exists() else None
+        with contextlib.suppress(FileNotFoundError):
+            return self.id_path.read_text("ascii", "replace").strip()
+        return None
 
     def day_key(self, day: str, dice: random.Random) -> bytes:
         """The 32 random bytes that hash what is queued on a day."""
@@ -1753,7 +1771,8 @@ class Store:
         return self.read(sql, (*values, limit, skip))
 
     def entries(
-        self, filters: Mapping[str, object], since: int, until: int, before: tuple[bytes, int] | None, limit: int
+        self, filters: Mapping[str, object], since: int, until: int, before: tuple[bytes, int] | None, limit: int,
+        columns: str = LOG_COLUMNS,
     ) -> list[sqlite3.Row]:
         """Log entries, newest first by (second, seq, key), at most `limit`; `before` is (key, seq) of the last seen.
 
@@ -1769,7 +1788,7 @@ class Store:
             high = min(high, key_of(int.from_bytes(before[0][:4], "big") + 1))
         where = [FILTERS[name].format(type="type") for name in filters]
         sql = (
-            f"SELECT {LOG_COLUMNS} FROM log"
+            f"SELECT {columns} FROM log"
             f" WHERE {' AND '.join(['key >= ? AND key < ? AND at >= ? AND at < ?', *where])} ORDER BY key DESC"
         )
         values = since, until, *filters.values()
@@ -1942,9 +1961,7 @@ def suspicion_of(message: Mapping[str, Any]) -> str | None:
 # ---------------------------------------------------------------------------
 
 STATS_SUBJECT = "truebit.stats.aggregated"
-WEB_HEADERS = {"User-Agent": "tbmon"}  # else aiohttp tells its version and Python's
 CONTROL_BYTES = 4 * KIB  # of a line of the NATS protocol
-RECEIVED, ENDED = 1, 2  # bits of task.told
 
 class Pace(NamedTuple):
     """Delays in seconds; tests step them."""
@@ -1967,32 +1984,31 @@ class Outbox:
         """Take over new settings; what waits and may no longer be told is taken back."""
         with self.store.write() as db:
             sharing = self.sharing._replace(**chosen)
-            told = sharing.enabled and sharing.level in DELAY_MS
-            kinds = {"task_received": sharing.tasks, "task_completed": sharing.tasks, "invoice_created": sharing.stats}
+            if sharing.kinds - self.sharing.kinds:  # what happened while a kind was off stays untold
+                sharing = sharing._replace(joined_at=self.now())
+            silent = {"task_received", "task_completed", "invoice_created"} - sharing.kinds
             self.store.put(db, "state", [("federation", json.dumps(sharing._asdict()))])
-            self.store.put(db, "take_back", [(MESSAGES[kind].subject,) for kind in kinds if not (told and kinds[kind])])
+            self.store.put(db, "take_back", [(MESSAGES[kind].subject,) for kind in silent])
             self.sharing = sharing  # before anybody else can write: nothing is queued under the old ones
         self.forget_keys()
 
     def forget_keys(self) -> None:
         """Delete the keys of days of which nothing waits any more."""
-        today = {self.today()} if self.sharing.enabled else set[str]()
-        self.keys.forget_all_but(today | {row["day"] for row in self.store.get("outbox_days")})
-
-    def today(self) -> str:
-        return (utc(self.now()) or "")[:10]
+        today = {utc_day(self.now())} if self.sharing.enabled else set[str]()
+        try:
+            self.keys.forget_all_but(today | {row["day"] for row in self.store.get("outbox_days")})
+        except OSError as error:  # tried again with the next heartbeat
+            log.warning("federation: old day keys cannot be deleted: %s", error)
 
     def offer(self, db: sqlite3.Connection, tasks: Iterable[Task], invoices: Iterable[str]) -> None:
         """Queue what is news about these tasks and invoices (by name) and may be told."""
-        sharing = self.sharing
-        if not sharing.enabled or sharing.level not in DELAY_MS or self.event_db is None:
-            return
-        for task in tasks if sharing.tasks else ():
+        told, since = self.sharing.kinds if self.event_db is not None else (), self.sharing.joined_at
+        for task in tasks if "task_received" in told else ():
             checked = task.evidence & IN_LOG and (task.evidence & IN_EVENT_DB or not self.event_db)
-            if checked and (task.received_at or 0) >= sharing.joined_at:
+            if checked and (task.received_at or 0) >= since:
                 self.offer_task(db, task)
-        for name in invoices if sharing.stats else ():
-            found = self.store.untold_invoice(db, name, sharing.joined_at)
+        for name in invoices if "invoice_created" in told else ():
+            found = self.store.untold_invoice(db, name, since)
             if found is not None and (found[2] or not self.event_db):
                 self.queue(db, "invoice_created", functools.partial(invoice_message, found[0], found[1]))
                 self.store.put(db, "told_invoice", [(name,)])
@@ -2010,11 +2026,16 @@ class Outbox:
     def queue(self, db: sqlite3.Connection, kind: str, build: Callable[[Words], bytes]) -> None:
         """Fix the bytes and the time of a message, take it through the gate, and store it to be sent."""
         now = self.now()
-        due, day = due_after(now, self.sharing.level, self.dice.random()), self.today()
-        payload = build(Words(due, self.dice.randbytes(16).hex(), self.keys.day_key(day, self.dice)))
+        due, day = due_after(now, self.sharing.level, self.dice.random()), utc_day(now)
+        try:
+            payload = build(Words(due, self.dice.randbytes(16).hex(), self.keys.day_key(day, self.dice)))
+        except OSError as error:  # it must not keep ingest from storing
+            log.error("federation: a message is dropped, since its key cannot be kept: %s", error)
+            return self.store.count(db, "dropped")
         if self.may_leave(db, MESSAGES[kind].subject, payload):
             self.store.put(db, "outbox", [(due, day, MESSAGES[kind].subject, payload)])
             self.store.trim_outbox(db, now)
+        return None
 
     def may_leave(self, db: sqlite3.Connection, subject: str, payload: bytes) -> bool:
         reason = refusal_of(subject, payload)
@@ -2056,7 +2077,7 @@ def make_hub(check_peer: Callable[[Any], None], needs_tls: bool) -> Any:
         async def connect(self, uri: Any, buffer_size: int, connect_timeout: int, **options: Any) -> None:
             self._using_tls, web = bool(options), cast(Any, self._client)
             web._request = functools.partial(web._request, allow_redirects=False)  # the hub is the one that was chosen
-            limits: Any = {"headers": WEB_HEADERS, "max_msg_size": 2 * MESSAGE_BYTES}
+            limits: Any = {"headers": {"User-Agent": "tbmon"}, "max_msg_size": 2 * MESSAGE_BYTES}
             self._ws = await self._client.ws_connect(uri.geturl(), **limits, **options)
             check_peer(self._ws.get_extra_info("peername"))
 
@@ -2085,11 +2106,6 @@ def make_hub(check_peer: Callable[[Any], None], needs_tls: bool) -> Any:
 
     return Hub
 
-def shorten(error: Exception) -> str:
-    """What went wrong, in one line; a hub's own words may be in it."""
-    words = "the hub's words cannot be read" if isinstance(error, (AttributeError, TypeError)) else str(error)
-    return " ".join(re.sub("[^ -~]", " ", words.partition(", sub:")[0] or type(error).__name__).split())[:200]
-
 class Federation:
     """The federation's thread: sends what is due, receives the statistics, and is never in anybody's way."""
 
@@ -2105,6 +2121,7 @@ class Federation:
         self.died: Callable[[], None] = lambda: None  # main: end the process
         self.says_goodbye = self.connected = self.stuck = False
         self.last_error: str | None = None
+        self.told_error, self.lock, self.ended = "", threading.RLock(), False
         self.online: bool | None = None  # None before tbmon itself knows
         self.look_at, self.received_at, self.ignored = 0.0, 0.0, 0
 
@@ -2113,22 +2130,24 @@ class Federation:
 
     def start(self) -> None:
         """Run the thread if the operator opted in; called once at the start and after each change."""
-        if self.outbox.sharing.enabled and self.thread is None:
-            self.leaving, self.last_error = threading.Event(), None
-            self.thread = threading.Thread(target=self.work, args=(self.leaving,), name="federation", daemon=True)
-            self.thread.start()
+        with self.lock:
+            if self.outbox.sharing.enabled and self.thread is None and not self.ended:
+                self.leaving, self.last_error = threading.Event(), None
+                self.thread = threading.Thread(target=self.work, args=(self.leaving,), name="federation", daemon=True)
+                self.thread.start()
 
     def stop(self, says_goodbye: bool = False, timeout_s: float = 3) -> None:
         """End the thread; the connection closes, with node_left before if the operator opted out."""
-        self.says_goodbye = says_goodbye and self.connected
-        self.leaving.set()
-        if self.thread is not None:
-            self.thread.join(1.5 if self.says_goodbye else 0)
-            with contextlib.suppress(RuntimeError):  # it has ended, or has not begun
-                self.cancel()
-            self.thread.join(timeout_s)
-            self.stuck = self.thread.is_alive()  # in a name server that does not answer; it will do nothing more
-            self.thread = None
+        with self.lock:
+            self.says_goodbye = says_goodbye and self.connected
+            self.leaving.set()
+            if self.thread is not None:
+                self.thread.join(1.5 if self.says_goodbye else 0)
+                with contextlib.suppress(RuntimeError):  # it has ended, or has not begun
+                    self.cancel()
+                self.thread.join(timeout_s)
+                self.stuck = self.stuck or self.thread.is_alive()  # in a name server that does not answer
+                self.thread, self.connected = None, False
 
     def work(self, leaving: threading.Event) -> None:
         import asyncio
@@ -2140,7 +2159,6 @@ class Federation:
         except Exception:  # a bug of ours, whatever it is
             log.critical("federation: thread ended by an error", exc_info=True)
             self.died()
-        self.connected = False
 
     async def run(self, leaving: threading.Event) -> None:
         """Be connected until told to leave; whatever a hub does is an error to be shown and tried again."""
@@ -2154,33 +2172,34 @@ class Federation:
                 return
             began = time.monotonic()
             try:
-                await self.session(url)
+                with self.store.write() as db:
+                    self.store.trim_outbox(db, self.outbox.now())
+                self.outbox.forget_keys()
+                await self.session(url, leaving)
             except Exception as error:  # a hub can make nats-py and aiohttp raise anything
                 self.note_error(shorten(error))
-            self.connected = False
+            self.connected = self.connected and self.leaving is not leaving  # else it is another thread's by now
             delay_s = shortest_s if time.monotonic() - began > 60 else min(2 * delay_s, longest_s)
             await asyncio.sleep(0 if leaving.is_set() else delay_s * self.dice.uniform(0.5, 1))
 
     def note_error(self, words: str) -> None:
-        if words != self.last_error:
+        if words != self.told_error:
             log.warning("federation: %s; trying again", words)
-        self.last_error = words
+        self.last_error = self.told_error = words
         self.add("errors")
 
     def add(self, name: str, number: int = 1) -> None:
         with contextlib.suppress(sqlite3.OperationalError), self.store.write() as db:  # a full disk
             self.store.count(db, name, number)
 
-    async def session(self, url: str) -> None:
+    async def session(self, url: str, leaving: threading.Event) -> None:
         """One connection, from the handshake to its end; raises what ended it."""
         import asyncio
         import ssl
         parts = check_server(url)
         hub = make_hub(functools.partial(self.check_peer, parts), parts.scheme == "tls")(parts.scheme in ("ws", "wss"))
-
         async def failed(error: Exception) -> None:
             self.last_error = shorten(error)  # a refused subject too, which nats-py tells nobody else
-
         config, mine = self.config, url == self.config.federation_nats_url
         user = {"user": config.federation_nats_user, "password": config.federation_nats_password}
         user, ca = user if mine and config.federation_nats_user else {}, (mine and config.federation_tls_ca) or None
@@ -2193,12 +2212,12 @@ class Federation:
                 ), self.pace.connect_s)  # fmt: skip
             except TimeoutError:
                 raise ConnectionError(f"{parts.netloc} does not answer") from None
-            self.last_error = None
+            self.last_error, self.told_error = None, ""
             await hub.subscribe(STATS_SUBJECT, cb=self.receive, pending_msgs_limit=8)  # more is a flood, and an error
             self.connected = True
             self.add("reconnections")
             log.info("federation: connected to %s", parts.netloc)
-            await self.converse(hub)
+            await self.converse(hub, leaving)
         finally:
             with contextlib.suppress(Exception):  # closing a broken connection may raise anything
                 await asyncio.wait_for(hub.close(), 2)
@@ -2210,13 +2229,11 @@ class Federation:
         if parts.scheme in ("nats", "ws") and not near:
             raise ConnectionError(f"{host} is on the internet, and {parts.scheme}:// is clear text: use wss or tls")
 
-    async def converse(self, hub: Any) -> None:
+    async def converse(self, hub: Any, leaving: threading.Event) -> None:
         """Send what is due, until the connection ends or the operator leaves."""
         import asyncio
         published: dict[int, float] = {}  # row of the outbox: when its PONG had come
-        beat_at, leaving = 0.0, self.leaving
-        with self.store.write() as db:
-            self.store.trim_outbox(db, self.outbox.now())
+        beat_at = 0.0
         if not self.outbox.sharing.greeted:
             await self.say(hub, "node_joined", True)
             self.outbox.keep(greeted=True)
@@ -2254,7 +2271,7 @@ class Federation:
         with self.store.write() as db:
             if not self.outbox.may_leave(db, subject, payload):
                 return
-            self.store.put(db, "sent", [(f"{kind} {self.outbox.today()}", now, subject, payload)])
+            self.store.put(db, "sent", [(f"{kind} {utc_day(now)}", now, subject, payload)])
             self.store.count(db, "sent")
         await hub.publish(subject, payload)
 
@@ -4550,7 +4567,7 @@ class Api:
         self.guard = Guard(monitor, secret_of)
         self.boot = secrets.token_hex(4)  # numbers of happenings mean nothing to another process
         self.streams: Counter[str] = Counter()  # by address
-        self.streams_lock, self.module_lock, self.sharing_lock = (threading.Lock() for _ in range(3))
+        self.streams_lock, self.module_lock, self.sharing_lock = threading.Lock(), threading.Lock(), threading.RLock()
         assert monitor.outbox is not None and monitor.federation is not None
         self.outbox, self.federation = monitor.outbox, monitor.federation
 
@@ -4700,11 +4717,13 @@ class Api:
             query["type"] = LOG_TYPES.index(query["type"])
         if "search" in query:
             query["search"] = literal_like(query["search"])
-        rows, room = self.store.entries(query, *span, before, offset + limit + 1)[offset:], PAGE_BYTES
-        for number, row in enumerate(rows[:limit]):
-            room -= len(row["message"].encode())
+        found = self.store.entries(query, *span, before, offset + limit + 1, "key, seq")[offset:]
+        rows, room = list[sqlite3.Row](), PAGE_BYTES
+        for key, _ in found:  # one by one, so that what is skipped or too much is never in memory
+            rows += self.store.get("log_row", key)
+            room -= len(rows[-1]["message"].encode()) if rows else 0
             if room < 0:  # the last one that still fits ends the page
-                rows, limit = rows[: number + 1], max(1, number)
+                limit = max(1, min(limit, len(rows) - 1))
                 break
         places = [(row["key"], row["seq"]) for row in rows]
         answer = paged("logs", [entry_json(row) for row in rows], places, limit, offset)
@@ -4808,14 +4827,16 @@ class Api:
         with self.sharing_lock:
             before = self.outbox.sharing
             if chosen.get("enabled") and not before.enabled:
-                chosen |= {"joined_at": self.monitor.now(), "greeted": False}
+                chosen["greeted"] = False
             after = before._replace(**chosen)
+            turned = (after.enabled, after.servers) != (before.enabled, before.servers)
+            if turned or not after.enabled:  # first: opting out must not depend on a disk
+                self.federation.stop(says_goodbye=not after.enabled)
             if after != before:
                 words = f"federation {'on' if after.enabled else 'off'}, {after.level}"
                 self.guard.note("settings", call.caller, words)
                 self.outbox.keep(**chosen)
-            if (after.enabled, after.servers) != (before.enabled, before.servers):
-                self.federation.stop(says_goodbye=not after.enabled)
+            if turned:
                 self.federation.start()
 
     def put_sharing(self, call: Call) -> dict[str, Any]:
@@ -4849,11 +4870,12 @@ class Api:
 
     def reset(self, call: Call) -> dict[str, Any]:
         """A new id and new keys; what waits under the old ones is taken back."""
-        enabled = self.outbox.sharing.enabled
-        self.share(call, enabled=False)
-        self.outbox.keys.reset()
-        if enabled:
-            self.share(call, enabled=True)
+        with self.sharing_lock:
+            enabled = self.outbox.sharing.enabled
+            self.share(call, enabled=False)
+            self.outbox.keys.reset()
+            if enabled:
+                self.share(call, enabled=True)
         return self.done("the id and the keys of this installation are new")
 
     def done(self, words: str) -> dict[str, Any]:
@@ -4933,8 +4955,7 @@ class Api:
         """Facts about sharing, each looked up now."""
         chosen, counts = self.outbox.sharing, self.federation_counts()
         delay_ms = DELAY_MS.get(chosen.level)
-        shared = {"task_received": chosen.tasks, "task_completed": chosen.tasks, "invoice_created": chosen.stats}
-        kinds = [kind for kind in MESSAGES if chosen.enabled and (kind not in shared or (shared[kind] and delay_ms))]
+        kinds = [kind for kind in MESSAGES if chosen.enabled and (MESSAGES[kind].named or kind in chosen.kinds)]
         return {
             "enabled": chosen.enabled, "connectsTo": list(self.federation.servers()) if chosen.enabled else [],
             "installationId": self.outbox.keys.known_id() is not None, "kindsShared": kinds,
@@ -5268,7 +5289,7 @@ def build_app(api: Api) -> Any:
 
     def serve_route(route: Route, **path: str) -> Any:
         try:
-            with room:
+            with contextlib.nullcontext() if route.access == "open" else room:
                 return send(answer(api, route, path, request.environ))
         except Refusal as refusal:
             return refuse(refusal)
@@ -5530,6 +5551,7 @@ def run(monitor: Monitor, listener: socket.socket, ends: set[signal.Signals]) ->
     finally:
         monitor.stop.set()
         if monitor.federation is not None:
+            monitor.federation.ended = True
             monitor.federation.stop()
         for thread in threads:
             thread.join(8)

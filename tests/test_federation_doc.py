@@ -94,7 +94,7 @@ VOCABULARY = {
     *tbmon.MESSAGES, *tbmon.ENVELOPE, "1.0", *tbmon.TIME_RANGES, *tbmon.STEPS_RANGES,
     *tbmon.MEMORY_SCALE.ranges, *tbmon.SHARED_LANGUAGES, "unknown", "true", "false", "null", tbmon.STATS_SUBJECT,
     "online", "offline", tbmon.ANONYMOUS, "node-", "nats://", "tls://", "ws://", "wss://",
-    tbmon.WEB_HEADERS["User-Agent"], tbmon.Config.federation_nats_url, "federation.id", "federation.keys", "make test",
+    "tbmon", tbmon.Config.federation_nats_url, "federation.id", "federation.keys", "make test",
     '-H "Authorization: Bearer $API_KEY"', *(path.rpartition("/")[2] for path in tbmon.openapi()["paths"]), *ERRORS,
     *(text for _, text in REFUSALS),
 }  # fmt: skip
