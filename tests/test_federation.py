@@ -8,6 +8,7 @@ import http.client
 import json
 import re
 import socket
+import sqlite3
 import struct
 import threading
 import time
@@ -1253,3 +1254,72 @@ def test_what_was_there_at_the_start_is_never_told(station: Make, opted_in: str)
     log.write_text(text + "".join(header(line, second) + "\n" for line in now))
     follower.step()
     assert kinds([{"payload": one} for one in here.waiting()]) == ALL_OF_ONE
+
+
+# Silent times, full disks, two at once
+
+
+ASKED = tbmon.Call(tbmon.Caller("127.0.0.1", None, {}), {}, {}, {})
+
+
+@pytest.mark.parametrize("silent", [{"level": "maximum"}, {"tasks": False}], ids=str)
+def test_what_happened_while_nothing_might_be_told_is_not_told_later(station: Make, silent: dict[str, Any]) -> None:
+    here: Station = station(AWAY).opt_in(**silent)
+    assert here.queue(IDS[0]) == []
+    here.now += 1000
+    here.outbox.keep(level="balanced", tasks=True)
+    task = here.store.task(IDS[0])
+    assert task is not None
+    with here.store.write() as db:
+        here.outbox.offer(db, [task], ())
+    assert here.waiting() == []
+
+
+def test_opting_out_works_where_the_keys_cannot_be_written(station: Make) -> None:
+    here: Station = station(AWAY).opt_in(level="balanced")
+    assert len(here.queue(IDS[0])) == 1
+    here.federation.start()
+    (here.folder / "federation.keys.part").mkdir()
+    assert here.api.disable(ASKED)["connected"] is False
+    assert (here.outbox.sharing.enabled, here.federation.thread, here.waiting()) == (False, None, [])
+
+
+def test_opting_out_ends_the_thread_where_the_disk_is_full(station: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    here: Station = station(AWAY).opt_in(level="balanced")
+    here.federation.start()
+
+    def full() -> Any:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(here.store, "write", full)
+        with pytest.raises(sqlite3.OperationalError):
+            here.api.disable(ASKED)
+    assert here.federation.thread is None
+
+
+def test_a_key_that_cannot_be_kept_costs_a_message_and_not_the_transaction(station: Make) -> None:
+    here: Station = station(AWAY).opt_in(level="balanced")
+    (here.folder / "federation.keys.part").mkdir()
+    assert here.queue(IDS[0]) == []
+    assert here.store.task(IDS[0]) is not None
+    assert here.api.federation_counts()["dropped"] == 1
+
+
+def test_two_resets_at_once_leave_the_federation_on(station: Make) -> None:
+    here: Station = station(AWAY).opt_in(level="balanced")
+    here.federation.start()
+    resets = [threading.Thread(target=here.api.reset, args=(ASKED,)) for _ in range(2)]
+    for one in resets:
+        one.start()
+    for one in resets:
+        one.join()
+    assert here.outbox.sharing.enabled and here.federation.thread is not None
+    here.federation.stop()
+
+
+def test_nothing_starts_after_the_end(station: Make) -> None:
+    here: Station = station(AWAY).opt_in(level="balanced")
+    here.federation.ended = True
+    here.federation.start()
+    assert here.federation.thread is None
