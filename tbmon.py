@@ -3493,7 +3493,7 @@ class EngineFeed:
         self.expected = bool(self.known)  # until one of them has come again
         self.known_until = second_text((self.since_s or 0) + 60).replace(" ", "T").encode()
         self.recorder = Recorder(monitor, ENGINE, fresh, live=bool(cursor.get("newest")) and not fresh)
-        self.began = (utc(monitor.now()) or "")[:-1].encode()  # comparable with the engine's stamps
+        self.began = (utc(monitor.started_at or monitor.now()) or "")[:-1].encode()  # as the engine's stamps begin
         self.recorder.cursor = {**cursor, "container": container.id, "newest": self.newest.decode()}
         if cursor.get("newest") and cursor["container"] != container.id:  # another one's words do not go on here
             self.recorder.assemblers.clear()
