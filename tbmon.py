@@ -4496,9 +4496,13 @@ class Guard:
         with contextlib.suppress(sqlite3.OperationalError), store.write() as db:
             store.put(db, "audit", [(self.monitor.now(), event, caller.address, detail)])
 
+    def opens(self, access: str, caller: Caller) -> bool:
+        """True if the caller may have data of the class `access`."""
+        return all(self.holds(grant, caller) for grant in NEEDS[access])
+
     def open_to(self, caller: Caller) -> dict[str, bool]:
         """Which classes the caller's session and headers open."""
-        return {access: all(self.holds(grant, caller) for grant in NEEDS[access]) for access in CREDENTIALS}
+        return {access: self.opens(access, caller) for access in CREDENTIALS}
 
     def login(self, caller: Caller, secret: str) -> tuple[Session, str]:
         """Return the session that a right secret opens or adds to, and its new token; raise Refusal for a wrong one."""
@@ -4580,7 +4584,8 @@ class Api:
 
     def node(self) -> dict[str, Any]:
         """What is known of the node; null is unknown."""
-        node, slots = self.store.node(), self.slots()
+        node = self.store.node()
+        slots = self.slots(node)
         used = [slot["current"] for slot in slots.values() if slot["current"] is not None]
         container = self.monitor.container
         return {
@@ -4591,9 +4596,8 @@ class Api:
             "last_seen": utc(node.get("last_seen")),
         }  # fmt: skip
 
-    def slots(self) -> dict[str, dict[str, Any]]:
-        """{subscriber: its slots in use, null if unknown, and in all}."""
-        node = self.store.node()
+    def slots(self, node: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """{subscriber: its slots in use, null if unknown, and in all}, from what is known of the node."""
         names = sorted(name.removeprefix("total ") for name in node if name.startswith("total "))
         return {name: {"current": node.get(f"current {name}"), "total": node[f"total {name}"]} for name in names}
 
@@ -4770,7 +4774,7 @@ class Api:
         state = monitor.verdict.state if monitor.verdict else "blind"
         states = {word: float(word == state) for word in fields_of("Verdict")["state"].split("|")}
         rows = {row["status"]: row for row in store.get("task_totals")}
-        slots, last = self.slots(), store.first("last_entry_at")
+        slots, last = self.slots(store.node()), store.first("last_entry_at")
         yield "tbmon_build_info", "gauge", "Version of tbmon.", labelled("version", {__version__: 1})
         yield "tbmon_verdict", "gauge", "1 for what the node is.", labelled("state", states)
         yield "tbmon_container_running", "gauge", "1 if the node's container runs.", {
@@ -4844,8 +4848,7 @@ class Api:
         names = {"privacyLevel": "level", "shareTasks": "tasks", "shareStats": "stats", "natsServers": "servers"}
         chosen = {names.get(name, name): value for name, value in body.items()}
         if "servers" in chosen and tuple(chosen["servers"]) != self.federation.servers():
-            by_key = self.guard.secret_of["local"] and self.guard.holds("local", call.caller)
-            if not by_key and not self.guard.holds("private", call.caller):
+            if not self.guard.secret_of["local"]:  # where there is an API key, the caller has it
                 self.guard.check("private", call.caller)
             try:
                 for url in chosen["servers"]:
@@ -4968,7 +4971,7 @@ class Api:
 
     def events(self, call: Call) -> Reply:
         """Open a stream for the caller, if there is room for one more."""
-        self.guard.check("stream", call.caller, ("private",))  # it opens the log
+        self.guard.check("open", call.caller, ("private",))  # it opens the log
         config, address = self.monitor.config, call.caller.address
         with self.streams_lock:
             if self.streams.total() >= config.ws_max_connections:
@@ -4989,7 +4992,6 @@ class Api:
             beat, told = time.monotonic(), place
             while not (self.monitor.stop.is_set() or gone() or self.has_ended(caller)):
                 news = None if lost else ring.after(place, STREAM_LOOK_S)
-                lost = news is None
                 if news is None:
                     place, lost = ring.newest, False
                     yield self.event(place, "reset", {"reason": "events were missed: ask for what is shown again"})
@@ -5013,17 +5015,14 @@ class Api:
     def has_ended(self, caller: Caller) -> bool:
         if caller.session is not None and caller.session.ends_at <= self.monitor.now():
             return True
-        return not all(self.guard.holds(grant, caller) for grant in NEEDS["stream"])
+        return not self.guard.opens("stream", caller)
 
     def resume(self, last_id: str | None) -> tuple[int, bool]:
         """Where to begin, and whether something after `last_id` is lost."""
-        ring = self.monitor.ring
         boot, _, number = (last_id or "").partition("-")
-        if not last_id:
-            return ring.newest, False
-        if boot != self.boot or not re.fullmatch(r"\d{1,18}", number, re.ASCII) or ring.after(int(number), 0) is None:
-            return ring.newest, True
-        return int(number), False
+        if last_id and boot == self.boot and re.fullmatch(r"\d{1,18}", number, re.ASCII):
+            return int(number), False  # the ring knows whether it still has what followed
+        return self.monitor.ring.newest, bool(last_id)
 
     def tell(self, news: Sequence[Happening], caller: Caller) -> Iterator[bytes]:
         """The events of what happened, in chunks; of several about the same thing only the last."""
@@ -5045,7 +5044,7 @@ class Api:
         if kind in ("node_status", "network_stats"):
             return self.status() if kind == "node_status" else self.network_stats()
         if kind == "semaphore":
-            return {"subscriber": key, **self.slots().get(key, {"current": None, "total": None})}
+            return {"subscriber": key, **self.slots(self.store.node()).get(key, {"current": None, "total": None})}
         if kind == "gap":
             return next(iter(self.gaps()), None)
         if kind == "reset":
