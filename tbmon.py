@@ -66,7 +66,7 @@ import urllib.parse
 import zlib
 import zoneinfo
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -154,6 +154,13 @@ def check_server(url: str) -> urllib.parse.SplitResult:
     if parts.scheme in ("nats", "ws") and address is not None and not is_near(address):
         raise ValueError(f"{parts.scheme}://{parts.netloc} would send in clear text over the internet: use wss or tls")
     return parts
+
+def check_peer(parts: urllib.parse.SplitResult, peer: Any) -> None:
+    """Refuse clear text to an address of the internet; a name without a dot is one of this network's."""
+    address, host = read_address(str(peer[0])) if peer else None, parts.hostname or ""
+    near = (address is not None and is_near(address)) or not re.search("[.:]", host)
+    if parts.scheme in ("nats", "ws") and not near:
+        raise ConnectionError(f"{host} is on the internet, and {parts.scheme}:// is clear text: use wss or tls")
 
 def is_near(address: Any) -> bool:
     return bool(address.is_loopback or address.is_private)
@@ -263,9 +270,13 @@ def read_secret_file(path: str) -> str:
 
 def read_config(env: Mapping[str, str]) -> Config:
     """Build the Config from `env`; raise UserError naming every bad variable at once."""
-    values: dict[str, object] = {}
+    return Config(**read_settings(Config, env))
+
+def read_settings(kind: Any, env: Mapping[str, str]) -> dict[str, Any]:
+    """{field: value} of what `env` sets of a dataclass of settings; raise UserError naming every bad variable."""
+    values: dict[str, Any] = {}
     problems: list[str] = []
-    for item in fields(Config):
+    for item in fields(kind):
         name, rules = item.name.upper(), item.metadata
         text, source = env.get(name), name
         try:
@@ -281,12 +292,12 @@ def read_config(env: Mapping[str, str]) -> Config:
             problems.append(f"{source}{shown}: {error}")
     if problems:
         raise UserError("bad settings:\n  " + "\n  ".join(problems))
-    return Config(**values)  # type: ignore[arg-type]
+    return values
 
-def settings_help() -> str:
+def settings_help(kind: Any = Config) -> str:
     """The table that --help prints: every variable, its default and its sentence."""
     lines = ["settings (environment variables; empty is the default; a secret NAME may be in the file NAME_FILE):"]
-    for item in fields(Config):
+    for item in fields(kind):
         shown = item.default if item.default not in ("", False) else {"": "unset", False: "false"}[item.default]
         lines.append(f"  {item.name.upper():<22} {item.metadata['help']} (default {shown})")
     return "\n".join(lines)
@@ -1442,6 +1453,16 @@ class SharingKeys:
         self.id_path.unlink(missing_ok=True)
         self.keys_path.unlink(missing_ok=True)
 
+def lock_beside(path: Path, other: str) -> io.TextIOWrapper:
+    """Make sure that one process has the database; the lock ends with the process, however it ends."""
+    file = path.with_name(path.name + ".lock").open("w", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UserError(f"{path} is in use by {other}; stop that one, or set DB_PATH") from None
+    return file
+
 class Store:
     """The SQLite file: every statement of the program, one writing connection, a reader for each thread.
 
@@ -1456,23 +1477,13 @@ class Store:
         self.own: frozenset[str] = frozenset()
         path.parent.mkdir(parents=True, exist_ok=True)
         self.refuse_foreign()
-        self.lock_file = self.take_lock()
+        self.lock_file = lock_beside(self.path, "another tbmon")
         try:
             self.db = self.open_or_replace()
         except BaseException:
             self.lock_file.close()
             raise
         self.own = frozenset(json.loads(self.first("state", "own") or "[]"))
-
-    def take_lock(self) -> io.TextIOWrapper:
-        """Make sure that one process has the database; the lock ends with the process, however it ends."""
-        file = self.path.with_name(self.path.name + ".lock").open("w", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            raise UserError(f"{self.path} is in use by another tbmon; stop that one, or set DB_PATH") from None
-        return file
 
     def refuse_foreign(self) -> None:
         """Raise UserError unless the file is ours, new, or damaged; nothing is opened or written before."""
@@ -1816,6 +1827,7 @@ ANONYMOUS = "node-00000000-0000-0000-0000-000000000000"  # whose id task and inv
 WINDOW_MS = 5 * MINUTE_MS  # every stamp is at the edge of such a window
 DELAY_MS = {"minimal": HOUR_MS, "balanced": DAY_MS}  # drawn beyond the window's end; "maximum" sends no such messages
 MESSAGE_BYTES = 64 * KIB  # of a publication; our own have a few hundred
+COMPACT = json.JSONEncoder(separators=(",", ":"))
 
 class Scale(NamedTuple):
     """Ranges of a quantity: `edges` are where each ends, itself not included, and the last has none."""
@@ -1865,6 +1877,8 @@ ENVELOPE = {
 SUSPICIOUS = re.compile(  # the second line, which must never fire: wallets, keys, addresses, exact times
     r"0x|wallet|-----|[0-9a-f]{40}|\d+\.\d+\.\d+\.\d+|::|([0-9a-f]{1,4}:){4}|:\d\d:(?!00\.000Z)|\d{10}", re.I
 )  # fmt: skip
+is_suspicious = functools.lru_cache(4096)(SUSPICIOUS.search)  # few texts come here, but to an aggregator
+edge_of = functools.lru_cache(4096)(parse_time)  # millions of times
 
 class Words(NamedTuple):
     """What every message has beside its data: when it is due (ms), a random id, and the day key of its hashes."""
@@ -1878,7 +1892,7 @@ def message_of(kind: str, node_id: str, words: Words, data: Mapping[str, object]
     return encode({**head, "timestamp": utc(words.at // WINDOW_MS * WINDOW_MS), "data": data})
 
 def encode(message: Mapping[str, object]) -> bytes:
-    return json.dumps(message, separators=(",", ":")).encode()
+    return COMPACT.encode(message).encode()
 
 def presence_message(kind: str, node_id: str, is_online: bool, words: Words) -> bytes:
     """heartbeat, node_joined or node_left: the only messages that name this installation."""
@@ -1917,7 +1931,7 @@ def refusal_of(subject: str, payload: bytes) -> str | None:
     key and value is in MESSAGES is let through; there is no room for anything else in it.
     """
     try:
-        message = json.loads(payload)
+        message = json.loads(payload.decode())
         again = encode(message)
     except (ValueError, RecursionError):
         return "it is no JSON"
@@ -1929,7 +1943,7 @@ def refusal_of(subject: str, payload: bytes) -> str | None:
     for name, allowed in ENVELOPE.items():
         if allowed is not None and not fits(message[name], allowed):
             return f"the value of {name} is not in the schema"
-    if kind.named == (message["nodeId"] == ANONYMOUS) or parse_time(message["timestamp"]) is None:
+    if kind.named == (message["nodeId"] == ANONYMOUS) or edge_of(message["timestamp"]) is None:
         return "the value of nodeId or timestamp is not in the schema"
     return data_refusal(kind, message["data"]) or suspicion_of(message)
 
@@ -1945,7 +1959,7 @@ def data_refusal(kind: Kind, data: object) -> str | None:
 def fits(value: object, allowed: Any) -> bool:
     """True if the value is one of a tuple's (and of its type), text that a pattern describes, or passes a test."""
     if isinstance(allowed, tuple):
-        return any(type(value) is type(one) and value == one for one in allowed)
+        return value in allowed and type(value) is type(allowed[allowed.index(value)])
     if isinstance(allowed, re.Pattern):
         return isinstance(value, str) and allowed.fullmatch(value) is not None
     return bool(allowed(value))
@@ -1954,7 +1968,7 @@ def suspicion_of(message: Mapping[str, Any]) -> str | None:
     """The second line: a pattern of what must never leave, in whatever is no hash and no id of the schema."""
     plain = {name: value for name, value in message.items() if name not in ("id", "nodeId")}
     plain["data"] = {name: value for name, value in message["data"].items() if not name.endswith("Hash")}
-    return "it looks as if it held an address, a key or an exact time" if SUSPICIOUS.search(str(plain)) else None
+    return "it looks as if it held an address, a key or an exact time" if is_suspicious(str(plain)) else None
 
 # ---------------------------------------------------------------------------
 # 6. Federation: how it is sent                                   (network out)
@@ -2045,11 +2059,11 @@ class Outbox:
             self.store.put(db, "state", [("federation refusal", json.dumps(reason))])
         return reason is None
 
-def make_hub(check_peer: Callable[[Any], None], needs_tls: bool) -> Any:
+def make_hub(check: Callable[[Any], None], needs_tls: bool, most: int = MESSAGE_BYTES) -> Any:
     """A NATS client that a hostile hub can cost neither memory nor the password.
 
     nats-py as it is buffers any announced size, follows the servers that INFO names, and goes on without TLS
-    where INFO does not ask for it (each measured). `check_peer` judges the address connected to, before CONNECT.
+    where INFO does not ask for it (each measured). `check` judges the address connected to, before CONNECT.
     """
     from nats.aio import client, transport
     from nats.errors import ProtocolError
@@ -2062,13 +2076,13 @@ def make_hub(check_peer: Callable[[Any], None], needs_tls: bool) -> Any:
             except Exception as error:  # whatever a hub's words make of nats-py
                 raise ProtocolError(f"the hub's words cannot be read: {type(error).__name__}") from None
             waits_for_line = self.state == protocol.AWAITING_CONTROL_LINE
-            if self.needed > MESSAGE_BYTES or (waits_for_line and len(self.buf) > CONTROL_BYTES):
+            if self.needed > most or (waits_for_line and len(self.buf) > CONTROL_BYTES):
                 raise ProtocolError("the hub sends more than it may")
 
     class Tcp(transport.TcpTransport):
         async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
             await super().connect(uri, buffer_size, connect_timeout)
-            check_peer(self._io_writer.get_extra_info("peername"))  # type: ignore[union-attr]
+            check(self._io_writer.get_extra_info("peername"))  # type: ignore[union-attr]
 
         def __bool__(self) -> bool:
             return True  # else the client makes one of its own
@@ -2077,9 +2091,9 @@ def make_hub(check_peer: Callable[[Any], None], needs_tls: bool) -> Any:
         async def connect(self, uri: Any, buffer_size: int, connect_timeout: int, **options: Any) -> None:
             self._using_tls, web = bool(options), cast(Any, self._client)
             web._request = functools.partial(web._request, allow_redirects=False)  # the hub is the one that was chosen
-            limits: Any = {"headers": {"User-Agent": "tbmon"}, "max_msg_size": 2 * MESSAGE_BYTES}
+            limits: Any = {"headers": {"User-Agent": "tbmon"}, "max_msg_size": 2 * most}
             self._ws = await self._client.ws_connect(uri.geturl(), **limits, **options)
-            check_peer(self._ws.get_extra_info("peername"))
+            check(self._ws.get_extra_info("peername"))
 
         async def connect_tls(self, uri: Any, ssl_context: Any, buffer_size: int, connect_timeout: int) -> None:
             if not self._using_tls:  # the client asks again once the hub has introduced itself
@@ -2105,6 +2119,27 @@ def make_hub(check_peer: Callable[[Any], None], needs_tls: bool) -> Any:
             await super()._process_info(info, initial_connection)
 
     return Hub
+
+@contextlib.asynccontextmanager
+async def connect(url: str, user: Mapping[str, str], ca: str | None, wait_s: float, **more: Any) -> AsyncIterator[Any]:
+    """A connection to a hub for as long as the block runs; raises what keeps it from being made."""
+    import asyncio
+    import ssl
+    parts, most = check_server(url), more.pop("most", MESSAGE_BYTES)
+    hub = make_hub(functools.partial(check_peer, parts), parts.scheme == "tls", most)(parts.scheme in ("ws", "wss"))
+    tls = {"tls": ssl.create_default_context(cafile=ca)} if parts.scheme in ("tls", "wss") else {}
+    try:
+        try:
+            await asyncio.wait_for(hub.connect(
+                url, allow_reconnect=False, max_reconnect_attempts=1, connect_timeout=5,
+                ping_interval=20, max_outstanding_pings=2, flush_timeout=5, **user, **tls, **more,
+            ), wait_s)  # fmt: skip
+        except TimeoutError:
+            raise ConnectionError(f"{parts.netloc} does not answer") from None
+        yield hub
+    finally:
+        with contextlib.suppress(Exception):  # closing a broken connection may raise anything
+            await asyncio.wait_for(hub.close(), 2)
 
 class Federation:
     """The federation's thread: sends what is due, receives the statistics, and is never in anybody's way."""
@@ -2194,40 +2229,18 @@ class Federation:
 
     async def session(self, url: str, leaving: threading.Event) -> None:
         """One connection, from the handshake to its end; raises what ended it."""
-        import asyncio
-        import ssl
-        parts = check_server(url)
-        hub = make_hub(functools.partial(self.check_peer, parts), parts.scheme == "tls")(parts.scheme in ("ws", "wss"))
         async def failed(error: Exception) -> None:
             self.last_error = shorten(error)  # a refused subject too, which nats-py tells nobody else
         config, mine = self.config, url == self.config.federation_nats_url
         user = {"user": config.federation_nats_user, "password": config.federation_nats_password}
         user, ca = user if mine and config.federation_nats_user else {}, (mine and config.federation_tls_ca) or None
-        tls = {"tls": ssl.create_default_context(cafile=ca)} if parts.scheme in ("tls", "wss") else {}
-        try:
-            try:
-                await asyncio.wait_for(hub.connect(
-                    url, allow_reconnect=False, max_reconnect_attempts=1, connect_timeout=5, error_cb=failed,
-                    ping_interval=20, max_outstanding_pings=2, flush_timeout=5, **user, **tls,
-                ), self.pace.connect_s)  # fmt: skip
-            except TimeoutError:
-                raise ConnectionError(f"{parts.netloc} does not answer") from None
+        async with connect(url, user, ca, self.pace.connect_s, error_cb=failed) as hub:
             self.last_error, self.told_error = None, ""
             await hub.subscribe(STATS_SUBJECT, cb=self.receive, pending_msgs_limit=8)  # more is a flood, and an error
             self.connected = True
             self.add("reconnections")
-            log.info("federation: connected to %s", parts.netloc)
+            log.info("federation: connected to %s", urllib.parse.urlsplit(url).netloc)
             await self.converse(hub, leaving)
-        finally:
-            with contextlib.suppress(Exception):  # closing a broken connection may raise anything
-                await asyncio.wait_for(hub.close(), 2)
-
-    def check_peer(self, parts: urllib.parse.SplitResult, peer: Any) -> None:
-        """Refuse clear text to an address of the internet; a name without a dot is one of this network's."""
-        address, host = read_address(str(peer[0])) if peer else None, parts.hostname or ""
-        near = (address is not None and is_near(address)) or not re.search("[.:]", host)
-        if parts.scheme in ("nats", "ws") and not near:
-            raise ConnectionError(f"{host} is on the internet, and {parts.scheme}:// is clear text: use wss or tls")
 
     async def converse(self, hub: Any, leaving: threading.Event) -> None:
         """Send what is due, until the connection ends or the operator leaves."""
