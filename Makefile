@@ -10,10 +10,13 @@ test: $(VENV)/dev
 
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy --strict tbmon.py tests
+	$(VENV)/bin/mypy --strict tbmon.py aggregator.py tests
 
 bench: $(VENV)/dev
 	$(VENV)/bin/python tests/bench.py
+
+soak: $(VENV)/dev
+	$(VENV)/bin/python tests/bench.py --soak --only network
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || (echo "make: a virtual environment needs Python's venv: apt-get install python3-venv" >&2; rm -rf $(VENV); false)
@@ -26,4 +29,4 @@ $(VENV)/dev: requirements.txt requirements-dev.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
-.PHONY: run test lint bench
+.PHONY: run test lint bench soak

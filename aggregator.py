@@ -1,0 +1,600 @@
+#!/usr/bin/env -S uv run --script
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["nats-py[aiohttp]>=2.16,<3"]
+# ///
+"""aggregator - count what the federation's monitors tell the hub, and publish statistics of the network.
+
+One process beside a NATS server. It pulls the monitors' messages from two JetStream streams, lets each through the
+same gate as the monitors do (tbmon's `refusal_of`), counts it once in one SQLite file, acknowledges it after the
+commit, and publishes truebit.stats.aggregated. Totals run along, so that a publication costs the same however much
+was counted. One asyncio loop does it all and calls SQLite in batches. Sections use only what stands above them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hmac
+import importlib.util
+import json
+import logging
+import os
+import re
+import secrets
+import signal
+import sqlite3
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tbmon
+from tbmon import DAY_MS, HOUR_MS, MESSAGES, MIB, MINUTE_MS, WINDOW_MS, UserError, setting
+
+log = logging.getLogger("aggregator")
+
+# 1. Configuration (environment)
+
+@dataclass(frozen=True)
+class Config:
+    """What an operator can set; field `x` is the environment variable X."""
+    nats_url: str = setting("nats://127.0.0.1:4222", "the hub", check=tbmon.check_server)
+    nats_user: str = setting("", "user at the hub")
+    nats_password: str = setting("", "password at the hub", secret=True)
+    nats_tls_ca: str = setting("", "file of the authority that signed the hub's certificate, if it is your own")
+    db_path: str = setting("/data/aggregator.db", "the SQLite file")
+    publish_interval: int = setting(30_000, "milliseconds between two publications", low=100, high=DAY_MS)
+    retention_days: int = setting(30, "counts of windows and days older than this are deleted", low=1, high=36500)
+    rate_limit_per_node: int = setting(10, "presence messages of one installation in RATE_LIMIT_WINDOW", low=1)
+    global_rate_limit: int = setting(1000, "presence messages, and other messages, in RATE_LIMIT_WINDOW", low=1)
+    rate_limit_window: int = setting(1000, "milliseconds", low=100, high=HOUR_MS)
+    min_nodes: int = setting(5, "figures are withheld below so many nodes; their number is rounded down to it", low=1)
+    stats_snapshot_hours: int = setting(24, "hours between two snapshots of the task figures", high=8760)
+    stats_min_new_tasks: int = setting(20, "finished tasks between two snapshots, at least")
+    stats_round_to: int = setting(10, "task figures are rounded down to a multiple of this; 1 is exact", low=1)
+    stream_replicas: int = setting(1, "servers of a cluster that keep each stream, when it is made", low=1, high=5)
+    log_level: str = setting("info", "least level of the log", choices=("debug", "info", "warning", "error"))
+
+# 2. Counting (pure)
+
+MESSAGE_BYTES = tbmon.KIB  # ours have less than 500
+OLDEST_MS, NEWEST_MS = 8 * DAY_MS, 10 * MINUTE_MS  # a message's time may be so far from its receipt
+DROPPED = "dropped"
+
+class Received(NamedTuple):
+    """A message as the hub stored it; `at` is when, in ms, so that reading late changes nothing."""
+    subject: str
+    payload: bytes
+    at: int
+
+class Counted(NamedTuple):
+    """What a message that passed the gate counts for."""
+    kind: str
+    key: int  # tells it from all others
+    window: int  # start of its five minutes, in ms
+    values: tuple[tuple[str, str], ...]  # (field, value), without hashes
+    node: bytes  # the installation id of a presence message, else empty
+
+def judge(received: Received) -> Counted | str:
+    """What a message counts for, or why it is dropped: one of a few sentences, so that they can be counted."""
+    if len(received.payload) > MESSAGE_BYTES:
+        return "it is too long"
+    if reason := tbmon.refusal_of(received.subject, received.payload):
+        return reason
+    message = json.loads(received.payload.decode())
+    window, kind = tbmon.edge_of(message["timestamp"]) or 0, message["type"]
+    if not received.at - OLDEST_MS <= window <= received.at + NEWEST_MS:
+        return "its time is too old" if window < received.at else "its time is in the future"
+    data = {name: value for name, value in message["data"].items() if not name.endswith("Hash")}
+    values = tuple((f"{kind}.{name}", str(value)) for name, value in data.items())
+    node = bytes.fromhex(message["nodeId"][5:].replace("-", "")) if MESSAGES[kind].named else b""
+    key = int(message["id"][:16], 16) - 2**63  # 64 of 128 random bits: nobody knows another's ids
+    return Counted(kind, key, window, values, node)
+
+class Budget:
+    """How many messages may count in one stretch of the hub's time."""
+    def __init__(self, config: Config) -> None:
+        self.most, self.most_of_one = config.global_rate_limit, config.rate_limit_per_node
+        self.width_ms, self.stretch, self.spent, self.of_node = config.rate_limit_window, -1, 0, Counter[bytes]()
+
+    def spend(self, at: int, node: bytes = b"") -> bool:
+        """True if one more message, received at `at` (ms), is within the limits."""
+        if at // self.width_ms != self.stretch:
+            self.stretch, self.spent = at // self.width_ms, 0
+            self.of_node.clear()
+        if self.spent >= self.most or (node and self.of_node[node] >= self.most_of_one):
+            return False
+        self.spent += 1
+        self.of_node[node] += 1
+        return True
+
+class Batch:
+    """What a batch of messages adds up to, before it is stored in one transaction."""
+    def __init__(self) -> None:
+        self.tally = Counter[tuple[int, str, str]]()  # (0, or start of the window or day in ms; name; value)
+        self.keys: dict[int, int] = {}  # key: hour of receipt
+        self.nodes: dict[bytes, tuple[int, int, int | None]] = {}  # first and last window, window of leaving
+        self.present: set[tuple[int, bytes]] = set()  # (window, node)
+
+    def add(self, one: Counted, at: int) -> None:
+        if not one.node:
+            self.keys[one.key] = at // HOUR_MS
+            self.tally.update([(one.window, one.kind, ""), *((0, *value) for value in one.values)])
+            return
+        first, last, _ = self.nodes.get(one.node, (one.window, one.window, None))
+        left_at = one.window if one.kind == "node_left" else None
+        self.nodes[one.node] = min(first, one.window), max(last, one.window), left_at
+        if one.values[0][1] == "online":
+            self.present.add((one.window, one.node))
+
+# 3. Store (disk)
+
+APPLICATION_ID = 0x7462_6167  # marks our files
+KEPT_HOURS = 8 * 24  # an id is known for so long: monitors send again for 7 days
+MAX_KEYS = 10_000_000  # about 150 MB; in a flood the oldest are forgotten first
+MAX_NODES, MAX_PEERS = 200_000, 500  # known, and shown
+NODE_MS = 2 * DAY_MS  # installations not heard of for longer are forgotten
+SCHEMA = """
+CREATE TABLE state (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE tally (at INTEGER, name TEXT, value TEXT, count INTEGER NOT NULL, PRIMARY KEY (at, name, value))
+    STRICT, WITHOUT ROWID;
+CREATE TABLE seen (key INTEGER PRIMARY KEY, hour INTEGER NOT NULL) STRICT;
+CREATE TABLE node (id BLOB PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL, left_at INTEGER)
+    STRICT, WITHOUT ROWID;
+CREATE TABLE present (at INTEGER, node BLOB, PRIMARY KEY (at, node)) STRICT, WITHOUT ROWID;
+"""
+WRITES = {
+    "state": "INSERT OR REPLACE INTO state VALUES (?, ?)",
+    "tally": "INSERT INTO tally VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count",
+    "seen": "INSERT INTO seen VALUES (?, ?)",
+    "node": "INSERT INTO node VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+    " first = min(first, excluded.first), last = max(last, excluded.last), left_at = excluded.left_at",
+    "present": "INSERT OR IGNORE INTO present VALUES (?, ?)",
+    "old_tally": "DELETE FROM tally WHERE at > 0 AND at < ?",
+    "old_seen": "DELETE FROM seen WHERE key BETWEEN ? AND ? AND hour < ?",
+    "old_node": "DELETE FROM node WHERE last < ?",
+    "old_present": "DELETE FROM present WHERE at < ?",
+}
+QUERIES = {
+    "state": "SELECT value FROM state WHERE name = ?",
+    "totals": "SELECT name, value, count FROM tally WHERE at = 0",
+    "windows": "SELECT name, sum(count) FROM tally WHERE at > ? AND at <= ? AND value = '' GROUP BY name",
+    "dropped": f"SELECT value, count FROM tally WHERE at = ? AND name = '{DROPPED}' ORDER BY count DESC",
+    "hours": "SELECT hour, count(*) FROM seen GROUP BY hour ORDER BY hour DESC",
+    "known": "SELECT key FROM seen WHERE key IN (SELECT value FROM json_each(?))",
+    "nodes": "SELECT id FROM node",
+    "present": "SELECT count(DISTINCT node) FROM present JOIN node ON id = node WHERE at BETWEEN ? AND ?"
+    " AND (left_at IS NULL OR left_at > ?)",
+    "heard": "SELECT count(*) FROM node WHERE first <= ? AND last > ? AND (left_at IS NULL OR left_at > ?)",
+    "backup": "VACUUM INTO ?",
+    "peers": f"SELECT id, last FROM node WHERE last >= ? AND left_at IS NULL ORDER BY id LIMIT {MAX_PEERS}",
+}
+
+def read(path: Path, sql: str, *values: object) -> list[tuple[Any, ...]]:
+    """The rows of a query, beside a running aggregator; raises UserError if the database cannot be read."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            return db.execute(sql, values).fetchall()
+    except sqlite3.Error as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+class Store:
+    """The SQLite file, and the limits before it; raises UserError if it is in use, another program's, or unusable."""
+    def __init__(self, config: Config) -> None:
+        self.path = Path(config.db_path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.lock_file = tbmon.lock_beside(self.path, "another aggregator")
+        try:
+            self.db = self.open()
+        except sqlite3.Error as error:
+            raise UserError(f"{self.path} cannot be used: {error}") from None
+        self.tasks, self.presence = Budget(config), Budget(config)
+        self.nodes = {row[0] for row in self.get("nodes")}
+
+    def open(self) -> sqlite3.Connection:
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        db = sqlite3.connect(self.path, isolation_level=None)
+        if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+            db.executescript("PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL")
+            db.executescript(f"BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; COMMIT")
+        if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+            raise UserError(f"{self.path} is another program's database, left as it is: set DB_PATH to a new file")
+        db.executescript("PRAGMA synchronous = NORMAL; PRAGMA cache_size = -32768")
+        return db
+
+    def close(self) -> None:
+        self.db.close()
+        self.lock_file.close()
+
+    def get(self, what: str, *values: object) -> list[tuple[Any, ...]]:
+        return self.db.execute(QUERIES[what], values).fetchall()
+
+    def state(self, name: str) -> Any:
+        """A value kept under this name; None if there is none."""
+        return next((json.loads(row[0]) for row in self.get("state", name)), None)
+
+    def put(self, **rows: Iterable[Sequence[object]]) -> None:
+        """Write rows of kinds in WRITES: all or, with an error, none."""
+        with self.db:
+            self.db.execute("BEGIN IMMEDIATE")
+            for what, some in rows.items():
+                self.db.executemany(WRITES[what], some)
+
+    def keep(self, name: str, value: object) -> None:
+        self.put(state=[(name, json.dumps(value))])
+
+    def take(self, messages: Sequence[Received]) -> None:
+        """Count a batch in one transaction; raises sqlite3.Error with nothing counted."""
+        batch, judged = Batch(), [judge(one) for one in messages]
+        keys = [one.key for one in judged if isinstance(one, Counted) and not one.node]
+        known = {row[0] for row in self.get("known", json.dumps(keys))}
+        for one, received in zip(judged, messages, strict=True):
+            reason = one if isinstance(one, str) else self.refusal(one, received.at, batch, known)
+            if isinstance(one, str) or reason:
+                batch.tally[received.at // DAY_MS * DAY_MS, DROPPED, str(reason)] += 1
+            else:
+                batch.add(one, received.at)
+        tally = [(*name, count) for name, count in batch.tally.items()]
+        nodes = [(node, *found) for node, found in batch.nodes.items()]
+        self.put(seen=sorted(batch.keys.items()), tally=tally, node=nodes, present=batch.present)
+        self.nodes.update(batch.nodes)
+
+    def refusal(self, one: Counted, at: int, batch: Batch, known: set[int]) -> str | None:
+        """Why a message of the schema does not count."""
+        if not one.node and (one.key in known or one.key in batch.keys):
+            return "it was counted before"
+        if one.node and one.node not in self.nodes and len(self.nodes) + len(batch.nodes) >= MAX_NODES:
+            return "there are too many installations"
+        return None if (self.presence if one.node else self.tasks).spend(at, one.node) else "too many at once"
+
+    async def prune(self, now: int, retention_days: int) -> None:
+        """Delete what is old, in parts between which messages are counted."""
+        oldest, cutoff, kept = now - retention_days * DAY_MS, now // HOUR_MS - KEPT_HOURS, 0
+        for hour, count in self.get("hours"):
+            kept += count
+            cutoff = max(cutoff, hour + 1) if kept > MAX_KEYS else cutoff
+        self.put(old_tally=[(oldest,)], old_node=[(now - NODE_MS,)], old_present=[(now - 4 * WINDOW_MS,)])
+        self.nodes = {row[0] for row in self.get("nodes")}
+        for low in range(-(2**63), 2**63, 2**58):
+            self.put(old_seen=[(low, low + 2**58 - 1, cutoff)])
+            self.db.execute("PRAGMA incremental_vacuum(1000)").fetchall()
+            await asyncio.sleep(0)
+
+# 4. Publication (pure)
+
+DISTRIBUTIONS = {  # field of the publication: field of the messages, and its values
+    "executionTimeDistribution": ("task_completed.executionTimeBucket", (*tbmon.TIME_RANGES, "unknown")),
+    "gasUsageDistribution": ("task_completed.gasUsedBucket", (*tbmon.STEPS_RANGES, "unknown")),
+    "memoryUsedDistribution": ("task_completed.memoryUsedBucket", (*tbmon.MEMORY_SCALE.ranges, "unknown")),
+    "stepsComputedDistribution": ("invoice_created.stepsComputedBucket", (*tbmon.STEPS_RANGES, "unknown")),
+    "taskTypeDistribution": ("task_received.taskType", tbmon.SHARED_LANGUAGES),
+}
+
+def floor(count: int, step: int) -> int:
+    return count // step * step
+
+def rate(part: int, whole: int, step: int) -> float | None:
+    """Percent, to five points unless `step` is 1; None of nothing."""
+    if whole == 0:
+        return None
+    return round(100 * part / whole, 2) if step == 1 else 5 * round(20 * part / whole)
+
+def figures_of(totals: Mapping[tuple[str, str], int], last_day: Mapping[str, int], step: int) -> dict[str, Any]:
+    """The task and invoice figures, counts rounded down to `step`."""
+    def spread(field: str, values: tuple[str, ...]) -> dict[str, int]:
+        return {value: floor(totals.get((field, value), 0), step) for value in values}
+    completed, failed = (totals.get(("task_completed.status", status), 0) for status in ("completed", "failed"))
+    cached = totals.get(("task_completed.cached", "True"), 0)
+    counts = {
+        "totalTasks": sum(count for (name, _), count in totals.items() if name == "task_received.taskType"),
+        "completedTasks": completed, "failedTasks": failed, "cachedTasks": cached,
+        "totalInvoices": sum(count for (name, _), count in totals.items() if name.startswith("invoice_created.")),
+        "tasksLast24h": last_day.get("task_received", 0), "invoicesLast24h": last_day.get("invoice_created", 0),
+    }  # fmt: skip
+    whole = completed + failed
+    rates = {"successRate": rate(completed, whole, step), "cacheHitRate": rate(cached, whole, step)}
+    spreads = {name: spread(*where) for name, where in DISTRIBUTIONS.items()}
+    return {**{name: floor(count, step) for name, count in counts.items()}, **rates, **spreads}
+
+def peers_of(heard: Iterable[tuple[bytes, int]], key: bytes, now: int, step: int) -> list[dict[str, str]]:
+    """Handles that nobody can follow from one day's key to the next's; their number is a multiple of `step`."""
+    today = now // DAY_MS * DAY_MS
+    peers = sorted((hmac.digest(key, node, "sha256").hex()[:16], last >= today) for node, last in heard)
+    whole = floor(len(peers), step)
+    return [{"handle": handle, "seen": "today" if is_today else "yesterday"} for handle, is_today in peers[:whole]]
+
+class Publisher:
+    """Makes the publications from what the store holds."""
+    def __init__(self, config: Config, store: Store) -> None:
+        self.config, self.store = config, store
+        self.nodes, self.window = (0, 0), -1  # active, and heard of in a day: counted when five minutes are over
+
+    def publication(self, now: int) -> bytes:
+        """What is to be published at `now` (ms): nothing but nulls below MIN_NODES or before a snapshot."""
+        step, over = self.config.min_nodes, now // WINDOW_MS * WINDOW_MS - WINDOW_MS
+        if over != self.window or step == 1:
+            last = over + WINDOW_MS if step == 1 else over  # nobody hides among others: the running window counts
+            heard = self.store.get("heard", last, last - DAY_MS, last)[0][0]
+            self.nodes, self.window = (self.store.get("present", over, last, last)[0][0], heard), over
+        data: dict[str, Any] = dict.fromkeys(tbmon.PUBLISHED)
+        if self.nodes[1] >= step:
+            snapshot = self.snapshot(now) or {"figures": {}, "at": None}
+            active, total = (floor(count, step) or None for count in self.nodes)
+            data |= {"activeNodes": active, "totalNodes": total, **snapshot["figures"], "peers": self.peers(now)}
+            data["snapshotAt"] = tbmon.utc(snapshot["at"])
+        head = {"version": "1.0", "type": "network_stats", "id": secrets.token_hex(16), "timestamp": tbmon.utc(now)}
+        return tbmon.encode({**head, "data": data})
+
+    def snapshot(self, now: int) -> dict[str, Any] | None:
+        """The snapshot to be shown, {at, finished, figures}, renewed if it is due; None before the first."""
+        totals = {(name, value): count for name, value, count in self.store.get("totals")}
+        finished = sum(totals.get(("task_completed.status", status), 0) for status in ("completed", "failed"))
+        kept: dict[str, Any] | None = self.store.state("snapshot")
+        before = kept or {"at": 0, "finished": 0, "figures": None}
+        rested = now - before["at"] >= self.config.stats_snapshot_hours * HOUR_MS
+        if rested and finished - before["finished"] >= self.config.stats_min_new_tasks:
+            last = now // WINDOW_MS * WINDOW_MS
+            last_day = dict(self.store.get("windows", last - DAY_MS, last))
+            figures = figures_of(totals, last_day, self.config.stats_round_to)
+            if figures != before["figures"]:
+                kept = {"at": now, "finished": finished, "figures": figures}
+                self.store.keep("snapshot", kept)
+        return kept
+
+    def peers(self, now: int) -> Any:
+        """The day's peers, made when two windows of it are over; each time if snapshots need not rest."""
+        day, kept = tbmon.utc_day(now), self.store.state("peers") or {"day": "", "key": "", "peers": []}
+        is_new = not kept["day"] or (kept["day"] != day and now % DAY_MS >= 2 * WINDOW_MS)
+        if is_new or self.config.stats_snapshot_hours == 0:
+            key = kept["key"] if kept["day"] == day else secrets.token_hex(32)
+            heard = self.store.get("peers", now // DAY_MS * DAY_MS - DAY_MS)
+            kept = {"day": day, "key": key, "peers": peers_of(heard, bytes.fromhex(key), now, self.config.min_nodes)}
+            self.store.keep("peers", kept)
+        return kept["peers"]
+
+# 5. Hub (network)
+
+INBOX, CONSUMER = "_INBOX.aggregator", "aggregator"
+ALONE_SUBJECT = "truebit.aggregator"  # where aggregators ask for each other
+BATCH = 2000  # messages asked for, and counted, at once
+PULL_S, ACK_S = 5.0, 10.0  # a request ends after this; what was not acknowledged for so long comes again
+GATHER_S = 0.02  # at low rates, so that a commit holds more than one message
+PAYLOAD_BYTES = MIB  # what a hub with NATS's own limit lets through; the shipped one has 64 KiB
+STREAMS = {  # whether of presence, age in s, bytes; a flood of one leaves the other as it is
+    "TRUEBIT_TASKS": (False, 8 * 86400, 4096 * MIB),
+    "TRUEBIT_PRESENCE": (True, 2 * 3600, 1024 * MIB),
+}
+
+def stream_config(name: str, replicas: int = 1) -> Any:
+    """How a stream is made: no acknowledgements that a publisher could aim, and nothing deleted on anybody's word."""
+    from nats.js import api
+    named, age_s, most_bytes = STREAMS[name]
+    return api.StreamConfig(
+        name=name, subjects=[kind.subject for kind in MESSAGES.values() if kind.named == named], max_age=age_s,
+        max_bytes=most_bytes, max_msg_size=MESSAGE_BYTES, num_replicas=replicas, discard=api.DiscardPolicy.OLD,
+        duplicate_window=0.1, no_ack=True, deny_delete=True, deny_purge=True, allow_rollup_hdrs=False,
+    )  # fmt: skip
+
+async def read_status(headers: bytes | None) -> dict[str, str] | None:
+    """The hub's own status; the headers that monitors write are not read, nor can they hurt."""
+    status = re.match(rb"NATS/1\.0 (\d{3})", headers or b"")
+    return {"Status": status[1].decode()} if status else None
+
+class Reader:
+    """What comes from the hub and waits to be counted: pulled from a stream, or, without one, as it is published."""
+    def __init__(self, hub: Any, wake: asyncio.Event, stream: str = "") -> None:
+        self.hub, self.wake, self.stream = hub, wake, stream
+        self.inbox = f"{INBOX}.{secrets.token_hex(8)}"
+        self.waiting: list[Any] = []
+        self.open, self.asked_at, self.caught_up = 0, 0.0, not stream
+
+    async def receive(self, message: Any) -> None:
+        if message.reply or not self.stream:
+            self.waiting.append(message)
+            self.open -= 1
+        else:  # the request is over, since there was nothing to be had
+            self.open, self.caught_up = 0, self.caught_up or not self.waiting
+        self.wake.set()
+
+    async def ask(self) -> None:
+        """Have a request open at all times, ahead of what is worked on."""
+        if self.stream and (self.open < BATCH // 4 or time.monotonic() - self.asked_at > PULL_S + 2):
+            self.open, self.asked_at = BATCH, time.monotonic()
+            request = json.dumps({"batch": BATCH, "expires": int(PULL_S * 1e9)}).encode()
+            await self.hub.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{CONSUMER}", request, reply=self.inbox)
+
+    async def take(self, store: Store) -> int:
+        """Count what waits; returns the number of messages."""
+        messages, stamps = self.waiting[:BATCH], [(int(time.time() * 1000), 0)] * BATCH
+        if self.stream:  # the acknowledgement subject ends in stamp in ns and pending; servers of 2.10 may add one part
+            parts = [message.reply.split(".") for message in messages]
+            stamps = [(int(p[7 + 2 * (len(p) > 9)]) // 10**6, int(p[8 + 2 * (len(p) > 9)])) for p in parts]
+        if messages:
+            store.take([Received(one.subject, one.data, at) for one, (at, _) in zip(messages, stamps, strict=False)])
+            del self.waiting[: len(messages)]
+            self.caught_up = self.caught_up or stamps[-1][1] == 0
+            for message in messages if self.stream else ():
+                await self.hub.publish(message.reply, b"+ACK")
+        return len(messages)
+
+class Aggregator:
+    """The connection to the hub, made again whenever it ends."""
+    def __init__(self, config: Config, store: Store) -> None:
+        self.config, self.store, self.publisher = config, store, Publisher(config, store)
+        self.token, self.holds = secrets.token_hex(8), False
+        self.error, self.failure = "", ""  # what ended the last connection, and what goes wrong on this one
+        self.counted, self.prune_at = 0, time.monotonic() + 60
+
+    async def run(self) -> None:
+        """Work until cancelled; raises UserError if another aggregator is at the hub."""
+        delay_s = 1.0
+        while True:
+            began, self.failure, self.holds = time.monotonic(), "", False
+            try:
+                await self.session()
+            except UserError:
+                raise
+            except Exception as error:  # a hub can make nats-py and aiohttp raise anything
+                words = tbmon.shorten(error)
+                log.log(logging.DEBUG if words == self.error else logging.WARNING, "%s; trying again", words)
+                self.error = words
+                with contextlib.suppress(sqlite3.Error):  # a full disk, which may be the error itself
+                    self.store.keep("health", {"at": int(time.time() * 1000), "error": words})
+            delay_s = 1.0 if time.monotonic() - began > 60 else min(2 * delay_s, 30.0)
+            await asyncio.sleep(delay_s)
+
+    async def fail(self, error: Exception) -> None:
+        self.failure = tbmon.shorten(error)  # a refused subject too, which nats-py tells nobody else
+
+    async def session(self) -> None:
+        """One connection, from the handshake to its end; raises what ended it."""
+        config, wake = self.config, asyncio.Event()
+        user = {"user": config.nats_user, "password": config.nats_password} if config.nats_user else {}
+        more: dict[str, Any] = {"error_cb": self.fail, "inbox_prefix": INBOX.encode(), "most": PAYLOAD_BYTES}
+        async with tbmon.connect(config.nats_url, user, config.nats_tls_ca or None, 10, **more) as hub:
+            hub._process_headers = read_status
+            await self.claim(hub)
+            readers = await self.open_readers(hub, wake)
+            log.info("connected to %s", config.nats_url)
+            self.error = ""
+            await self.work(hub, readers, wake)
+
+    async def claim(self, hub: Any) -> None:
+        """Make sure that no other aggregator is at the hub: each would count a part of the messages."""
+        rivals: list[str] = []  # that may not have heard the question
+        async def answer(message: Any) -> None:
+            other = message.data.decode("ascii", "replace")
+            if self.holds or self.token < other:
+                await message.respond(b"taken")
+            elif other != self.token:
+                rivals.append(other)
+        await hub.subscribe(ALONE_SUBJECT, cb=answer)
+        with contextlib.suppress(TimeoutError):
+            rivals.append(str(await hub.request(ALONE_SUBJECT, self.token.encode(), timeout=1)))
+        if self.failure:
+            raise ConnectionError(self.failure)
+        self.holds = not rivals
+        if rivals:
+            raise UserError(f"another aggregator is at {self.config.nats_url}: stop one, or give it a hub of its own")
+
+    async def open_readers(self, hub: Any, wake: asyncio.Event) -> list[Reader]:
+        """A reader for each stream, which is made if it is not there; without JetStream one for all subjects."""
+        from nats.js import api, errors
+        streams = hub.jetstream(timeout=5)
+        try:
+            await streams.account_info()
+        except errors.APIError as error:
+            if error.err_code not in (None, 10039, 10076):  # nobody answers; not for this account; not on this server
+                raise
+            log.warning("no JetStream (%s): what monitors send while the aggregator is away is lost", error)
+            reader = Reader(hub, wake)
+            for kind in MESSAGES.values():
+                await hub.subscribe(kind.subject, cb=reader.receive, pending_msgs_limit=BATCH)
+            return [reader]
+        readers = [Reader(hub, wake, name) for name in STREAMS]
+        for reader in readers:
+            try:
+                made = (await streams.stream_info(reader.stream)).config
+            except errors.NotFoundError:
+                made = (await streams.add_stream(stream_config(reader.stream, self.config.stream_replicas))).config
+                log.info("stream %s is made", reader.stream)
+            if not (made.no_ack and made.deny_delete and made.deny_purge):
+                log.warning("stream %s lacks no_ack, deny_delete or deny_purge: monitors can harm it", reader.stream)
+            await streams.add_consumer(reader.stream, api.ConsumerConfig(
+                durable_name=CONSUMER, ack_policy=api.AckPolicy.EXPLICIT, ack_wait=ACK_S, max_ack_pending=5 * BATCH,
+            ))  # fmt: skip
+            await hub.subscribe(reader.inbox, cb=reader.receive, pending_msgs_limit=4 * BATCH)
+        return readers
+
+    async def work(self, hub: Any, readers: Sequence[Reader], wake: asyncio.Event) -> None:
+        """Count and publish, until the connection ends."""
+        publish_at = time.monotonic()
+        patience = publish_at + 300  # in a flood the end of what waits may never come
+        while hub.is_connected and not self.failure:
+            for reader in readers:
+                await reader.ask()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(wake.wait(), 0.5)
+            wake.clear()
+            await asyncio.sleep(0 if any(len(reader.waiting) > BATCH // 8 for reader in readers) else GATHER_S)
+            for reader in readers:
+                self.counted += await reader.take(self.store)
+            now, at = time.monotonic(), int(time.time() * 1000)
+            if now >= publish_at and (now > patience or all(reader.caught_up for reader in readers)):
+                publish_at = now + self.config.publish_interval / 1000
+                await hub.publish(tbmon.STATS_SUBJECT, self.publisher.publication(at))
+                self.store.keep("health", {"at": at, "error": ""})
+            if now >= self.prune_at:
+                self.prune_at = now + 3600
+                await self.tidy(at)
+        raise ConnectionError(self.failure or "the hub closed the connection")
+
+    async def tidy(self, now: int) -> None:
+        """Once an hour: delete what is old, and tell what was done."""
+        await self.store.prune(now, self.config.retention_days)
+        dropped = ", ".join(f"{count}: {reason}" for reason, count in self.store.get("dropped", now // DAY_MS * DAY_MS))
+        log.info("%d messages read in an hour; dropped today: %s", self.counted, dropped or "none")
+        self.counted = 0
+
+# 6. Main (process)
+
+def serve(config: Config, _: str) -> int:
+    """Run until a signal comes."""
+    async def work() -> None:
+        task: Any = asyncio.current_task()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        log.info("aggregator %s for %s, database %s", tbmon.__version__, config.nats_url, config.db_path)
+        await Aggregator(config, store).run()
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ")
+    logging.Formatter.converter = time.gmtime
+    log.setLevel(config.log_level.upper())
+    logging.getLogger("nats").setLevel(logging.CRITICAL)  # it would write a traceback for each failure
+    with contextlib.closing(Store(config)) as store, contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(work())
+    log.info("stopped")
+    return 0
+
+def healthcheck(config: Config, _: str) -> int:
+    """For a container's HEALTHCHECK: 0 if the last publication is not long ago."""
+    found = read(Path(config.db_path), QUERIES["state"], "health")
+    health: dict[str, Any] = json.loads(found[0][0]) if found else {"at": 0, "error": "not connected yet"}
+    late = time.time() * 1000 - health["at"] > 3 * config.publish_interval + 30_000
+    problem = health["error"] or (f"no publication since {tbmon.utc(health['at'])}" if late else "")
+    print(problem or "ok")
+    return 1 if problem else 0
+
+def backup(config: Config, target: str) -> int:
+    """Copy the database, beside a running aggregator."""
+    if not target or Path(target).exists():
+        raise UserError("backup takes the name of a file that does not exist yet")
+    read(Path(config.db_path), QUERIES["backup"], target)
+    print(f"{config.db_path} is copied to {target}")
+    return 0
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    commands = {"serve": serve, "healthcheck": healthcheck, "backup": backup}
+    parser = argparse.ArgumentParser(
+        "aggregator", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=tbmon.settings_help(Config),
+        description="Publish statistics of the federation: serve (default), healthcheck, backup FILE.",
+    )  # fmt: skip
+    parser.add_argument("command", nargs="?", default="serve", choices=tuple(commands))
+    parser.add_argument("file", nargs="?", default="", help="backup: the copy")
+    parser.add_argument("--version", action="version", version=f"aggregator {tbmon.__version__}")
+    given = parser.parse_args(words)
+    try:
+        if importlib.util.find_spec("nats") is None and given.command == "serve":
+            raise UserError("nats-py not installed: use `pip install -r requirements.txt`")
+        return commands[given.command](Config(**tbmon.read_settings(Config, os.environ)), given.file)
+    except (UserError, OSError) as error:
+        print(f"aggregator: {error}", file=sys.stderr)
+        return 2
+
+if __name__ == "__main__":
+    sys.exit(main())
