@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import inspect
 import json
 import os
 import platform
 import py_compile
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -22,6 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +32,11 @@ from pathlib import Path
 import conftest
 import pytest
 from conftest import WALLET, Node, Program, docker, header, wait_for
+from federation_feed import UNLIMITED, Aggregation, Feed, Publisher
+from hub_conf import Server
+
+import aggregator
+import tbmon
 
 PACE_S = 0.02  # between two lines of the latency measurement
 STALL_S = 30.0  # without a new row, nothing more is expected to come
@@ -243,8 +251,102 @@ def latency(folder: Path, quick: bool) -> Iterator[Figure]:
     yield Figure("latency: node's write to row, p99", cuts[98], "ms", 100)
 
 
+def counting(folder: Path, quick: bool) -> Iterator[Figure]:
+    """The aggregator's own work on a message, without the network."""
+    feed, now, number = Feed(1, 10_000), int(time.time() * 1000), 100_000 if quick else 400_000
+    makes = (feed.work, feed.work, functools.partial(feed.beat, feed.nodes[0]))
+    said = [aggregator.Received(*makes[count % 3](now)[:2], now) for count in range(number)]
+    store = aggregator.Store(aggregator.Config(db_path=str(folder / "a.db"), **UNLIMITED))  # type: ignore[arg-type]
+    began = time.monotonic()
+    for at in range(0, number, aggregator.BATCH):
+        store.take(said[at : at + aggregator.BATCH])
+    taken = time.monotonic() - began
+    dropped = store.get("dropped", now // tbmon.DAY_MS * tbmon.DAY_MS)
+    assert dropped == [], dropped
+    store.close()
+    yield Figure("aggregator: decode, gate and commit", number / taken, "messages/s", 30_000, least=True)
+
+
+def publication(folder: Path, quick: bool) -> Iterator[Figure]:
+    """Of 10,000 nodes; the slowest counts the nodes and makes a snapshot."""
+    now = int(time.time() * 1000) // tbmon.WINDOW_MS * tbmon.WINDOW_MS
+    for tasks in (10_000, 1_000_000 if quick else 10_000_000):
+        store = aggregator.Store(aggregator.Config(db_path=str(folder / f"{tasks}.db")))
+        fill(store, tasks, now)
+        publisher = aggregator.Publisher(aggregator.Config(), store)
+        taken = []
+        for number in range(40):
+            began = time.monotonic()
+            payload = publisher.publication(now + number * 30_000)
+            taken.append((time.monotonic() - began) * 1000)
+        figures = tbmon.read_publication(payload)
+        assert figures and (figures["totalTasks"], figures["totalNodes"]) == (tasks, 10_000)
+        store.close()
+        yield Figure(f"aggregator: publication at {tasks:,} tasks (median of 40)", statistics.median(taken), "ms", 10)
+        yield Figure(f"aggregator: publication at {tasks:,} tasks (slowest of 40)", max(taken), "ms", 10)
+
+
+def fill(store: aggregator.Store, tasks: int, now: int) -> None:
+    """What the store holds after so many tasks of two weeks."""
+    ranges = [(0, field, value) for field, values in aggregator.DISTRIBUTIONS.values() for value in values]
+    shares = Counter({("task_received.taskType"): len(tbmon.SHARED_LANGUAGES)})
+    windows = [now - number * tbmon.WINDOW_MS for number in range(14 * 288)]
+    nodes = [random.randbytes(16) for _ in range(10_000)]
+    hour = now // tbmon.HOUR_MS
+    store.put(
+        tally=[(*one, tasks // (shares[one[1]] or 7)) for one in ranges]
+        + [(0, "task_completed.status", "completed", tasks), (0, "task_completed.cached", "True", tasks // 2)]
+        + [(at, kind, "", tasks // len(windows)) for at in windows for kind in ("task_received", "invoice_created")],
+        node=[(one, now - tbmon.WINDOW_MS, now, None) for one in nodes],
+        present=[(now - at, one) for at in (0, tbmon.WINDOW_MS) for one in nodes],
+        seen=((number * 10**12, hour) for number in range(tasks)),
+    )
+
+
+def network(folder: Path, quick: bool, minutes: float = 1) -> Iterator[Figure]:
+    """10,000 monitors' messages as they come, then what came during an absence; with the hub and processes."""
+    feed, hub = Feed(2, 10_000), Server(folder)
+    aggregation = Aggregation(folder / "aggregator", hub.url(), PUBLISH_INTERVAL="1000")
+    with contextlib.ExitStack() as stack:
+        stack.callback(hub.close)
+        hub.start()
+        stack.callback(aggregation.close)
+        aggregation.start()
+        publisher, sent = Publisher(hub.address), 0
+        begun, seconds = time.monotonic(), int(10 if quick else 60 * minutes)
+        for second in range(seconds):
+            now = int(time.time() * 1000)
+            beats = [feed.beat(feed.nodes[(second * 334 + number) % 10_000], now) for number in range(334)]
+            work = [feed.work(now) for _ in range(166)]
+            publisher.publish(*beats, *work)
+            sent += len(work)
+            time.sleep(max(0.0, begun + second + 1 - time.monotonic()))
+        wait_for(lambda: aggregation.counted() == sent)
+        assert len(aggregation.present()) == min(10_000, 334 * seconds)
+        yield Figure(f"aggregator: 10,000 nodes for {seconds} s, messages lost", 0, "messages", 0)
+        yield Figure("aggregator: peak RSS meanwhile", peak_mib(aggregation), "MiB", 120)
+        assert aggregation.end() == 0
+        number = 50_000 if quick else 300_000
+        for _ in range(0, number, 1000):
+            publisher.publish(*(feed.work(int(time.time() * 1000)) for _ in range(1000)))
+        aggregation.start()
+        before, begun = aggregation.counted(), time.monotonic()
+        wait_for(lambda: aggregation.counted() == sent + number, 120)
+        rate = (sent + number - before) / (time.monotonic() - begun)
+        yield Figure("aggregator: from the hub's stream to the commit", rate, "messages/s")
+        yield Figure("aggregator: peak RSS with a backlog", peak_mib(aggregation), "MiB", 120)
+
+
+def peak_mib(aggregation: Aggregation) -> float:
+    assert aggregation.process is not None
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{aggregation.process.pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
+
+
 MEASURES: dict[str, Callable[[Path, bool], Iterator[Figure]]] = {
     "files": files, "engine": engine, "idle": idle, "start": start, "latency": latency,
+    "counting": counting, "publication": publication, "network": network,
 }  # fmt: skip
 
 
@@ -262,18 +364,21 @@ def surroundings() -> dict[str, object]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="measure tbmon against its targets")
     parser.add_argument("--quick", action="store_true", help="100,000 lines only")
+    parser.add_argument("--soak", action="store_true", help="the long forms: ten minutes of a network")
     parser.add_argument("--only", nargs="+", choices=MEASURES, default=list(MEASURES), metavar="NAME",
                         help="some of: " + " ".join(MEASURES))  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that containers and folders go
     py_compile.compile(str(conftest.ROOT / "tbmon.py"))  # as its first start leaves it: compiling takes 10 MiB
+    if given.soak:
+        MEASURES["network"] = functools.partial(network, minutes=10)
     where, failed, figures = surroundings(), 0, list[Figure]()
     print(", ".join(f"{name} {value}" for name, value in where.items()), flush=True)
     for name in given.only:
         with tempfile.TemporaryDirectory(prefix="tbmon-bench-") as folder:
             try:
-                if name != "files":
+                if name in ("engine", "idle", "start", "latency"):
                     inspect.unwrap(conftest.engine)()  # the fixture's function makes the containers' image
                 figures += MEASURES[name](Path(folder), given.quick)
             except (Exception, pytest.skip.Exception, pytest.fail.Exception) as error:  # whatever: the others go on
