@@ -4,53 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
-import signal
-import subprocess
-import sys
+import re
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Node, discard, header, wait_for
+from conftest import Node, header, wait_for
+from federation_feed import Aggregation, Feed, Publisher
 from hub import Stepped, stepped
-from hub_conf import AGGREGATOR, MONITOR, Server
+from hub_conf import MONITOR, Server
 from test_api import invoice, output, received
 from test_federation import change, connected, see, soon
 
 __all__ = ["stepped"]  # a fixture
 AT_ONCE = "tbmon.due_after = lambda at, level, share: at"  # a delay takes an hour, or a day
 TASKS = (("rs", 0, False), ("rs", 0, True), ("py", 0, False), ("js", 1, False))  # language, exit code, cached
-EXACT = {"MIN_NODES": "1", "STATS_SNAPSHOT_HOURS": "0", "STATS_MIN_NEW_TASKS": "0", "STATS_ROUND_TO": "1"}
-
-
-class Aggregator:
-    """aggregator.py as its operator starts it, of a federation of one's own, so that its figures are exact."""
-
-    def __init__(self, folder: Path, url: str) -> None:
-        self.log = folder / "aggregator.log"
-        self.env = {
-            "PATH": os.environ["PATH"], "NATS_URL": url, "NATS_USER": "aggregator", "NATS_PASSWORD": AGGREGATOR,
-            "DB_PATH": str(folder / "aggregator.db"), "PUBLISH_INTERVAL": "1100", **EXACT,
-        }  # fmt: skip
-
-    def start(self) -> Aggregator:
-        words = (sys.executable, str(ROOT / "aggregator.py"))
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(words, env=self.env, stdout=log, stderr=log)
-        return self
+NODES, BEATS, WORK = 10_000, 2, 10_000  # what such a network says in a minute
 
 
 @pytest.fixture
-def network(tmp_path: Path) -> Iterator[tuple[Server, Aggregator]]:
+def network(tmp_path: Path) -> Iterator[tuple[Server, Aggregation]]:
+    """The shipped hub, and an aggregator of a federation of one's own, so that its figures are exact."""
     server = Server(tmp_path)
-    made = Aggregator(tmp_path, server.url())
+    made = Aggregation(tmp_path / "aggregator", server.url(), PUBLISH_INTERVAL="1100")
     with contextlib.ExitStack() as stack:
         stack.callback(server.close)
         server.start()
-        stack.callback(discard, [made])  # type: ignore[list-item]
+        stack.callback(made.close)
         yield server, made.start()
 
 
@@ -86,7 +69,7 @@ def has(program: Stepped, **wanted: object) -> bool:
 
 
 def test_three_monitors_are_shown_the_right_numbers_of_all_of_them(
-    network: tuple[Server, Aggregator], nodes: list[Node], stepped: Any
+    network: tuple[Server, Aggregation], nodes: list[Node], stepped: Any
 ) -> None:
     server, aggregator = network
     hub = {"FEDERATION_NATS_URL": server.url("ws"), "FEDERATION_NATS_USER": "monitor",
@@ -117,13 +100,27 @@ def test_three_monitors_are_shown_the_right_numbers_of_all_of_them(
     assert found["stepsComputedDistribution"][">100B"] == 7
     assert [peer["seen"] for peer in found["peers"]] == ["today"] * 3
 
-    aggregator.process.send_signal(signal.SIGKILL)  # what comes meanwhile waits at the hub
-    aggregator.process.wait()
+    aggregator.kill()  # what comes meanwhile waits at the hub
     execute(nodes[1], 2)
     change(programs[2], "disable")
     wait_for(lambda: server.ask("jsz?streams=1")["messages"] >= 3 * 8 + 3 + 1)
     aggregator.start()
     wait_for(lambda: has(programs[0], totalTasks=8, completedTasks=6, totalNodes=2))
-    aggregator.process.send_signal(signal.SIGTERM)
-    assert aggregator.process.wait(10) == 0
-    assert "Traceback" not in aggregator.log.read_text()
+    assert aggregator.end() == 0
+    assert "Traceback" not in aggregator.text()
+
+
+def test_of_what_ten_thousand_nodes_say_in_a_minute_nothing_is_lost(network: tuple[Server, Aggregation]) -> None:
+    server, aggregator = network
+    feed, now = Feed(3, NODES), int(time.time() * 1000)
+    said = [feed.beat(node, now) for node in feed.nodes * BEATS] + [feed.work(now) for _ in range(WORK)]
+    feed.dice.shuffle(said)
+    publisher = Publisher(server.address)
+    for start in range(0, len(said), 1000):
+        publisher.publish(*said[start : start + 1000])
+    publisher.close()
+    wait_for(lambda: aggregator.counted() == WORK and len(aggregator.present()) == NODES, 40)
+    assert aggregator.dropped() == {}
+    assert aggregator.process is not None
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{aggregator.process.pid}/status").read_text())
+    assert peak is not None and int(peak[1]) < 120 * 1024
