@@ -28,7 +28,7 @@ import sqlite3
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,9 +49,9 @@ class Config:
     nats_tls_ca: str = setting("", "file of the authority that signed the hub's certificate, if it is your own")
     db_path: str = setting("/data/aggregator.db", "the SQLite file", **tbmon.A_FILE)
     publish_interval: int = setting(30_000, "milliseconds between two publications", low=100, high=DAY_MS)
-    retention_days: int = setting(30, "counts of windows and days older than this are deleted", low=1, high=36500)
+    retention_days: int = setting(30, "counts of windows and days older than this are deleted", low=8, high=36500)
     rate_limit_per_node: int = setting(10, "presence messages of one installation in RATE_LIMIT_WINDOW", low=1)
-    global_rate_limit: int = setting(1000, "presence messages, and other messages, in RATE_LIMIT_WINDOW", low=1)
+    global_rate_limit: int = setting(10_000, "presence messages, and other messages, in RATE_LIMIT_WINDOW", low=1)
     rate_limit_window: int = setting(1000, "milliseconds", low=100, high=HOUR_MS)
     min_nodes: int = setting(5, "figures are withheld below so many nodes; their number is rounded down to it", low=1)
     stats_snapshot_hours: int = setting(24, "hours between two snapshots of the task figures", high=8760)
@@ -90,8 +90,7 @@ def judge(received: Received) -> Counted | str:
     window, kind = tbmon.edge_of(message["timestamp"]) or 0, message["type"]
     if not received.at - OLDEST_MS <= window <= received.at + NEWEST_MS:
         return "its time is too old" if window < received.at else "its time is in the future"
-    data = {name: value for name, value in message["data"].items() if not name.endswith("Hash")}
-    values = tuple((f"{kind}.{name}", str(value)) for name, value in data.items())
+    values = tuple((f"{kind}.{name}", str(value)) for name, value in message["data"].items() if name[-4:] != "Hash")
     node = bytes.fromhex(message["nodeId"][5:].replace("-", "")) if MESSAGES[kind].named else b""
     key = int(message["id"][:16], 16) - 2**63  # 64 of 128 random bits: nobody knows another's ids
     return Counted(kind, key, window, values, node)
@@ -118,17 +117,18 @@ class Batch:
     def __init__(self) -> None:
         self.tally = Counter[tuple[int, str, str]]()  # (0, or start of the window or day in ms; name; value)
         self.keys: dict[int, int] = {}  # key: hour of receipt
-        self.nodes: dict[bytes, tuple[int, int, int | None]] = {}  # first and last window, window of leaving
+        self.nodes: dict[bytes, tuple[int, int, int | None, int]] = {}  # first and last window, left at, heard at
         self.present: set[tuple[int, bytes]] = set()  # (window, node)
 
     def add(self, one: Counted, at: int) -> None:
         if not one.node:
             self.keys[one.key] = at // HOUR_MS
-            self.tally.update([(one.window, one.kind, ""), *((0, *value) for value in one.values)])
+            self.tally.update([(one.window, one.kind, ""), (at // HOUR_MS * HOUR_MS, "ids", "")])
+            self.tally.update((0, *value) for value in one.values)
             return
-        first, last, _ = self.nodes.get(one.node, (one.window, one.window, None))
-        left_at = one.window if one.kind == "node_left" else None
-        self.nodes[one.node] = min(first, one.window), max(last, one.window), left_at
+        first, last, left_at, _ = self.nodes.get(one.node, (one.window, one.window, None, 0))
+        left_at = at if one.kind == "node_left" else left_at if at < (left_at or 0) else None
+        self.nodes[one.node] = min(first, one.window), max(last, one.window), left_at, at
         if one.values[0][1] == "online":
             self.present.add((one.window, one.node))
 
@@ -141,19 +141,18 @@ MAX_NODES, MAX_PEERS = 200_000, 500  # known, and shown
 NODE_MS = 2 * DAY_MS  # installations not heard of for longer are forgotten
 SCHEMA = """
 CREATE TABLE state (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE tally (at INTEGER, name TEXT, value TEXT, count INTEGER NOT NULL, PRIMARY KEY (at, name, value))
-    STRICT, WITHOUT ROWID;
+CREATE TABLE tally (at INTEGER, name TEXT, value TEXT, count INT, PRIMARY KEY (at, name, value)) STRICT, WITHOUT ROWID;
 CREATE TABLE seen (key INTEGER PRIMARY KEY, hour INTEGER NOT NULL) STRICT;
-CREATE TABLE node (id BLOB PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL, left_at INTEGER)
-    STRICT, WITHOUT ROWID;
+CREATE TABLE node (id BLOB PRIMARY KEY, first INTEGER, last INTEGER, left_at INTEGER) STRICT, WITHOUT ROWID;
 CREATE TABLE present (at INTEGER, node BLOB, PRIMARY KEY (at, node)) STRICT, WITHOUT ROWID;
 """
 WRITES = {
     "state": "INSERT OR REPLACE INTO state VALUES (?, ?)",
     "tally": "INSERT INTO tally VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count",
     "seen": "INSERT INTO seen VALUES (?, ?)",
-    "node": "INSERT INTO node VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
-    " first = min(first, excluded.first), last = max(last, excluded.last), left_at = excluded.left_at",
+    "node": "INSERT INTO node VALUES (?1, ?2, ?3, ?4)"
+    " ON CONFLICT DO UPDATE SET first = min(first, ?2), last = max(last, ?3),"
+    " left_at = CASE WHEN ?4 IS NULL AND ?5 < left_at THEN left_at ELSE ?4 END",  # what comes again comes late
     "present": "INSERT OR IGNORE INTO present VALUES (?, ?)",
     "old_tally": "DELETE FROM tally WHERE at > 0 AND at < ?",
     "old_seen": "DELETE FROM seen WHERE key BETWEEN ? AND ? AND hour < ?",
@@ -165,7 +164,7 @@ QUERIES = {
     "totals": "SELECT name, value, count FROM tally WHERE at = 0",
     "windows": "SELECT name, sum(count) FROM tally WHERE at > ? AND at <= ? AND value = '' GROUP BY name",
     "dropped": f"SELECT value, count FROM tally WHERE at = ? AND name = '{DROPPED}' ORDER BY count DESC",
-    "hours": "SELECT hour, count(*) FROM seen GROUP BY hour ORDER BY hour DESC",
+    "hours": f"SELECT at / {HOUR_MS}, count FROM tally WHERE name = 'ids' ORDER BY at DESC",
     "known": "SELECT key FROM seen WHERE key IN (SELECT value FROM json_each(?))",
     "nodes": "SELECT id FROM node",
     "present": "SELECT count(DISTINCT node) FROM present JOIN node ON id = node WHERE at BETWEEN ? AND ?"
@@ -204,7 +203,7 @@ class Store:
             db.executescript(f"BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; COMMIT")
         if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
             raise UserError(f"{self.path} is another program's database, left as it is: set DB_PATH to a new file")
-        db.executescript("PRAGMA synchronous = NORMAL; PRAGMA cache_size = -32768")
+        db.executescript("PRAGMA synchronous = FULL; PRAGMA cache_size = -32768")
         return db
 
     def close(self) -> None:
@@ -252,18 +251,19 @@ class Store:
             return "there are too many installations"
         return None if (self.presence if one.node else self.tasks).spend(at, one.node) else "too many at once"
 
-    async def prune(self, now: int, retention_days: int) -> None:
+    def prune(self, now: int, retention_days: int) -> Iterator[None]:
         """Delete what is old, in parts between which messages are counted."""
-        oldest, cutoff, kept = now - retention_days * DAY_MS, now // HOUR_MS - KEPT_HOURS, 0
+        cutoff, kept = now // HOUR_MS - KEPT_HOURS, 0
         for hour, count in self.get("hours"):
             kept += count
             cutoff = max(cutoff, min(hour + 1, now // HOUR_MS)) if kept > MAX_KEYS else cutoff
-        self.put(old_tally=[(oldest,)], old_node=[(now - NODE_MS,)], old_present=[(now - 4 * WINDOW_MS,)])
+        old = [(now - retention_days * DAY_MS,)]
+        self.put(old_tally=old, old_node=[(now - NODE_MS,)], old_present=[(now - 4 * WINDOW_MS,)])
         self.nodes = {row[0] for row in self.get("nodes")}
-        for low in range(-(2**63), 2**63, 2**58):
-            self.put(old_seen=[(low, low + 2**58 - 1, cutoff)])
+        for low in range(-(2**63), 2**63, 2**57):
+            self.put(old_seen=[(low, low + 2**57 - 1, cutoff)])
             self.db.execute("PRAGMA incremental_vacuum(1000)").fetchall()
-            await asyncio.sleep(0)
+            yield
 
 # 4. Publication (pure)
 
@@ -279,8 +279,8 @@ def floor(count: int, step: int) -> int:
     return count // step * step
 
 def rate(part: int, whole: int, step: int) -> float | None:
-    """Percent, to five points unless `step` is 1; None of nothing."""
-    if whole == 0:
+    """Percent, to five points unless `step` is 1; None where five points are less than a step, and of nothing."""
+    if whole < (1 if step == 1 else 20 * step):
         return None
     return round(100 * part / whole, 2) if step == 1 else 5 * round(20 * part / whole)
 
@@ -296,15 +296,15 @@ def figures_of(totals: Mapping[tuple[str, str], int], last_day: Mapping[str, int
         "totalInvoices": sum(count for (name, _), count in totals.items() if name.startswith("invoice_created.")),
         "tasksLast24h": last_day.get("task_received", 0), "invoicesLast24h": last_day.get("invoice_created", 0),
     }  # fmt: skip
-    whole = completed + failed
-    rates = {"successRate": rate(completed, whole, step), "cacheHitRate": rate(cached, whole, step)}
+    ended = completed + failed
+    rates = {"successRate": rate(completed, ended, step), "cacheHitRate": rate(cached, ended, step)}
     spreads = {name: spread(*where) for name, where in DISTRIBUTIONS.items()}
     return {**{name: floor(count, step) for name, count in counts.items()}, **rates, **spreads}
 
 def peers_of(heard: Iterable[tuple[bytes, int]], key: bytes, now: int, step: int) -> list[dict[str, str]]:
     """Handles that nobody can follow from one day's key to the next's; their number is a multiple of `step`."""
-    today = now // DAY_MS * DAY_MS
-    peers = sorted((hmac.digest(key, node, "sha256").hex()[:16], last >= today) for node, last in heard)
+    day = now // DAY_MS
+    peers = sorted((hmac.digest(key, node, "sha256").hex()[:16], last // DAY_MS >= day) for node, last in heard)
     whole = floor(len(peers), step)
     return [{"handle": handle, "seen": "today" if is_today else "yesterday"} for handle, is_today in peers[:whole]]
 
@@ -312,18 +312,20 @@ class Publisher:
     """Makes the publications from what the store holds."""
     def __init__(self, config: Config, store: Store) -> None:
         self.config, self.store = config, store
-        self.nodes, self.window = (0, 0), -1  # active, and heard of in a day: counted when five minutes are over
+        self.nodes, self.window = (0, 0), -1  # active, and heard of in a day
+        self.shown: dict[str, Any] | None = None  # the snapshot
 
     def publication(self, now: int) -> bytes:
         """What is to be published at `now` (ms): nothing but nulls below MIN_NODES or before a snapshot."""
         step, over = self.config.min_nodes, now // WINDOW_MS * WINDOW_MS - WINDOW_MS
-        if over != self.window or step == 1:
-            last = over + WINDOW_MS if step == 1 else over  # nobody hides among others: the running window counts
-            heard = self.store.get("heard", last, last - DAY_MS, last)[0][0]
-            self.nodes, self.window = (self.store.get("present", over, last, last)[0][0], heard), over
+        if over != self.window or step == 1:  # looked at when five minutes are over, not when a message comes
+            last, end = (over + WINDOW_MS, now) if step == 1 else (over, over + WINDOW_MS - 1)
+            heard = self.store.get("heard", last, last - DAY_MS, end)[0][0]
+            self.nodes, self.window = (self.store.get("present", over, last, end)[0][0], heard), over
+            self.shown = self.snapshot(now) if heard >= step else None
         data: dict[str, Any] = dict.fromkeys(tbmon.PUBLISHED)
         if self.nodes[1] >= step:
-            snapshot = self.snapshot(now) or {"figures": {}, "at": None}
+            snapshot = self.shown or {"figures": {}, "at": None}
             active, total = (floor(count, step) or None for count in self.nodes)
             data |= {"activeNodes": active, "totalNodes": total, **snapshot["figures"], "peers": self.peers(now)}
             data["snapshotAt"] = tbmon.utc(snapshot["at"])
@@ -336,12 +338,12 @@ class Publisher:
         finished = sum(totals.get(("task_completed.status", status), 0) for status in ("completed", "failed"))
         kept: dict[str, Any] | None = self.store.state("snapshot")
         before = kept or {"at": 0, "finished": 0, "figures": None}
-        rested = now - before["at"] >= self.config.stats_snapshot_hours * HOUR_MS
+        rested = not 0 <= now - before["at"] < self.config.stats_snapshot_hours * HOUR_MS  # a clock may go back
         if rested and finished - before["finished"] >= self.config.stats_min_new_tasks:
             last = now // WINDOW_MS * WINDOW_MS
             last_day = dict(self.store.get("windows", last - DAY_MS, last))
             figures = figures_of(totals, last_day, self.config.stats_round_to)
-            if figures != before["figures"]:
+            if figures != before["figures"] or self.config.stats_snapshot_hours:
                 kept = {"at": now, "finished": finished, "figures": figures}
                 self.store.keep("snapshot", kept)
         return kept
@@ -362,7 +364,7 @@ class Publisher:
 INBOX, CONSUMER = "_INBOX.aggregator", "aggregator"
 ALONE_SUBJECT = "truebit.aggregator"  # where aggregators ask for each other
 BATCH = 2000  # messages asked for, and counted, at once
-PULL_S, ACK_S = 5.0, 10.0  # a request ends after this; what was not acknowledged for so long comes again
+PULL_S, ACK_S, ASK_S = 5.0, 10.0, 2.0  # a request's end; what is not acknowledged comes again; for another to answer
 GATHER_S = 0.02  # at low rates, so that a commit holds more than one message
 PAYLOAD_BYTES = MIB  # what a hub with NATS's own limit lets through; the shipped one has 64 KiB
 STREAMS = {  # whether of presence, age in s, bytes; a flood of one leaves the other as it is
@@ -396,6 +398,8 @@ class Reader:
         if message.reply or not self.stream:
             self.waiting.append(message)
             self.open -= 1
+        elif (message.headers or {}).get("Status") in ("409", "503"):
+            raise ConnectionError(f"{self.stream} cannot be read any more")  # nats-py hands it to `fail`
         else:  # the request is over, since there was nothing to be had
             self.open, self.caught_up = 0, self.caught_up or not self.waiting
         self.wake.set()
@@ -448,7 +452,8 @@ class Aggregator:
             await asyncio.sleep(delay_s)
 
     async def fail(self, error: Exception) -> None:
-        self.failure = tbmon.shorten(error)  # a refused subject too, which nats-py tells nobody else
+        if type(error).__name__ != "SlowConsumerError":  # a flood without JetStream, of which some is lost
+            self.failure = tbmon.shorten(error)  # a refused subject too, which nats-py tells nobody else
 
     async def session(self) -> None:
         """One connection, from the handshake to its end; raises what ended it."""
@@ -465,16 +470,15 @@ class Aggregator:
 
     async def claim(self, hub: Any) -> None:
         """Make sure that no other aggregator is at the hub: each would count a part of the messages."""
-        rivals: list[str] = []  # that may not have heard the question
+        rivals: list[bytes] = []  # that may not have heard the question
         async def answer(message: Any) -> None:
-            other = message.data.decode("ascii", "replace")
-            if self.holds or self.token < other:
+            if self.holds or self.token.encode() < message.data:
                 await message.respond(b"taken")
-            elif other != self.token:
-                rivals.append(other)
+            elif self.token.encode() != message.data:
+                rivals.append(message.data)
         await hub.subscribe(ALONE_SUBJECT, cb=answer)
         with contextlib.suppress(TimeoutError):
-            rivals.append(str(await hub.request(ALONE_SUBJECT, self.token.encode(), timeout=1)))
+            rivals.append((await hub.request(ALONE_SUBJECT, self.token.encode(), timeout=ASK_S)).data)
         if self.failure:
             raise ConnectionError(self.failure)
         self.holds = not rivals
@@ -488,7 +492,7 @@ class Aggregator:
         try:
             await streams.account_info()
         except errors.APIError as error:
-            if error.err_code not in (None, 10039, 10076):  # nobody answers; not for this account; not on this server
+            if error.err_code not in (None, 10039, 10076):  # nobody answers; not for this account or server
                 raise
             log.warning("no JetStream (%s): what monitors send while the aggregator is away is lost", error)
             reader = Reader(hub, wake)
@@ -504,41 +508,37 @@ class Aggregator:
                 log.info("stream %s is made", reader.stream)
             if not (made.no_ack and made.deny_delete and made.deny_purge):
                 log.warning("stream %s lacks no_ack, deny_delete or deny_purge: monitors can harm it", reader.stream)
-            await streams.add_consumer(reader.stream, api.ConsumerConfig(
-                durable_name=CONSUMER, ack_policy=api.AckPolicy.EXPLICIT, ack_wait=ACK_S, max_ack_pending=5 * BATCH,
-            ))  # fmt: skip
+            acks: dict[str, Any] = {"ack_policy": api.AckPolicy.EXPLICIT, "max_ack_pending": 3 * BATCH // 2}
+            await streams.add_consumer(reader.stream, durable_name=CONSUMER, ack_wait=ACK_S, **acks)
             await hub.subscribe(reader.inbox, cb=reader.receive, pending_msgs_limit=4 * BATCH)
         return readers
 
     async def work(self, hub: Any, readers: Sequence[Reader], wake: asyncio.Event) -> None:
         """Count and publish, until the connection ends."""
+        pruning: Iterator[None] = iter(())
         publish_at, patience = 0.0, time.monotonic() + 300  # in a flood the end of what waits may never come
         while hub.is_connected and not self.failure:
             for reader in readers:
+                self.counted += await reader.take(self.store)
                 await reader.ask()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.5):  # wait_for can lose the order to end
                     await wake.wait()
             wake.clear()
             await asyncio.sleep(0 if any(len(reader.waiting) > BATCH // 8 for reader in readers) else GATHER_S)
-            for reader in readers:
-                self.counted += await reader.take(self.store)
             now, at = time.monotonic(), int(time.time() * 1000)
             if now >= publish_at and (now > patience or all(reader.caught_up for reader in readers)):
                 publish_at = now + self.config.publish_interval / 1000
                 await hub.publish(tbmon.STATS_SUBJECT, self.publisher.publication(at))
                 self.store.keep("health", {"at": at, "error": ""})
             if now >= self.prune_at:
-                self.prune_at = now + 3600
-                await self.tidy(at)
+                self.prune_at, pruning = now + 3600, self.store.prune(at, self.config.retention_days)
+                counts = self.store.get("dropped", at // DAY_MS * DAY_MS)
+                dropped = ", ".join(f"{count}: {reason}" for reason, count in counts)
+                log.info("%d messages read since last told; dropped today: %s", self.counted, dropped or "none")
+                self.counted = 0
+            next(pruning, None)
         raise ConnectionError(self.failure or "the hub closed the connection")
-
-    async def tidy(self, now: int) -> None:
-        """Once an hour: delete what is old, and tell what was done."""
-        await self.store.prune(now, self.config.retention_days)
-        dropped = ", ".join(f"{count}: {reason}" for reason, count in self.store.get("dropped", now // DAY_MS * DAY_MS))
-        log.info("%d messages read in an hour; dropped today: %s", self.counted, dropped or "none")
-        self.counted = 0
 
 # 6. Main (process)
 

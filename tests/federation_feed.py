@@ -25,7 +25,7 @@ UNLIMITED = {"global_rate_limit": 10**9, "rate_limit_per_node": 10**9}
 STEP = """
 import sys
 import aggregator
-aggregator.ACK_S, aggregator.PULL_S = 2.0, 0.5
+aggregator.ACK_S, aggregator.PULL_S, aggregator.ASK_S = 2.0, 0.5, 1.0
 %s
 sys.exit(aggregator.main())
 """

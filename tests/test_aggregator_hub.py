@@ -158,6 +158,35 @@ def test_without_jetstream_it_counts_and_says_what_that_means(hub: Hubs, count: 
     assert one.dropped() == {"it was counted before": 50}
 
 
+def test_a_consumer_that_goes_is_noticed_and_made_again(hub: Hubs, count: Aggregators) -> None:
+    server, feed, at = hub(JETSTREAM + HUB_PLAIN % "jetstream: enabled"), Feed(31), now_ms()
+    one, monitor = count(server).start(), Publisher(server.address)
+
+    async def delete() -> None:
+        async with tbmon.connect(server.url(), {"user": "aggregator", "password": AGGREGATOR}, None, 10) as admin:
+            await admin.jetstream().delete_consumer(TASKS, aggregator.CONSUMER)
+
+    monitor.publish(*(feed.work(at) for _ in range(100)))
+    settle(one, 100)
+    asyncio.run(delete())
+    monitor.publish(*(feed.work(at) for _ in range(100)))
+    settle(one, 200)
+    assert f"{TASKS} cannot be read any more; trying again" in one.text()
+
+
+def test_a_flood_without_jetstream_does_not_end_the_connection(hub: Hubs, count: Aggregators) -> None:
+    server, feed, at = hub(HUB_PLAIN % ""), Feed(32), now_ms()
+    one, monitor = count(server).start(), Publisher(server.address)
+    tiny = [Said("truebit.tasks.received", b"x")] * 20_000  # more come at once than may wait
+
+    def is_heard() -> bool:
+        monitor.publish(*tiny, feed.work(at))
+        return one.counted() > 2
+
+    wait_for(is_heard)
+    assert one.text().count("connected to") == 1, one.text()
+
+
 class Load(threading.Thread):
     """Publishes by the hundred until told to end; what may have been lost with a hub is sent again, as monitors do."""
 

@@ -52,7 +52,7 @@ def test_the_reasons_are_the_programs() -> None:
     counts, gate = ((ROOT / name).read_text("utf-8") for name in ("aggregator.py", "tbmon.py"))
     parts = (
         counts[counts.index("def judge") : counts.index("class Budget")],
-        counts[counts.index("def refusal") : counts.index("async def prune")],
+        counts[counts.index("def refusal") : counts.index("def prune")],
         gate[gate.index("def refusal_of") : gate.index("# 6. Federation")],
     )
     said = {one for part in parts for one in re.findall(r'"((?:it |its |the |too |there )[^"]+)"', part)}
