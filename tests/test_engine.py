@@ -251,7 +251,7 @@ def test_the_event_database_is_read_again_when_it_changes(node: Node, watch: Wat
         {"operation": "charge", "account": "0x" + "11" * 20},
         {"operation": "pay", "account": WALLET, "total_steps_computed": 5},
     ]
-    invoice = {"type": "invoice", "executionId": name, "invoiceId": "7250815217639925488383", "lineItem": items}
+    invoice = {"type": "invoice", "executionId": name, "invoiceId": "7123456717698608000004", "lineItem": items}
     node.run()
     node.put(EVENT_DB, json.dumps({"records": [{"payload": created}]}).encode())
     watch.start()

@@ -742,7 +742,7 @@ CANARIES = {
     "PEM": "-----BEGIN PRIVATE KEY-----MIIEvQIBADANBgkqhkiG9w0BAQ", "IPv4": "198.51.100.77",
     "mnemonic": "legal winner thank year wave sausage worth useful legal winner thank yellow",
     "IPv6": "2001:db8:85a3::8a2e:370:7334", "path": "/home/operator/secret-place", "block hash": "0x" + "ab12" * 16,
-    "task hash": HASH, "execution id": IDS[0], "failed execution": IDS[1], "invoice id": "7250815217639925488383",
+    "task hash": HASH, "execution id": IDS[0], "failed execution": IDS[1], "invoice id": "7123456717698608000004",
     "host": "operators-machine-5f", "container": "operators-container-7a", "block number": "472508150",
     "input": "canary input 4d1c", "output": "canary output 8e2b", "error": "canary error 77aa",
 }  # fmt: skip
@@ -1224,7 +1224,7 @@ def test_a_confirmed_invoice_is_told_and_an_unconfirmed_one_waits(station: Make)
     database.write_text(event_db(IDS[0]))
     follower = tbmon.DirectoryFollower(here.monitor)
     follower.step()
-    line = invoice(IDS[0], "pay", "7250815217639925488383")
+    line = invoice(IDS[0], "pay", "7123456717698608000004")
     (here.logs / "worker.log").write_text(header(line, BEGIN // 1000 + 5) + "\n")
     follower.step()
     assert here.waiting() == []

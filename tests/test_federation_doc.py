@@ -52,7 +52,7 @@ def made_example(kind: str) -> bytes:
     if kind == "task_completed":
         return tbmon.completed_message(TASK, words(kind), "executionTimeBucket")
     if kind == "invoice_created":
-        return tbmon.invoice_message("7250815217639925488383", 1_500_000_000, words(kind))
+        return tbmon.invoice_message("7123456717698608000004", 1_500_000_000, words(kind))
     return tbmon.presence_message(kind, NODE_ID, kind != "node_left", words(kind))
 
 

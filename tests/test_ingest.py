@@ -48,7 +48,7 @@ def output(name: str | None = None, code: int = 0, steps: int = 5, elapsed_ms: i
     return "Command execution stdout: " + json.dumps({**body, **({"executionId": name} if name else {})})
 
 
-def invoice(name: str, own: str, number: str = "7250815217639925488383") -> dict[str, Any]:
+def invoice(name: str, own: str, number: str = "7123456717698608000004") -> dict[str, Any]:
     items = [
         {"operation": "charge", "account": REQUESTER, "total_steps_computed": 9, "peak_memory_used": 87},
         {"operation": own, "account": WALLET, "total_steps_computed": 7, "peak_memory_used": 88},

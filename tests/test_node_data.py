@@ -68,7 +68,7 @@ FACTS: list[tuple[str, str, str, str, dict[str, object] | None]] = [
     ("limit exceeded", "14:25:41", "error", "task_failed", {"id": THIRD, "error_text": "gas limit exceeded"}),
     ("warn level", "14:30:00", "warn", "info", None),
     ("without header", "14:30:00", "", "execution_output", {"exit_code": 0, "gas_used": 2023950200}),
-    ("charge + pay(own)", "13:55:52", "info", "invoice", {"id": FIRST, "invoice_id": "7250815217639925488383"}),
+    ("charge + pay(own)", "13:55:52", "info", "invoice", {"id": FIRST, "invoice_id": "7123456717698608000004"}),
     ("own node penalised", "14:26:10", "info", "invoice", {"id": THIRD, "invoice_id": "7250990117639940001204"}),
     ("ANSI-coloured level", "14:31:00", "info", "info", None),
     ("whole line ANSI", "14:31:05", "warn", "info", None),

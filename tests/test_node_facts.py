@@ -184,7 +184,7 @@ EVENT_DB = [
         "invoice",
         FIRST,
         {
-            "invoice_id": "7250815217639925488383",
+            "invoice_id": "7123456717698608000004",
             "task_id": "js_" + "4be1" * 16,
             "at": 1763992533912,
             "step_gas_price": 5e-7,
