@@ -47,7 +47,7 @@ class Config:
     nats_user: str = setting("", "user at the hub")
     nats_password: str = setting("", "password at the hub", secret=True)
     nats_tls_ca: str = setting("", "file of the authority that signed the hub's certificate, if it is your own")
-    db_path: str = setting("/data/aggregator.db", "the SQLite file")
+    db_path: str = setting("/data/aggregator.db", "the SQLite file", **tbmon.A_FILE)
     publish_interval: int = setting(30_000, "milliseconds between two publications", low=100, high=DAY_MS)
     retention_days: int = setting(30, "counts of windows and days older than this are deleted", low=1, high=36500)
     rate_limit_per_node: int = setting(10, "presence messages of one installation in RATE_LIMIT_WINDOW", low=1)
@@ -257,7 +257,7 @@ class Store:
         oldest, cutoff, kept = now - retention_days * DAY_MS, now // HOUR_MS - KEPT_HOURS, 0
         for hour, count in self.get("hours"):
             kept += count
-            cutoff = max(cutoff, hour + 1) if kept > MAX_KEYS else cutoff
+            cutoff = max(cutoff, min(hour + 1, now // HOUR_MS)) if kept > MAX_KEYS else cutoff
         self.put(old_tally=[(oldest,)], old_node=[(now - NODE_MS,)], old_present=[(now - 4 * WINDOW_MS,)])
         self.nodes = {row[0] for row in self.get("nodes")}
         for low in range(-(2**63), 2**63, 2**58):
@@ -389,8 +389,7 @@ class Reader:
     """What comes from the hub and waits to be counted: pulled from a stream, or, without one, as it is published."""
     def __init__(self, hub: Any, wake: asyncio.Event, stream: str = "") -> None:
         self.hub, self.wake, self.stream = hub, wake, stream
-        self.inbox = f"{INBOX}.{secrets.token_hex(8)}"
-        self.waiting: list[Any] = []
+        self.inbox, self.waiting = f"{INBOX}.{secrets.token_hex(8)}", list[Any]()
         self.open, self.asked_at, self.caught_up = 0, 0.0, not stream
 
     async def receive(self, message: Any) -> None:
@@ -513,13 +512,13 @@ class Aggregator:
 
     async def work(self, hub: Any, readers: Sequence[Reader], wake: asyncio.Event) -> None:
         """Count and publish, until the connection ends."""
-        publish_at = time.monotonic()
-        patience = publish_at + 300  # in a flood the end of what waits may never come
+        publish_at, patience = 0.0, time.monotonic() + 300  # in a flood the end of what waits may never come
         while hub.is_connected and not self.failure:
             for reader in readers:
                 await reader.ask()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(wake.wait(), 0.5)
+                async with asyncio.timeout(0.5):  # wait_for can lose the order to end
+                    await wake.wait()
             wake.clear()
             await asyncio.sleep(0 if any(len(reader.waiting) > BATCH // 8 for reader in readers) else GATHER_S)
             for reader in readers:
@@ -573,6 +572,7 @@ def backup(config: Config, target: str) -> int:
     """Copy the database, beside a running aggregator."""
     if not target or Path(target).exists():
         raise UserError("backup takes the name of a file that does not exist yet")
+    os.umask(0o077)
     read(Path(config.db_path), QUERIES["backup"], target)
     print(f"{config.db_path} is copied to {target}")
     return 0

@@ -108,6 +108,8 @@ def shorten(error: Exception) -> str:
 
 ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII)
 
+A_FILE = {"pattern": "(.*/)?[^/]*[^/.][^/]*", "takes": "the name of a file"}
+
 def setting(default: object, text: str, **rules: Any) -> Any:
     """Declare one field of Config; `rules`: low and high, choices, pattern and what it `takes`, secret, check."""
     return field(default=default, metadata={"help": text, **rules})
@@ -197,7 +199,7 @@ class Config:
     docker_cert_path: str = setting("", "folder with ca.pem, cert.pem and key.pem for DOCKER_TLS_VERIFY")
     log_dir: str = setting("", "follow the node's log files in this folder and use no Docker at all")
     node_timezone: str = setting("auto", "zone of the stamps in the node's log; auto finds it", check=check_zone)
-    db_path: str = setting("./data/truebit-monitor.db", "the SQLite file")
+    db_path: str = setting("./data/truebit-monitor.db", "the SQLite file", **A_FILE)
     key_dir: str = setting("", "folder of key files; beside the database if empty")
     log_retention_days: int = setting(30, "log entries older than this are deleted", low=1, high=36500)
     max_db_bytes: int = setting(2 * 1024 * MIB, "oldest log entries go when the file is larger", low=8 * MIB)
@@ -2131,9 +2133,8 @@ async def connect(url: str, user: Mapping[str, str], ca: str | None, wait_s: flo
     try:
         try:
             await asyncio.wait_for(hub.connect(
-                url, allow_reconnect=False, max_reconnect_attempts=1, connect_timeout=5,
-                ping_interval=20, max_outstanding_pings=2, flush_timeout=5, **user, **tls, **more,
-            ), wait_s)  # fmt: skip
+                url, allow_reconnect=False, max_reconnect_attempts=1, connect_timeout=5, flush_timeout=5,
+                ping_interval=20, max_outstanding_pings=2, **user, **tls, **more), wait_s)  # fmt: skip
         except TimeoutError:
             raise ConnectionError(f"{parts.netloc} does not answer") from None
         yield hub
@@ -2237,6 +2238,7 @@ class Federation:
         async with connect(url, user, ca, self.pace.connect_s, error_cb=failed) as hub:
             self.last_error, self.told_error = None, ""
             await hub.subscribe(STATS_SUBJECT, cb=self.receive, pending_msgs_limit=8)  # more is a flood, and an error
+            await hub.flush(timeout=5)  # the hub has heard of it
             self.connected = True
             self.add("reconnections")
             log.info("federation: connected to %s", urllib.parse.urlsplit(url).netloc)
