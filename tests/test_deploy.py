@@ -236,6 +236,29 @@ def test_the_proxy_lets_through_what_tbmon_asks_and_nothing_else(site: Stack, no
     assert {call: status for call, status in list(answers.items())[len(PASSED) :] if status != 403} == {}
 
 
+LEAVES = """
+import socket, sys
+for _ in range(9):
+    with socket.socket(socket.AF_UNIX) as one:
+        one.connect("/run/engine/docker.sock")
+        one.sendall(f"GET /containers/{sys.argv[1]}/logs?follow=1&stdout=1 HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n".encode())
+        assert one.recv(1)
+"""
+
+
+def test_the_proxy_ends_at_the_engine_what_a_reader_has_left(site: Stack, node: Node) -> None:
+    wait_for(site.sees_node)
+    node.say(header("Something to read"))
+    proxy = docker("ps", "--quiet", "--filter", f"name={site.project}.socket-proxy")
+
+    def sockets() -> int:
+        return len(docker("exec", proxy, "cat", "/proc/net/unix").splitlines())
+
+    before = sockets()
+    docker("exec", site.monitor, "python", "-c", LEAVES, node.name)
+    wait_for(lambda: sockets() < before + 9)  # each one left would be two; the monitor's own come and go
+
+
 def test_hub_and_aggregator_tell_the_monitor_of_its_network(site: Stack) -> None:
     wait_for(site.sees_node)
     assert site.ask("/api/federation/enable", "POST")["success"]
