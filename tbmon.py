@@ -5453,7 +5453,8 @@ def set_up_log(config: Config, redactor: Redactor) -> None:
     """One line an event, in UTC; addresses in words that come from elsewhere are replaced here too."""
     formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
-    handler = logging.StreamHandler(sys.stderr)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # as stderr does it
+    handler = logging.StreamHandler(sys.stdout)  # where `docker logs NAME | grep` looks
     handler.format = lambda record: redactor.clean(formatter.format(record))  # type: ignore[method-assign]
     log.handlers[:] = [handler]
     log.propagate = False

@@ -100,8 +100,8 @@ class Stack:
 
 def password_of(container: str) -> str:
     """What the README's line shows."""
-    line = f"docker logs {container} 2>&1 | grep '\N{KEY}'"
-    shown = subprocess.run(("sh", "-c", line), capture_output=True, text=True).stdout
+    line = f"docker logs {container} | grep '\N{KEY}'"
+    shown = subprocess.run(("sh", "-c", line), capture_output=True, text=True).stdout  # not what misses the pipe
     return shown.split()[-1] if shown else ""
 
 
@@ -134,7 +134,7 @@ def test_the_image_needs_neither_root_nor_a_writable_root_and_ends_at_once(image
         began = time.monotonic()
         docker("stop", "--time", "10", name)
         assert time.monotonic() - began < 8 and state(name, ".State.ExitCode") == "0"
-        words = subprocess.run(("docker", "logs", "--tail", "1", name), capture_output=True, text=True).stderr
+        words = subprocess.run(("docker", "logs", "--tail", "1", name), capture_output=True, text=True).stdout
         assert words.endswith("INFO stopped\n")
     finally:
         docker("rm", "--force", name)
@@ -168,10 +168,13 @@ def site(images: dict[str, str], node: Node, tmp_path_factory: pytest.TempPathFa
         made_network(network),
         Stack("deploy/docker-compose.federation.yml", named, folder, **shared),
         Stack("docker-compose.yml", named, folder, **own) as made,
-        Stack("deploy/docker-compose.aggregator.yml", named, folder, PUBLISH_INTERVAL="1000", **exact, **shared),
+        Stack("deploy/docker-compose.aggregator.yml", named, folder, PUBLISH_INTERVAL="1000", **exact, **shared) as counts,
     ):
         docker("network", "connect", network, made.monitor)
+        wait_for(lambda: "connected to" in counts.run("logs", "aggregator"))  # what is sent before is lost
         yield made
+        health = counts.run("exec", "-T", "aggregator", "python", "-m", "aggregator", "healthcheck")
+        assert health == "ok\n"
         docker("network", "disconnect", network, made.monitor)
 
 
