@@ -5488,7 +5488,8 @@ def warnings_of(config: Config) -> Iterator[Finding]:
             config = replace(config, host="localhost")
     if config.host != "localhost" and not config.api_key:
         words = "anybody who reaches this port can read the node's status, tasks and invoices"
-        yield Finding("WARN", f"HOST={config.host} without API_KEY: {words}", "Set API_KEY, or HOST=127.0.0.1.")
+        remedy = "Set API_KEY, or HOST=127.0.0.1 (for a container, publish the port on that address only)."
+        yield Finding("WARN", f"HOST={config.host} without API_KEY: {words}", remedy)
     if "*" in split_list(config.allowed_origins):
         words = "any page in a browser that reaches this port can read what is open without credentials"
         yield Finding("WARN", f"ALLOWED_ORIGINS=*: {words}", "Name the origins that need it.")

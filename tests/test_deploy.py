@@ -161,14 +161,15 @@ def site(images: dict[str, str], node: Node, tmp_path_factory: pytest.TempPathFa
     folder, network = tmp_path_factory.mktemp("site"), f"tbmontest{random.randrange(10**9)}"
     named = {**images, "network": network}
     shared = {"MONITOR_PASSWORD": MONITOR, "AGGREGATOR_PASSWORD": AGGREGATOR, "BIND_ADDRESS": free_address()}
-    exact = {"MIN_NODES": "1", "STATS_SNAPSHOT_HOURS": "0", "STATS_MIN_NEW_TASKS": "0", "STATS_ROUND_TO": "1"}
+    exact = {"STATS_SNAPSHOT_HOURS": "0", "STATS_MIN_NEW_TASKS": "0", "STATS_ROUND_TO": "1"}
+    soon = {"PUBLISH_INTERVAL": "1000", "MIN_NODES": "1", **exact}
     hub = {"FEDERATION_NATS_URL": "ws://nats-seed:9086", "FEDERATION_NATS_USER": "monitor", "API_RATE_LIMIT": "0"}
     own = {"CONTAINER_NAME": node.name, "FEDERATION_NATS_PASSWORD": MONITOR, **hub}
     with (
         made_network(network),
         Stack("deploy/docker-compose.federation.yml", named, folder, **shared),
         Stack("docker-compose.yml", named, folder, **own) as made,
-        Stack("deploy/docker-compose.aggregator.yml", named, folder, PUBLISH_INTERVAL="1000", **exact, **shared) as counts,
+        Stack("deploy/docker-compose.aggregator.yml", named, folder, **soon, **shared) as counts,
     ):
         docker("network", "connect", network, made.monitor)
         wait_for(lambda: "connected to" in counts.run("logs", "aggregator"))  # what is sent before is lost
