@@ -82,7 +82,10 @@ class Stack:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.run("down", "--volumes", "--timeout", "0")
+        mine = ("--quiet", "--filter", f"label=com.docker.compose.project={self.project}")
+        for kind, more in (("container", ("--all",)), ("network", ()), ("volume", ())):
+            if found := docker(kind, "ls", *more, *mine).split():  # as `down` does it, in a third of its time
+                docker(kind, "rm", *(("--force",) if more else ()), *found)
 
     def ask(self, path: str, method: str = "GET", **headers: str) -> Any:
         """The answer to a request to the published port; None where nothing answers yet."""
