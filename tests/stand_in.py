@@ -139,12 +139,18 @@ def tbmon_image(folder: Path) -> str:
     return tag
 
 
+def program_image(name: str, *changes: str) -> str:
+    """An image that runs a program of this machine, made anew when that changes."""
+    binary = command(name)
+    tag = f"tbmon-test/{name}:" + hashlib.sha256(Path(binary).read_bytes()).hexdigest()[:16]
+    if docker("images", "--quiet", tag):
+        return tag
+    return make(tag, (binary,), (), f'ENTRYPOINT ["{binary}"]', *changes)
+
+
 def haproxy_image() -> str:
-    config = 'CMD ["-W", "-db", "-f", "/usr/local/etc/haproxy/haproxy.cfg"]'
-    binary = command("haproxy")
-    return make("tbmon-test/haproxy:1", (binary,), (), f'ENTRYPOINT ["{binary}"]', config)
+    return program_image("haproxy", 'CMD ["-W", "-db", "-f", "/usr/local/etc/haproxy/haproxy.cfg"]')
 
 
 def nats_image() -> str:
-    binary = command("nats-server")
-    return make("tbmon-test/nats:1", (binary,), (), f'ENTRYPOINT ["{binary}"]')
+    return program_image("nats-server")
