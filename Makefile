@@ -1,6 +1,7 @@
 # Each target makes the virtual environment it needs; PYTHON chooses the interpreter (3.11 or newer).
 PYTHON ?= python3
 VENV ?= .venv
+UNITS = /etc/systemd/system
 
 run: $(VENV)/run
 	$(VENV)/bin/python -m tbmon
@@ -18,6 +19,24 @@ bench: $(VENV)/dev
 soak: $(VENV)/dev
 	$(VENV)/bin/python tests/bench.py --soak --only network
 
+image:
+	docker build -t tbmon --build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' tbmon.py) \
+		--build-arg REVISION=$$(git rev-parse --verify --quiet HEAD || echo unknown) .
+
+# For root: the program in /opt/tbmon, the units, and a password for log and task data if there is none.
+# DESTDIR=/some/folder puts all of it there and starts nothing.
+install-service:
+	install -d $(DESTDIR)/opt/tbmon $(DESTDIR)$(UNITS) $(DESTDIR)/etc/tbmon
+	$(PYTHON) -m venv $(DESTDIR)/opt/tbmon/venv
+	$(DESTDIR)/opt/tbmon/venv/bin/python -m pip install --quiet -r requirements.txt
+	install -m 644 tbmon.py aggregator.py $(DESTDIR)/opt/tbmon
+	cp -R static $(DESTDIR)/opt/tbmon/
+	$(DESTDIR)/opt/tbmon/venv/bin/python -m compileall -q $(DESTDIR)/opt/tbmon/*.py
+	install -m 644 deploy/*.service $(DESTDIR)$(UNITS)
+	test -s $(DESTDIR)/etc/tbmon/task-data-password || (umask 077 && $(PYTHON) -c \
+		'import secrets; print(secrets.token_urlsafe(18))' > $(DESTDIR)/etc/tbmon/task-data-password)
+	test -n "$(DESTDIR)" || (systemctl daemon-reload && systemctl enable tbmon && systemctl restart tbmon)
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || (echo "make: a virtual environment needs Python's venv: apt-get install python3-venv" >&2; rm -rf $(VENV); false)
 
@@ -29,4 +48,4 @@ $(VENV)/dev: requirements.txt requirements-dev.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
-.PHONY: run test lint bench soak
+.PHONY: run test lint bench soak image install-service

@@ -2736,6 +2736,11 @@ class Monitor:
     outbox: Outbox | None = None
     federation: Federation | None = None
     started_at: int = 0  # main; ms
+    beats: dict[str, float] = field(default_factory=dict)  # each thread its own; what `beat` keeps
+
+    def beat(self, name: str) -> None:
+        """A thread goes on; systemd's watchdog is fed as long as none stands still."""
+        self.beats[name] = time.monotonic()
 
     def note_gap(self, since: int | None, until: int | None, reason: str) -> None:
         """Keep that lines may be missing between two times (ms)."""
@@ -3694,6 +3699,7 @@ class Follower:
         heard = time.monotonic()
         caught_up = False
         while not self.monitor.stop.is_set() and not self.was_replaced(feed.container):
+            self.monitor.beat("ingest")
             chunk = pipe.get(0 if self.history else 0.25)
             if chunk is None and pipe.error is not None:
                 raise pipe.error
@@ -3768,6 +3774,7 @@ class Follower:
         if still_there:
             self.begin_import(feed)
             while self.history and not self.monitor.stop.is_set() and not self.was_replaced(feed.container):
+                self.monitor.beat("ingest")
                 self.between(feed)
             self.drained = feed.container.id, feed.container.started_at
             self.events.step(feed.recorder)
@@ -3811,6 +3818,7 @@ class DirectoryFollower:
         if self.stats.get(name) == seen:
             return
         for _ in self.reader.read(name):
+            self.monitor.beat("ingest")
             if self.monitor.stop.is_set():
                 return
         self.stats[name] = seen
@@ -3896,7 +3904,9 @@ def play_demo(monitor: Monitor) -> None:
     monitor.container = Container("d3" * 32, name, "running", True, started, created, "demo", 0, False, "json-file")
     feed = EngineFeed(monitor, monitor.container)
     for at, text in node.script():
+        monitor.beat("ingest")
         while at > monitor.clock():
+            monitor.beat("ingest")
             feed.caught_up()
             feed.go_live()
             wave, monitor.problem = monitor.clock() % 60 / 60, None
@@ -3913,6 +3923,7 @@ def ingest(monitor: Monitor) -> None:
     delay_s, told = monitor.retry_min_s, ""
     follower: Follower | DirectoryFollower | None = None
     while not monitor.stop.is_set():
+        monitor.beat("ingest")
         try:
             if follower is None:
                 follower = Follower(monitor, monitor.engine) if monitor.engine else DirectoryFollower(monitor)
@@ -3931,6 +3942,7 @@ def upkeep(monitor: Monitor) -> None:
     check_at = time.monotonic() + 600
     rounds, told = 0, None
     while not monitor.stop.is_set():
+        monitor.beat("upkeep")
         if monitor.engine is not None:
             sample_container(monitor, monitor.engine, with_stats=rounds % 5 == 0)
         set_verdict(monitor)
@@ -3964,6 +3976,7 @@ def prune(monitor: Monitor) -> None:
     with contextlib.suppress(sqlite3.OperationalError):  # a full disk: ingest says so
         limits = before, monitor.config.max_db_bytes, monitor.now() - SENT_MS
         while not monitor.stop.is_set() and monitor.store.prune(*limits):
+            monitor.beat("upkeep")
             monitor.stop.wait(0.005)
 
 def set_verdict(monitor: Monitor) -> None:
@@ -5440,7 +5453,8 @@ def set_up_log(config: Config, redactor: Redactor) -> None:
     """One line an event, in UTC; addresses in words that come from elsewhere are replaced here too."""
     formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
-    handler = logging.StreamHandler(sys.stderr)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # as stderr does it
+    handler = logging.StreamHandler(sys.stdout)  # where `docker logs NAME | grep` looks
     handler.format = lambda record: redactor.clean(formatter.format(record))  # type: ignore[method-assign]
     log.handlers[:] = [handler]
     log.propagate = False
@@ -5474,7 +5488,8 @@ def warnings_of(config: Config) -> Iterator[Finding]:
             config = replace(config, host="localhost")
     if config.host != "localhost" and not config.api_key:
         words = "anybody who reaches this port can read the node's status, tasks and invoices"
-        yield Finding("WARN", f"HOST={config.host} without API_KEY: {words}", "Set API_KEY, or HOST=127.0.0.1.")
+        remedy = "Set API_KEY, or HOST=127.0.0.1 (for a container, publish the port on that address only)."
+        yield Finding("WARN", f"HOST={config.host} without API_KEY: {words}", remedy)
     if "*" in split_list(config.allowed_origins):
         words = "any page in a browser that reaches this port can read what is open without credentials"
         yield Finding("WARN", f"ALLOWED_ORIGINS=*: {words}", "Name the origins that need it.")
@@ -5511,6 +5526,45 @@ def is_online(monitor: Monitor) -> bool | None:
     """What the federation is told of the node; None before it is known."""
     verdict = monitor.verdict
     return None if verdict is None or verdict.reason == JUST_STARTED else verdict.state not in ("blind", "down")
+
+def notify(words: str) -> None:
+    """Tell systemd, if it started us and wants to know (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address[:1] in ("/", "@"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+            end.sendto(words.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
+
+def watchdog_s() -> float:
+    """Within how many seconds systemd wants a sign of life from this process; 0 is never."""
+    text = os.environ.get("WATCHDOG_USEC", "")
+    is_ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    return int(text) / 1e6 if is_ours and re.fullmatch("[0-9]{1,16}", text) else 0.0
+
+class ServerBeat(NamedTuple):
+    """A task of the HTTP server's: waitress's loop hands it to one of its threads, which tells that it goes on."""
+    monitor: Monitor
+
+    def service(self) -> None:
+        self.monitor.beat("server")
+
+    def cancel(self) -> None:
+        """waitress is closing."""
+
+def feed_watchdog(monitor: Monitor, server: Any, patience_s: float) -> None:
+    """The watchdog thread: a sign of life to systemd, as long as no thread has stood still for `patience_s`."""
+    for name in ("ingest", "upkeep", "server"):
+        monitor.beat(name)
+    told: list[str] = []
+    while not monitor.stop.is_set():
+        server.trigger.pull_trigger(lambda: server.add_task(ServerBeat(monitor)))
+        oldest = time.monotonic() - patience_s
+        still = [name for name, at in monitor.beats.items() if at < oldest]
+        if not still:
+            notify("WATCHDOG=1")
+        elif still != told:
+            log.error("watchdog: no sign of life from %s for %.0f s", ", ".join(still), patience_s)
+        told = still
+        monitor.stop.wait(patience_s / 4)
 
 def serve(config: Config, demo: bool = False) -> int:
     """Run until a signal comes (0) or a thread dies (1)."""
@@ -5553,17 +5607,22 @@ def run(monitor: Monitor, listener: socket.socket, ends: set[signal.Signals]) ->
         for finding in warnings_of(config):
             log.warning("%s. %s", finding.what, finding.remedy)
         signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # a thread half started could not be joined
-        for name, work in (("ingest", play_demo if monitor.demo else ingest), ("upkeep", upkeep)):
+        workers = {"ingest": play_demo if monitor.demo else ingest, "upkeep": upkeep}
+        if patience_s := watchdog_s():
+            workers["watchdog"] = functools.partial(feed_watchdog, server=server, patience_s=patience_s)
+        for name, work in workers.items():
             threads.append(start_thread(monitor, name, work, failures))
         assert monitor.federation is not None
         monitor.federation.died = lambda: end_process("federation", failures)
         monitor.federation.start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)
+        notify("READY=1")
         server.run()
     except SystemExit:  # a signal while starting; waitress keeps later ones to itself
         pass
     finally:
         monitor.stop.set()
+        notify("STOPPING=1")
         if monitor.federation is not None:
             monitor.federation.ended = True
             monitor.federation.stop()

@@ -1,0 +1,175 @@
+"""The systemd units, and what tbmon tells systemd of itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Program, Watch, header, wait_for
+from hub import free_port
+from stand_in import command
+
+import tbmon
+
+UNITS = sorted((ROOT / "deploy").glob("*.service"))
+PATIENCE_S = 3
+
+
+def analyze(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run((command("systemd-analyze"), *words), capture_output=True, text=True)
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> dict[str, Path]:
+    """The units, with programs that exist here in the place of those that are installed."""
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to("/bin/true")
+    for unit in UNITS:
+        text = unit.read_text().replace("/opt/tbmon", str(tmp_path)).replace("/usr/bin/ssh", "/bin/true")
+        (tmp_path / unit.name).write_text(text)
+    (tmp_path / "tbmon@one.service").symlink_to("tbmon@.service")
+    return {unit.name: tmp_path / unit.name.replace("@", "@one") for unit in UNITS}
+
+
+@pytest.mark.parametrize("unit", [unit.name for unit in UNITS])
+def test_systemd_finds_no_fault_in_a_unit_and_little_exposure(unit: str, installed: dict[str, Path]) -> None:
+    checked = analyze("verify", str(installed[unit]))
+    assert (checked.returncode, checked.stderr) == (0, "")
+    judged = analyze("security", "--offline=true", "--threshold=15", str(installed[unit]))
+    assert judged.returncode == 0, judged.stdout[-300:]
+
+
+def test_systemd_would_find_a_fault(installed: dict[str, Path]) -> None:
+    faulty = installed["tbmon.service"]
+    faulty.write_text(faulty.read_text().replace("ProtectHome=yes", "ProtectHaus=yes"))
+    assert "ProtectHaus" in analyze("verify", str(faulty)).stderr
+    faulty.write_text("[Service]\nExecStart=/bin/true\n")
+    assert analyze("security", "--offline=true", "--threshold=15", str(faulty)).returncode != 0
+
+
+def test_the_units_are_hardened_alike() -> None:
+    assert len(UNITS) == 4
+    parts = {unit.read_text().partition("\nNoNewPrivileges")[2].partition("\n[Install]")[0] for unit in UNITS}
+    assert len(parts) == 1 and "ProtectSystem=strict" in parts.pop()
+
+
+class Systemd:
+    """What listens at NOTIFY_SOCKET."""
+
+    def __init__(self, address: str) -> None:
+        self.address, self.told = address, list[str]()
+        self.end = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.end.bind(address.replace("@", "\0") if address.startswith("@") else address)
+        self.end.settimeout(0.05)
+
+    def hears(self, words: str) -> bool:
+        """True if this came since it was asked last."""
+        with contextlib.suppress(TimeoutError):
+            while True:
+                self.told.append(self.end.recv(4096).decode())
+        if words not in self.told:
+            return False
+        del self.told[: self.told.index(words) + 1]
+        return True
+
+    def is_silent(self, seconds: float) -> bool:
+        """True if nothing comes for so long."""
+        self.hears("")
+        self.told.clear()
+        self.end.settimeout(seconds)
+        try:
+            return not self.end.recv(4096)
+        except TimeoutError:
+            return True
+        finally:
+            self.end.settimeout(0.05)
+
+
+@pytest.fixture(params=["path", "abstract"])
+def systemd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Systemd]:
+    address = str(tmp_path / "notify") if request.param == "path" else f"@tbmon-test-{os.getpid()}"
+    made = Systemd(address)
+    yield made
+    made.end.close()
+
+
+def start(program: Callable[..., Program], systemd: Systemd, tmp_path: Path) -> Program:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "a.log").write_text(header("Heartbeat sent") + "\n")
+    watched = {"NOTIFY_SOCKET": systemd.address, "WATCHDOG_USEC": str(PATIENCE_S * 10**6)}
+    return program(LOG_DIR=str(logs), **watched).start()
+
+
+def test_it_tells_that_it_is_ready_alive_and_stopping(
+    program: Callable[..., Program], systemd: Systemd, tmp_path: Path
+) -> None:
+    one = start(program, systemd, tmp_path)
+    wait_for(lambda: systemd.hears("READY=1"))
+    wait_for(lambda: systemd.hears("WATCHDOG=1"))
+    wait_for(lambda: systemd.hears("WATCHDOG=1"))
+    assert one.end() == 0
+    assert systemd.hears("STOPPING=1") and systemd.told == []
+
+
+@pytest.mark.parametrize("systemd", ["path"], indirect=True)
+def test_it_gives_no_sign_of_life_while_a_thread_stands_still(
+    program: Callable[..., Program], systemd: Systemd, tmp_path: Path
+) -> None:
+    one = start(program, systemd, tmp_path)
+    wait_for(lambda: systemd.hears("WATCHDOG=1"))
+    with contextlib.closing(sqlite3.connect(one.folder / "t.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")  # ingest waits for as long as another may write, and no disk is as slow
+        with (tmp_path / "logs" / "a.log").open("a") as log:
+            log.write(header("Said to a locked database") + "\n")
+        wait_for(lambda: re.search("no sign of life from .*ingest", one.log.read_text()))
+        assert one.get("/health")[0] == 200, "the server goes on"
+        assert systemd.is_silent(PATIENCE_S / 2)
+    wait_for(lambda: systemd.hears("WATCHDOG=1"))
+    assert one.end() == 0
+
+
+def test_a_server_that_no_longer_serves_is_no_sign_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    listens = Systemd(str(tmp_path / "notify"))
+    monkeypatch.setenv("NOTIFY_SOCKET", listens.address)
+    with contextlib.closing(listens.end), Watch(tmp_path / "data", log_dir=str(tmp_path)) as watch:
+        config = tbmon.Config(port=free_port())
+        server = tbmon.make_server(lambda environ, answer: [b""], tbmon.listen(config), config)
+        fed = threading.Thread(target=tbmon.feed_watchdog, args=(watch.monitor, server, PATIENCE_S))
+        fed.start()
+        wait_for(lambda: "no sign of life from server" in caplog.text)
+        assert listens.is_silent(PATIENCE_S / 2)
+        serving = threading.Thread(target=server.run)
+        serving.start()
+        wait_for(lambda: listens.hears("WATCHDOG=1"))
+        watch.monitor.stop.set()
+        fed.join(5)
+        server.close()
+        serving.join(5)
+
+
+def test_outside_systemd_it_tells_nothing(program: Callable[..., Program], tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    one = program(LOG_DIR=str(tmp_path / "logs"), NOTIFY_SOCKET="", WATCHDOG_USEC="oops").start()
+    assert one.end(signal.SIGINT) == 0 and "watchdog" not in one.log.read_text()
+
+
+def test_a_watchdog_meant_for_another_process_is_not_fed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "60000000")
+    assert tbmon.watchdog_s() == 60
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    assert tbmon.watchdog_s() == 60
+    monkeypatch.setenv("WATCHDOG_PID", "1")
+    assert tbmon.watchdog_s() == 0
