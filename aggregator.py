@@ -438,16 +438,16 @@ class Aggregator:
         delay_s = 1.0
         while True:
             began, self.failure, self.holds = time.monotonic(), "", False
+            tbmon.notify("READY=1\nWATCHDOG=1")  # also while no hub answers: that is not ours to mend
             try:
                 await self.session()
             except UserError:
                 raise
             except Exception as error:  # a hub can make nats-py and aiohttp raise anything
-                words = tbmon.shorten(error)
-                log.log(logging.DEBUG if words == self.error else logging.WARNING, "%s; trying again", words)
-                self.error = words
+                self.error, before = tbmon.shorten(error), self.error
+                log.log(logging.DEBUG if self.error == before else logging.WARNING, "%s; trying again", self.error)
                 with contextlib.suppress(sqlite3.Error):  # a full disk, which may be the error itself
-                    self.store.keep("health", {"at": int(time.time() * 1000), "error": words})
+                    self.store.keep("health", {"at": int(time.time() * 1000), "error": self.error})
             delay_s = 1.0 if time.monotonic() - began > 60 else min(2 * delay_s, 30.0)
             await asyncio.sleep(delay_s)
 
@@ -463,9 +463,8 @@ class Aggregator:
         async with tbmon.connect(config.nats_url, user, config.nats_tls_ca or None, 10, **more) as hub:
             hub._process_headers = read_status
             await self.claim(hub)
-            readers = await self.open_readers(hub, wake)
+            self.error, readers = "", await self.open_readers(hub, wake)
             log.info("connected to %s", config.nats_url)
-            self.error = ""
             await self.work(hub, readers, wake)
 
     async def claim(self, hub: Any) -> None:
@@ -518,6 +517,7 @@ class Aggregator:
         pruning: Iterator[None] = iter(())
         publish_at, patience = 0.0, time.monotonic() + 300  # in a flood the end of what waits may never come
         while hub.is_connected and not self.failure:
+            tbmon.notify("WATCHDOG=1")
             for reader in readers:
                 self.counted += await reader.take(self.store)
                 await reader.ask()

@@ -9,6 +9,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Program, Watch, header, wait_for
 from hub import free_port
+from hub_conf import AGGREGATOR, Server
 from stand_in import command
 
 import tbmon
@@ -173,3 +175,35 @@ def test_a_watchdog_meant_for_another_process_is_not_fed(monkeypatch: pytest.Mon
     assert tbmon.watchdog_s() == 60
     monkeypatch.setenv("WATCHDOG_PID", "1")
     assert tbmon.watchdog_s() == 0
+
+
+@contextlib.contextmanager
+def counting(folder: Path, systemd: Systemd, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The aggregator, started by systemd as it seems to it."""
+    own = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "DB_PATH": str(folder / "a.db")}
+    words = (sys.executable, "-m", "aggregator")
+    with subprocess.Popen(words, env={**own, "NOTIFY_SOCKET": systemd.address, **settings}) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("systemd", ["path"], indirect=True)
+def test_the_aggregator_is_ready_and_alive_while_no_hub_answers(systemd: Systemd, tmp_path: Path) -> None:
+    with counting(tmp_path, systemd, NATS_URL=f"nats://127.0.0.1:{free_port()}") as process:
+        for _ in range(2):
+            wait_for(lambda: systemd.hears("READY=1\nWATCHDOG=1"))
+        process.terminate()
+        assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize("systemd", ["path"], indirect=True)
+def test_the_aggregator_gives_a_sign_of_life_for_each_round_of_its_work(systemd: Systemd, tmp_path: Path) -> None:
+    server = Server(tmp_path / "hub").start()
+    login = {"NATS_USER": "aggregator", "NATS_PASSWORD": AGGREGATOR}
+    with contextlib.closing(server), counting(tmp_path, systemd, NATS_URL=server.url(), **login) as process:
+        wait_for(lambda: systemd.hears("WATCHDOG=1"))
+        wait_for(lambda: systemd.hears("WATCHDOG=1"))
+        process.send_signal(signal.SIGSTOP)
+        assert systemd.is_silent(PATIENCE_S / 2)

@@ -511,7 +511,9 @@ def test_doctor_tells_what_to_do_when_nothing_can_be_had(program: Make) -> None:
 
 
 def test_doctor_reports_a_folder_in_the_databases_place(program: Make) -> None:
-    done = run(program(DOCKER_HOST=NO_ENGINE, DB_PATH="."), "doctor")
+    one = program(DOCKER_HOST=NO_ENGINE, DB_PATH="there")
+    (one.folder / "there").mkdir()
+    done = run(one, "doctor")
     assert (done.returncode, findings(done)["FAIL"]) == (1, 2)
 
 
