@@ -41,6 +41,7 @@ import gzip
 import hashlib
 import heapq
 import hmac
+import html
 import importlib.util
 import io
 import ipaddress
@@ -1142,6 +1143,8 @@ AUDIT_ROWS = 10_000  # the newest are kept
 OUTBOX_ROWS, OUTBOX_MS = 10_000, 7 * DAY_MS  # what waits for the federation beyond these is dropped and counted
 SNAPSHOTS = 1000  # of the network's figures are kept
 SENT_MS = 400 * DAY_MS  # how long what it was told is kept
+SAMPLE_MS = 31 * DAY_MS  # how long the node's state at each minute is kept
+CELL_ENTRIES = 2000  # counted of one cell of the log's chart at most, so that a flood costs no more than a day
 RECEIVED, ENDED = 1, 2  # bits of task.told
 ENGINE, FILES = 1, 2  # bits of log.sources
 SUSPECT, UNRECOGNISED, UNSTAMPED = 1, 2, 4  # bits of log.flags
@@ -1207,6 +1210,12 @@ MIGRATIONS = (
     CREATE TABLE network_stats (id INTEGER PRIMARY KEY, snapshot_at TEXT NOT NULL UNIQUE, at INTEGER NOT NULL,
         stats TEXT NOT NULL);
     """,
+    """
+    CREATE TABLE sample (                 -- the node at each minute tbmon could see it; what is missing is unknown
+        at INTEGER PRIMARY KEY, up INTEGER NOT NULL, cpu REAL, memory INTEGER
+    );
+    CREATE INDEX sample_down ON sample (at) WHERE NOT up;
+    """,
 )
 
 TASK_COLUMNS = tuple(item.name for item in fields(Task))
@@ -1246,6 +1255,8 @@ WRITES = {  # by `Store.put`
     " WHERE id <= (SELECT id FROM network_stats ORDER BY id DESC LIMIT 1 OFFSET ?)",
     "audit": "INSERT INTO audit (at, event, address, detail) VALUES (?, ?, ?, ?)",
     "gap": "INSERT INTO gap (from_at, to_at, reason) VALUES (?, ?, ?)",
+    "sample": "INSERT OR REPLACE INTO sample (at, up, cpu, memory) VALUES (?, ?, ?, ?)",
+    "old_samples": "DELETE FROM sample WHERE at < ?",
 }
 SAVE_INVOICE = """
     INSERT INTO invoice (name, invoice_id, execution_id, task_id, at, step_gas_price, line_items, operation, steps,
@@ -1320,6 +1331,47 @@ QUERIES = {  # by `Store.get` and `Store.first`
         SUM(IFNULL(received_at, 0) >= ?) AS tasks_24h
     FROM task
     """,
+    "invoices_since": "SELECT COUNT(*) FROM invoice WHERE IFNULL(at, 0) >= ?",
+    "waiting_since": "SELECT COUNT(*) FROM task WHERE status = 'completed' AND IFNULL(received_at, 0) >= ?"
+    " AND NOT EXISTS (SELECT 1 FROM invoice WHERE invoice.execution_id = task.execution_id)",
+    "recent_tasks": "SELECT IFNULL(completed_at, IFNULL(started_at, received_at)) AS at, status AS what, execution_id,"
+    " task_type AS detail FROM task ORDER BY IFNULL(received_at, 0) DESC, id DESC LIMIT 12",
+    "recent_invoices": "SELECT at, IFNULL(operation, 'invoice') AS what, execution_id, NULL AS detail FROM invoice"
+    " ORDER BY IFNULL(at, 0) DESC, id DESC LIMIT 12",
+    "recent_starts": "SELECT started_at AS at, 'start' AS what, NULL AS execution_id, NULL AS detail FROM start"
+    " ORDER BY started_at DESC LIMIT 12",
+    "recent_gaps": "SELECT IFNULL(to_at, from_at) AS at, 'gap' AS what, NULL AS execution_id, reason AS detail"
+    " FROM gap ORDER BY id DESC LIMIT 12",
+    "up_since": "SELECT IFNULL(SUM(up), 0) AS up, COUNT(*) AS seen FROM sample WHERE at >= ?",
+    "up_cells": "SELECT (at - ?) / ? AS cell, SUM(up) AS up, COUNT(*) AS seen FROM sample WHERE at >= ? GROUP BY cell",
+    "outages": f"""
+    SELECT COUNT(*) AS minutes FROM (
+        SELECT at / {MINUTE_MS} - ROW_NUMBER() OVER (ORDER BY at) AS run FROM sample WHERE NOT up AND at >= ?
+    ) GROUP BY run
+    """,
+    "usage_cells": "SELECT (at - ?) / ? AS cell, AVG(cpu) AS cpu, AVG(memory) AS memory FROM sample WHERE at >= ?"
+    " GROUP BY cell",
+    "first_sample": "SELECT at FROM sample WHERE at >= ? ORDER BY at LIMIT 1",
+    "task_cells": "SELECT (received_at - ?) / ? AS cell, SUM(status = 'completed') AS completed,"
+    " SUM(status = 'failed') AS failed, SUM(status = 'lost') AS lost,"
+    " SUM(status IN ('received', 'executing')) AS open FROM task WHERE IFNULL(received_at, 0) >= ? GROUP BY cell",
+    "duration_cells": """
+    SELECT cell, MAX(CASE WHEN place = (timed + 1) / 2 THEN elapsed_ms END) AS p50_ms,
+        MAX(CASE WHEN place = (timed * 95 + 99) / 100 THEN elapsed_ms END) AS p95_ms
+    FROM (SELECT (received_at - ?1) / ?2 AS cell, elapsed_ms,
+            ROW_NUMBER() OVER (PARTITION BY (received_at - ?1) / ?2 ORDER BY elapsed_ms) AS place,
+            COUNT(*) OVER (PARTITION BY (received_at - ?1) / ?2) AS timed
+        FROM task WHERE IFNULL(received_at, 0) >= ?3 AND elapsed_ms IS NOT NULL)
+    GROUP BY cell
+    """,
+    "failures": "SELECT IFNULL(error, 'unknown') AS reason, COUNT(*) AS tasks,"
+    " MAX(IFNULL(completed_at, received_at)) AS last_at FROM task"
+    " WHERE status = 'failed' AND IFNULL(received_at, 0) >= ? GROUP BY reason ORDER BY tasks DESC LIMIT 20",
+    "newest_entry": "SELECT key, at FROM log ORDER BY key DESC LIMIT 1",
+    "oldest_entry_at": "SELECT at FROM log ORDER BY key LIMIT 1",
+    "log_cell": "SELECT COUNT(*) AS entries, IFNULL(SUM(level = 1), 0) AS errors,"
+    " IFNULL(SUM(level = 2), 0) AS warnings"
+    f" FROM (SELECT level FROM log WHERE key >= ? AND key < ? LIMIT {CELL_ENTRIES})",
 }
 
 PAGE_ORDER = {"task": "received_at", "invoice": "at", "audit": "at", "sent": "at"}  # the time each is listed by
@@ -2721,6 +2773,7 @@ class Monitor:
     outbox: Outbox | None = None
     federation: Federation | None = None
     started_at: int = 0  # main; ms
+    doctor: Callable[[], Iterable[tuple[str, str, str]]] = tuple  # main: (level, what, remedy) of each finding
 
     def note_gap(self, since: int | None, until: int | None, reason: str) -> None:
         """Keep that lines may be missing between two times (ms)."""
@@ -3825,6 +3878,16 @@ class SimulatedNode:
             for words in (received, "processing started - Using slot 1/4", done):
                 yield self.header(at, f"Semaphore InvoiceSubscriber {words}")
 
+    def samples(self) -> Iterator[tuple[int, bool, float, int]]:
+        """A month of minutes as upkeep would have kept them: two outages, and an hour that nobody watched."""
+        dice, cpu = random.Random(self.seed), 8.0
+        for minute in range(30 * 1440, 0, -1):
+            cpu = min(60.0, max(2.0, cpu + dice.uniform(-3, 3)))
+            up = not 9600 < minute <= 9641 and not 1437 < minute <= 1440
+            if not 15000 < minute <= 15060:
+                at = (self.live_at // 60 - minute) * MINUTE_MS
+                yield at, up, cpu if up else 0.0, int((170 + 2 * cpu) * MIB) if up else 0
+
     def work(self, dice: random.Random) -> Iterator[tuple[float, str]]:
         at = float(self.begin)
         yield self.header(at, "Starting services")
@@ -3879,6 +3942,8 @@ def play_demo(monitor: Monitor) -> None:
     started, created = node.restarted_at * 1000, node.begin * 1000
     name = monitor.config.container_name
     monitor.container = Container("d3" * 32, name, "running", True, started, created, "demo", 0, False, "json-file")
+    with monitor.store.write() as db:
+        monitor.store.put(db, "sample", node.samples())
     feed = EngineFeed(monitor, monitor.container)
     for at, text in node.script():
         while at > monitor.clock():
@@ -3914,11 +3979,14 @@ def ingest(monitor: Monitor) -> None:
 def upkeep(monitor: Monitor) -> None:
     """The upkeep thread: container state every 2 s, statistics every 10 s, pruning and the file's check."""
     check_at = time.monotonic() + 600
-    rounds, told = 0, None
+    rounds, told, noted = 0, None, 0
     while not monitor.stop.is_set():
         if monitor.engine is not None:
             sample_container(monitor, monitor.engine, with_stats=rounds % 5 == 0)
         set_verdict(monitor)
+        minute = monitor.now() // MINUTE_MS
+        if minute != noted and note_minute(monitor, minute * MINUTE_MS):
+            noted = minute
         seen = monitor.verdict, monitor.container, monitor.container_error, monitor.stats
         if seen != told:
             told = seen
@@ -3942,6 +4010,17 @@ def sample_container(monitor: Monitor, engine: DockerEngine, with_stats: bool) -
             monitor.stats = engine.stats(monitor.config.container_name) if running else None
     except DockerError as error:
         monitor.container_error, monitor.stats = str(error), None
+
+def note_minute(monitor: Monitor, at: int) -> bool:
+    """Keep whether the node is up at this minute, and what it uses; False where tbmon cannot see it."""
+    verdict, stats, store = monitor.verdict, monitor.stats, monitor.store
+    if verdict is None or verdict.state == "blind":
+        return False
+    row = (at, verdict.state != "down", stats and stats.cpu, stats and stats.memory_bytes)
+    with contextlib.suppress(sqlite3.OperationalError), store.write() as db:  # a full disk: ingest says so
+        store.put(db, "sample", [row])
+        store.put(db, "old_samples", [(at - SAMPLE_MS,)])
+    return True
 
 def prune(monitor: Monitor) -> None:
     """Delete what is too old or too much, in slices, so that nobody waits long."""
@@ -4072,6 +4151,27 @@ SHAPES = {
     "Audit": "entries [AuditEntry], pagination Pagination",
     "Semaphore": "subscriber text, current int?, total int?",
     "Reset": "reason text",
+    "InvoiceCounts": "total int, invoices_24h int, waiting_24h int",
+    "UptimeCell": "at time, up int, down int, unknown int",
+    "Uptime": "percent_24h number?, percent_7d number?, percent_30d number?, outages int, longest_outage_min int,"
+    " cell_s int, cells [UptimeCell]",
+    "UsageCell": "at time, cpu number?, memory_mb number?",
+    "TaskCell": "at time, completed int, failed int, lost int, open int",
+    "Recent": "at time?, what text, execution_id uuid?, detail text?",
+    "Now": "*Status, tasks Summary, invoices InvoiceCounts, uptime Uptime, usage [UsageCell], activity [TaskCell],"
+    " recent [Recent], stream text",
+    "TimedCell": "*TaskCell, p50_ms int?, p95_ms int?",
+    "Failures": "reason text, tasks int, last_at time?",
+    "TaskChart": "cell_s int, cells [TimedCell], failures [Failures]",
+    "LogCell": "at time, entries int, errors int, warnings int",
+    "LogChart": "cell_s int, most int, cells [LogCell]",
+    "Database": "size_bytes int, limit_bytes int, retention_days int, oldestLogAt time?, tasks int, invoices int,"
+    " gaps int",
+    "Setup": "version text, startedAt time, memory_bytes int?, source engine|directory|demo, container text, host text,"
+    " port int, apiKey bool, passwordFrom setting|file, streamToken bool, allowedHosts [text], allowedOrigins [text],"
+    " trustedProxy [text], dockerUrl text?, dockerCalls [text], dockerFolders [text], database Database",
+    "Finding": "level OK|WARN|FAIL, what text, remedy text",
+    "Doctor": "findings [Finding]",
     "Sharing": "enabled bool, nodeId text?, privacyLevel minimal|balanced|maximum, shareTasks bool, shareStats bool,"
     " natsServers [text]",
     "SharingBody": "enabled? bool, privacyLevel? minimal|balanced|maximum, shareTasks? bool, shareStats? bool,"
@@ -4178,6 +4278,8 @@ LANGUAGES = (*TASK_TYPES.values(), "other")
 TABLE = {**PAGE, "format": a_word("json", "csv"), "execution_id": AN_EXECUTION, "matched": MATCHED}
 TASKS_QUERY = {**TABLE, "status": a_word(*STATUSES), "type": a_word(*LANGUAGES)}
 INVOICES_QUERY = {**TABLE, "operation": a_word("pay", "penalty")}
+SPANS = {"24h": (48, HOUR_MS // 2), "7d": (84, 2 * HOUR_MS), "30d": (90, 8 * HOUR_MS)}  # cells, and how long each is
+SPAN_QUERY = {"span": a_word(*SPANS)}
 LOGS_QUERY = {
     **PAGE, "level": a_word(*LEVELS[1:]), "type": a_word(*LOG_TYPES), "execution_id": AN_EXECUTION,
     "search": Parameter("text", str, TEXT), "cursor": PAGE["cursor"]._replace(read=read_log_cursor),
@@ -4572,6 +4674,7 @@ class Api:
         self.boot = secrets.token_hex(4)  # numbers of happenings mean nothing to another process
         self.streams: Counter[str] = Counter()  # by address
         self.streams_lock, self.module_lock, self.sharing_lock = threading.Lock(), threading.Lock(), threading.RLock()
+        self.doctor_lock = threading.Lock()
         assert monitor.outbox is not None and monitor.federation is not None
         self.outbox, self.federation = monitor.outbox, monitor.federation
 
@@ -5059,6 +5162,132 @@ class Api:
         text = self.store.show(json.dumps(data))
         return self.event_id(number) + f"event: {kind}\ndata: {text}\n\n".encode()
 
+# The charts: at most 200 cells each, aligned to their length so that they stay the same while time goes on
+
+def cells_of(now: int, number: int, step: int) -> range:
+    """The starts of `number` cells of `step` ms, of which the last holds `now`."""
+    last = now // step * step
+    return range(last - (number - 1) * step, last + 1, step)
+
+def cell_rows(store: Store, what: str, cells: range) -> Sequence[Mapping[str, Any] | None]:
+    """What a query that counts by cell has for each of `cells`; None where it has nothing."""
+    found = {row["cell"]: dict(row) for row in store.get(what, cells.start, cells.step, cells.start)}
+    return [found.get(number) for number in range(len(cells))]
+
+def task_cells(store: Store, cells: range, shape: str = "TaskCell") -> list[dict[str, Any]]:
+    """Tasks by what became of them, by the time they were received."""
+    counts = cell_rows(store, "task_cells", cells)
+    timed = cell_rows(store, "duration_cells", cells) if shape == "TimedCell" else counts
+    made = []
+    for at, count, times in zip(cells, counts, timed, strict=True):
+        known = {**(count or {}), **(times or {})}
+        nothing = {name: None if name.endswith("_ms") else 0 for name in fields_of(shape)}
+        made.append({name: known.get(name, empty) for name, empty in nothing.items()} | {"at": utc(at)})
+    return made
+
+def uptime_json(store: Store, now: int) -> dict[str, Any]:
+    """Thirty days in cells of minutes up, down and unknown; shares are of the minutes that tbmon could see."""
+    cells, shown = cells_of(now, *SPANS["30d"]), list[dict[str, Any]]()
+    for at, row in zip(cells, cell_rows(store, "up_cells", cells), strict=True):
+        up, seen = (row["up"], row["seen"]) if row else (0, 0)
+        length = min(cells.step, now - at + MINUTE_MS) // MINUTE_MS
+        shown.append({"at": utc(at), "up": up, "down": seen - up, "unknown": max(0, length - seen)})
+    percent = {}
+    for name, days in (("percent_24h", 1), ("percent_7d", 7), ("percent_30d", 30)):
+        up, seen = store.get("up_since", now - days * DAY_MS)[0]
+        percent[name] = math.floor(10_000 * up / seen) / 100 if seen else None
+    outages = [row["minutes"] for row in store.get("outages", now - 30 * DAY_MS)]
+    longest = max(outages, default=0)
+    return {**percent, "outages": len(outages), "longest_outage_min": longest, "cell_s": cells.step // 1000,
+            "cells": shown}  # fmt: skip
+
+def usage_json(store: Store, now: int) -> list[dict[str, Any]]:
+    """A day of processor and memory; while less than three hours are known, those alone."""
+    first = store.first("first_sample", now - DAY_MS)
+    is_new = first is None or first > now - 3 * HOUR_MS
+    cells = cells_of(now, *((90, 2 * MINUTE_MS) if is_new else (96, 15 * MINUTE_MS)))
+    return [
+        {"at": utc(at), "cpu": None if row is None or row["cpu"] is None else round(row["cpu"], 1),
+         "memory_mb": None if row is None or row["memory"] is None else round(row["memory"] / MIB, 1)}
+        for at, row in zip(cells, cell_rows(store, "usage_cells", cells), strict=True)
+    ]  # fmt: skip
+
+def recent_json(store: Store) -> list[dict[str, Any]]:
+    """The last twelve things that happened, newest first."""
+    kinds = ("recent_tasks", "recent_invoices", "recent_starts", "recent_gaps")
+    rows = [dict(row) for kind in kinds for row in store.get(kind)]
+    rows.sort(key=lambda row: row["at"] or 0, reverse=True)
+    return [{**row, "at": utc(row["at"])} for row in rows[:12]]
+
+def now_json(api: Api) -> dict[str, Any]:
+    """All that the page Now shows; `stream` is where a live stream that goes on from here begins."""
+    place, store, now = f"{api.boot}-{api.monitor.ring.newest}", api.store, api.monitor.now()
+    day = now - DAY_MS
+    invoices = {
+        "total": store.first("invoice_count"), "invoices_24h": store.first("invoices_since", day),
+        "waiting_24h": store.first("waiting_since", day),
+    }  # fmt: skip
+    return {
+        **api.status(), "tasks": api.summary(), "invoices": invoices, "uptime": uptime_json(store, now),
+        "usage": usage_json(store, now), "activity": task_cells(store, cells_of(now, *SPANS["24h"])),
+        "recent": recent_json(store), "stream": place,
+    }  # fmt: skip
+
+def task_chart(api: Api, call: Call) -> dict[str, Any]:
+    cells = cells_of(api.monitor.now(), *SPANS[call.query.get("span", "24h")])
+    failures = [{**row, "last_at": utc(row["last_at"])} for row in map(dict, api.store.get("failures", cells.start))]
+    return {
+        "cell_s": cells.step // 1000, "cells": task_cells(api.store, cells, "TimedCell"), "failures": failures,
+    }  # fmt: skip
+
+def log_chart(api: Api, call: Call) -> dict[str, Any]:
+    """Log entries by time. Keys have the node's own clock, whose distance from UTC the newest entry tells."""
+    cells = cells_of(api.monitor.now(), *SPANS[call.query.get("span", "24h")])
+    newest = next(iter(api.store.get("newest_entry")), None)
+    ahead_s = 0 if newest is None else int.from_bytes(newest["key"][:4], "big") - newest["at"] // 1000
+    ahead_s, shown = round(ahead_s / 900) * 900, []
+    for at in cells:
+        low = at // 1000 + ahead_s
+        row = api.store.get("log_cell", key_of(low), key_of(low + cells.step // 1000))[0]
+        shown.append({"at": utc(at), **dict(row)})
+    return {"cell_s": cells.step // 1000, "most": CELL_ENTRIES, "cells": shown}
+
+# What the page Setup shows
+
+def database_json(api: Api) -> dict[str, Any]:
+    store, config = api.store, api.monitor.config
+    return {
+        "size_bytes": store.size_bytes(), "limit_bytes": config.max_db_bytes,
+        "retention_days": config.log_retention_days, "oldestLogAt": utc(store.first("oldest_entry_at")),
+        "tasks": store.get("summary", 0)[0]["total"], "invoices": store.first("invoice_count"),
+        "gaps": store.first("gap_count"),
+    }  # fmt: skip
+
+def setup_json(api: Api) -> dict[str, Any]:
+    """How this tbmon is set up: who can read it, what it may ask Docker, what it keeps."""
+    monitor, config, name = api.monitor, api.monitor.config, api.monitor.config.container_name
+    lists = {"allowedHosts": config.allowed_hosts, "allowedOrigins": config.allowed_origins}
+    calls = [f"/containers/{name}/{call}" for call in ("json", "logs", "stats", "archive")]
+    return {
+        "version": __version__, "startedAt": utc(monitor.started_at), "memory_bytes": resident_bytes(),
+        "source": api.log_status()["source"], "container": name, "host": config.host, "port": config.port,
+        "apiKey": bool(config.api_key), "passwordFrom": "setting" if config.task_data_password else "file",
+        "streamToken": bool(config.ws_auth_required), "trustedProxy": split_list(config.trusted_proxy),
+        **{name: split_list(text) for name, text in lists.items()},
+        "dockerUrl": monitor.engine.url if monitor.engine else None,
+        "dockerCalls": ["/_ping", "/version", *calls] if monitor.engine else [],
+        "dockerFolders": list(ARCHIVE_PREFIXES) if monitor.engine else [], "database": database_json(api),
+    }  # fmt: skip
+
+def doctor_json(api: Api) -> dict[str, Any]:
+    """What `doctor` finds now; it reads the log's end, so that one may run at a time."""
+    if not api.doctor_lock.acquire(timeout=10):
+        raise Refusal(503, "doctor is at work already", {"Retry-After": "5"})
+    try:
+        return {"findings": [dict(zip(("level", "what", "remedy"), one, strict=True)) for one in api.monitor.doctor()]}
+    finally:
+        api.doctor_lock.release()
+
 STREAM_LOOK_S = 0.5  # a stream looks this often whether its client and its session are still there
 STREAM_REST_S = 0.02  # between two chunks, so that a busy log does not wake every stream for each line
 STREAM_BEAT_S = 15
@@ -5096,10 +5325,13 @@ ROUTES = (
     Route("/api/status", "local", "The node, its container and the verdict on both.", "Status",
           lambda api, call: api.status()),
     Route("/api/status/stats", "local", "Figures of tasks and invoices.", "Overview", lambda api, call: api.stats()),
+    Route("/api/now", "local", "All that the page Now shows, in one answer.", "Now", lambda api, call: now_json(api)),
     Route("/api/tasks", "local", "Tasks, newest first. `matched`: whether there is an invoice.", "Tasks",
           lambda api, call: api.page("task", "tasks", task_json, call), TASKS_QUERY, "Task"),
     Route("/api/tasks/stats/summary", "local", "Figures of tasks. `success_rate` is of finished tasks, in percent.",
           "Summary", lambda api, call: api.summary()),
+    Route("/api/tasks/stats/chart", "local", "Tasks and their durations over time, and failures by reason; `span`"
+          " counts back from now.", "TaskChart", task_chart, SPAN_QUERY),
     Route(TASK, "local", "One task and what happened when.", "TaskDetail", Api.task),
     Route(TASK + "/data", "private", f"Input, output and error words of a task. {DATA}", "TaskData", Api.task_data),
     Route(TASK + "/artifacts", "private", f"The task's wasm module, if the node's cache still has it. {DATA}",
@@ -5117,6 +5349,12 @@ ROUTES = (
           Api.logs, LOGS_QUERY),
     Route("/api/logs/status", "local", "Where the log comes from, and where lines may be missing.", "LogStatus",
           lambda api, call: api.log_status()),
+    Route("/api/logs/chart", "private", f"Log entries over time, by level; `span` counts back from now. {DATA}",
+          "LogChart", log_chart, SPAN_QUERY),
+    Route("/api/setup", "local", "How this tbmon is set up: who can read it, what it may ask Docker, what it keeps.",
+          "Setup", lambda api, call: setup_json(api)),
+    Route("/api/doctor", "private", "What `tbmon.py doctor` finds, looked up now. Private: asks for the task-data"
+          " password.", "Doctor", lambda api, call: doctor_json(api)),
     Route("/api/events", "stream", "The live stream (Server-Sent Events).", "text/event-stream", Api.events),
     Route("/api/auth/login", "open", "Opens a session with the API key, the task-data password or the stream token.",
           "Login", Api.login, method="POST", body="LoginBody"),
@@ -5266,6 +5504,38 @@ def is_text(path: str) -> bool:
     except UnicodeError:
         return False
 
+def page_facts(api: Api, environ: Mapping[str, Any]) -> dict[str, Any]:
+    """What the reader of the page may see, as /api/now and /api/auth/status say it; raises Refusal if nothing."""
+    caller = api.guard.find_caller(environ, api.guard.check_origin(environ))
+    api.guard.admit(caller)
+    api.guard.check("local", caller)
+    session = caller.session
+    auth = {"session": session is not None, "expiresAt": utc(session.ends_at) if session else None}
+    now = {**now_json(api), "timestamp": None}  # it would make every page a new one
+    return {"now": now, "auth": {**auth, "open": api.guard.open_to(caller)}}
+
+def page_words(verdict: Mapping[str, str] | None) -> dict[str, str]:
+    """The verdict as the page says it."""
+    said = verdict or {"state": "blind", "reason": JUST_STARTED, "advice": "Wait a few seconds."}
+    words = {name: re.sub("`([^`]*)`", "\u201c\\1\u201d", said[name]) for name in ("state", "reason", "advice")}
+    words = {name: text if text.startswith("tbmon") else text[:1].upper() + text[1:] for name, text in words.items()}
+    words["reason"] = words["reason"].rstrip(".") + "."
+    return {**words, "since": f"Since {said['since']}" if said.get("since") else ""}
+
+def filled_page(api: Api, environ: Mapping[str, Any], page: str) -> Reply:
+    """The page with the theme chosen, the verdict as text, for whoever has no JavaScript, and the first answer that
+    its script would ask for. Where the reader may see nothing, the script asks and says what is wrong."""
+    theme = re.search(r"(?:^|;) *tbmon-theme=(light|dark)(?:;|$)", environ.get("HTTP_COOKIE", ""), re.ASCII)
+    page = page.replace('<html lang="en"', f'<html lang="en" data-theme="{theme[1]}"', 1) if theme else page
+    with contextlib.suppress(Refusal, sqlite3.OperationalError):
+        facts = page_facts(api, environ)
+        words = page_words(facts["now"]["verdict"])
+        page = re.sub(r'( data-say="(\w+)">)[^<]*', lambda found: found[1] + html.escape(words[found[2]]), page)
+        page = page.replace('data-state="none"', f'data-state="{words["state"].lower()}"', 1)
+        page = page.replace(">null</script>", ">" + json.dumps(facts, separators=(",", ":")).replace("<", "\\u003c") + "</script>", 1)
+    kept = "no-store" if api.monitor.config.api_key else SECURITY_HEADERS["Cache-Control"]
+    return Reply(page, {"Content-Type": CONTENT_TYPES[".html"], "Cache-Control": kept})
+
 def build_app(api: Api) -> Any:
     """The WSGI application: ROUTES, the page's files, and JSON for every refusal."""
     import bottle  # only where something is served
@@ -5322,8 +5592,12 @@ def build_app(api: Api) -> Any:
     for path, words in GONE.items():
         refusal = Refusal(410, f"this path of the original monitor is gone: {words}")
         app.route(path, ["GET", "POST", "PUT", "DELETE"], lambda refusal=refusal, **_: refuse(refusal))
+    def serve_front() -> Any:
+        with room:
+            return send(filled_page(api, request.environ, bytes(pages["/"].content).decode()))  # type: ignore[arg-type]
+
     for name, page in pages.items():
-        app.route(name, "GET", functools.partial(send, page))
+        app.route(name, "GET", functools.partial(send, page) if name != "/" else serve_front)
     return app
 
 def listen(config: Config) -> socket.socket:
@@ -5514,7 +5788,7 @@ def serve(config: Config, demo: bool = False) -> int:
         with contextlib.closing(Store(Path(config.db_path), local_key)) as store:
             engine = None if demo or config.log_dir else DockerEngine(config)
             monitor = Monitor(config, store, redactor, engine, stop, demo=demo)
-            monitor.started_at = monitor.now()
+            monitor.started_at, monitor.doctor = monitor.now(), functools.partial(findings, config, demo)
             monitor.outbox = Outbox(store, SharingKeys(config.keys), monitor.now, random.SystemRandom())
             monitor.federation = Federation(
                 config, monitor.outbox, functools.partial(take_publication, monitor),
@@ -5567,10 +5841,14 @@ def run_demo(config: Config) -> int:
 def doctor(config: Config) -> int:
     """Check everything the monitor needs; 1 if something fails."""
     worst = 0
-    for finding in itertools.chain(check_source(config), check_host(config)):
+    for finding in findings(config):
         print(f"{finding.level:<4} {finding.what}" + (f"\n     -> {finding.remedy}" if finding.remedy else ""))
         worst = worst or int(finding.level == "FAIL")
     return worst
+
+def findings(config: Config, demo: bool = False) -> Iterator[Finding]:
+    """All that doctor looks at; of a demo only what there is."""
+    return itertools.chain(warnings_of(config) if demo else check_source(config), check_host(config))
 
 def check_source(config: Config) -> Iterator[Finding]:
     """Settings, and what the node's words come from."""

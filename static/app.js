@@ -1,253 +1,1320 @@
-// tbmon's dashboard. index.html says what stands where: `data-path` is what a panel asks for, `data-list` the list in
-// the answer that becomes rows, `data-field` and `data-column` a value and its format, which is `text` if not named.
+// tbmon's dashboard: one state, pages as functions from answers to elements, and one stream that says what has changed.
+// Parts: 1 Formats, 2 Elements, 3 Answers, 4 Live, 5 Charts, 6 Components, 7 Pages, 8 Log, 9 Actions, 10 Start.
+// Texts from a log are only ever text nodes; nothing here makes markup out of words.
 
-const POLL_MS = 5000;
-const TIMEOUT_MS = 10000;
-const EXCERPT = 600; // characters of a log message: a task's input may be megabytes long
-const STARTING = { state: 'starting', reason: 'tbmon has just started and is still looking', advice: 'Wait a little.' };
+const [POLL_MS, RENEW_MS, QUIET_MS, TIMEOUT_MS, REST_MS] = [5000, 60000, 40000, 20000, 1500];
+const STARTING = { state: 'blind', reason: 'tbmon has just started', advice: 'Wait a few seconds.', since: null };
 const MARKS = {
-  working: 'check', completed: 'check', degraded: 'half', warn: 'half', down: 'cross', failed: 'cross', error: 'cross',
-  idle: 'diamond', received: 'diamond', blind: 'question', lost: 'question', executing: 'run',
+  working: 'check', completed: 'check', pay: 'check', OK: 'check', degraded: 'half', warn: 'half', WARN: 'half', penalty: 'half',
+  down: 'cross', failed: 'cross', error: 'cross', FAIL: 'cross', idle: 'diamond', received: 'diamond', invoice: 'coin',
+  blind: 'question', lost: 'question', executing: 'run', start: 'start', gap: 'gap',
+};
+const WORDS = { // for names that do not read well as they are
+  pay: 'paid', penalty: 'penalised', start: 'node started', gap: 'log lines may be missing', invoice: 'invoice',
+  gas_limit: 'gas limit', memory_limit: 'memory limit', exit_code: 'exit code',
 };
 
 const find = (selector, root = document) => root.querySelector(selector);
-const [dialog, keyForm, logs, logForm] = ['#task', '#key-form', '#logs', '#logs form'].map((name) => find(name));
-const shown = new WeakMap(); // table row: its item
-const secrets = { key: '', password: '' }; // they stand here only, so that a reload forgets them
-let [locked, busy, timer] = [false, false, 0]; // locked: tbmon wants an API key that this page has not got
-let skewMs = 0; // the monitor's clock minus this one; ages are told by the monitor's
+const view = find('#view');
+const state = {
+  boxes: new Map(), // path: what tbmon answered last, and how old that is
+  open: new Set(), // what the reader has unfolded
+  live: { mode: 'connecting', why: '', last: null, heardAt: 0, aborter: null, timer: 0 },
+  trouble: '', loginError: '', said: '', skewMs: 0, seen: null,
+};
 
-// --- 1. Formatting ---
+// --- 1. Formats ---
 
 const isUnknown = (value) => value === null || value === undefined || value === '';
-const now = () => new Date(Date.now() + skewMs).toISOString();
+const now = () => Date.now() + state.skewMs;
 const utc = (iso) => iso.replace('T', ' ').replace('Z', ' UTC');
+const minute = (iso) => `${iso.slice(0, 16).replace('T', ' ')} UTC`;
 const inNumbers = (options) => new Intl.NumberFormat('en', options).format;
 const count = inNumbers({ maximumFractionDigits: 0 });
 const decimal = inNumbers({ maximumFractionDigits: 1, roundingMode: 'trunc' }); // 99.96 % success is not all
+const exact = inNumbers({ maximumFractionDigits: 2 });
 const compact = inNumbers({ notation: 'compact', maximumFractionDigits: 1 });
-const percent = (value) => `${decimal(value)} %`;
-const text = (value) => (isUnknown(value) ? '–' : typeof value === 'number' ? count(value) : String(value));
+const percent = (value) => (isUnknown(value) ? '–' : `${exact(value)} %`);
+const words = (name) => (isUnknown(name) ? '–' : WORDS[name] ?? String(name).replaceAll('_', ' '));
+const plural = (number, one, more = `${one}s`) => `${count(number)} ${number === 1 ? one : more}`;
+const megabytes = (bytes) => `${count(bytes / 1048576)} MiB`;
+const pages = (value) => `${decimal(value / 16)} MiB`;
+const shortId = (id) => String(id).slice(0, 8);
+const upper = (text) => text.replace(/^(?!tbmon)./, (letter) => letter.toUpperCase());
+const sentence = (text) => upper(String(text).replace(/`([^`]*)`/g, '“$1”')).replace(/([^.!?])$/, '$1.');
+const after = (iso, ms) => new Date(Date.parse(iso) + ms).toISOString();
+const or = (value, show) => (isUnknown(value) ? '–' : show(value));
 
-function ago(iso) {
-  const seconds = Math.max(0, (Date.parse(now()) - Date.parse(iso)) / 1000);
+function span(seconds) {
   const units = [[172800, 86400, 'days'], [3600, 3600, 'h'], [60, 60, 'min'], [0, 1, 's']];
   const [, size, unit] = units.find(([from]) => seconds >= from);
-  return `${Math.floor(seconds / size)} ${unit} ago`;
+  return `${Math.floor(seconds / size)} ${unit}`;
 }
 
+const ago = (iso) => `${span(Math.max(0, (now() - Date.parse(iso)) / 1000))} ago`;
+
 function duration(ms) {
-  if (ms < 1000) return `${ms} ms`;
+  if (ms < 1000) return `${count(ms)} ms`;
   return ms < 60000 ? `${decimal(ms / 1000)} s` : `${Math.floor(ms / 60000)} min ${Math.floor((ms % 60000) / 1000)} s`;
 }
 
-const FORMATS = { // value, item -> text, or [text, title]
-  text, count, percent, duration,
-  compact: (value) => [compact(value), count(value)],
-  excerpt: (value) => (value.length > EXCERPT ? `${value.slice(0, EXCERPT)} … (cut here)` : value),
-  version: (value) => `version ${value}`,
-  words: (value) => value.replaceAll('_', ' '),
-  sentence: (value) => value.replace(/`([^`]*)`/g, '“$1”').replace(/^(?!tbmon)./, (letter) => letter.toUpperCase()),
-  truth: (value) => (value ? 'yes' : 'no'),
-  exact: (iso) => `${utc(iso)} (${ago(iso)})`,
-  gas: (used, { gas_limit: limit }) => isUnknown(limit) ? [compact(used), count(used)]
-    : [`${compact(used)} of ${compact(limit)}`, `${count(used)} of ${count(limit)}`],
-  memory: (used) => `${text(used.usage)} of ${text(used.limit)} MB (${text(used.percent)} %)`,
-  slots: (node) => `${text(node.current_slots)} of ${text(node.total_slots)}`,
-  pages: (pages) => [`${decimal(pages / 16)} MiB`, `${count(pages)} pages of 64 KiB`],
-};
+// --- 2. Elements ---
 
-// --- 2. API ---
+const SVG = 'http://www.w3.org/2000/svg';
 
-/** Ask tbmon; throws an Error whose `status` is the HTTP status, or 0 if nothing of tbmon's came back. */
-async function ask(path, headers = {}) {
-  const sent = secrets.key ? { ...headers, Authorization: `Bearer ${asHeader(secrets.key)}` } : headers;
-  const options = { headers: sent, cache: 'no-store', signal: AbortSignal.timeout(TIMEOUT_MS) };
-  const response = await fetch(path, options).catch(() => null);
-  const body = await response?.json().catch(() => null);
-  if (!body) throw Object.assign(new Error('tbmon does not answer'), { status: 0 });
-  if (!response.ok) throw Object.assign(new Error(`tbmon says: ${text(body.error)}`), { status: response.status });
-  return body;
+/** An element; attributes that are null or false are left out, `style` is an object, children may be nested lists. */
+function h(tag, attributes = {}, ...children) {
+  return put(document.createElement(tag), attributes, children);
 }
 
-/** The UTF-8 bytes of a secret, each as a character: fetch takes no others, and curl sends the same. */
-const asHeader = (secret) => String.fromCharCode(...new TextEncoder().encode(secret));
-
-// --- 3. Rendering ---
-
-/** Show words or [words, title]; written only if they differ, so that selections stay and no reader repeats them. */
-function showText(element, words) {
-  const [content, title = ''] = [words].flat();
-  if (element.textContent !== content) element.textContent = content;
-  if (element.title !== title) element.title = title;
+function svg(tag, attributes = {}, ...children) {
+  return put(document.createElementNS(SVG, tag), attributes, children);
 }
 
-function fill(elements, data) {
-  for (const element of elements) {
-    const [path, as = 'text'] = element.dataset.field.split(' ');
-    const value = path.split('.').reduce((part, name) => part?.[name], data);
-    const parts = find(`template#${as}`);
-    if (parts && !element.firstElementChild) element.replaceChildren(parts.content.cloneNode(true));
-    if (parts) SHOWS[as](element, value);
-    else showText(element, isUnknown(value) ? text(value) : FORMATS[as](value, data));
+function put(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name === 'style') Object.assign(element.style, value);
+    else if (value === true) element.setAttribute(name, '');
+    else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value);
+  }
+  element.append(...children.flat(Infinity).filter((child) => !isUnknown(child) && child !== false));
+  return element;
+}
+
+/** Make the children of `parent` like `fresh`, keeping what is there, so that focus, selection and scroll stay. */
+function morph(parent, fresh) {
+  const keyed = new Map([...parent.children].filter((child) => child.dataset.key).map((child) => [child.dataset.key, child]));
+  let at = parent.firstChild;
+  for (const node of fresh) {
+    const known = node.dataset?.key ? keyed.get(node.dataset.key) : at && isLike(at, node) ? at : null;
+    if (!known) parent.insertBefore(node, at);
+    else if (known === at) at = at.nextSibling;
+    else parent.insertBefore(known, at);
+    if (known) renew(known, node);
+  }
+  while (at) {
+    const gone = at;
+    at = at.nextSibling;
+    gone.remove();
   }
 }
 
-function showTime(element, iso) {
-  const known = !Number.isNaN(Date.parse(iso ?? ''));
-  showText(element, known ? [ago(iso), utc(iso)] : text(null));
-  element.toggleAttribute('datetime', known);
-  if (known) element.dateTime = iso;
-}
+const isLike = (a, b) => a.nodeName === b.nodeName && !a.dataset?.key && a.dataset?.keep === b.dataset?.keep;
 
-const SHOWS = { // for the formats that consist of parts; each has a template of its name
-  time: (element, iso) => showTime(element.firstElementChild, iso),
-  opener: (element, id) => {
-    element.firstElementChild.disabled = isUnknown(id);
-    showText(element.firstElementChild, [text(id).slice(0, 8), id]);
-  },
-  mark: (element, word) => { // a state as shape and word; the colour goes with the shape
-    element.dataset.mark = MARKS[word] ?? 'dot';
-    find('use', element).setAttribute('href', `#${element.dataset.mark}`);
-    showText(element.lastElementChild, text(word));
-  },
-};
-
-/** Show a list as rows; a row that stays is not replaced, so that focus and selection survive. */
-function showRows(panel, list) {
-  const body = find('tbody', panel);
-  const known = new Map([...body.rows].map((row) => [row.dataset.key, row]));
-  let next = body.firstElementChild;
-  for (const item of list) {
-    const key = String(item.id ?? `${item.at} ${item.event}`);
-    const row = known.get(key) ?? makeRow(panel, key);
-    known.delete(key);
-    shown.set(row, item);
-    fill(row.cells, item);
-    if (row === next) next = next.nextElementSibling;
-    else body.insertBefore(row, next);
+function renew(old, fresh) {
+  if (old.nodeType === Node.TEXT_NODE) {
+    if (old.data !== fresh.data) old.data = fresh.data;
+    return;
   }
-  for (const row of known.values()) row.remove();
-  find('table', panel).hidden = !list.length;
-  find('.empty', panel).hidden = list.length > 0;
-}
-
-function clearRows(panel) {
-  showRows(panel, []);
-  find('.empty', panel).hidden = true; // it would say that there are none
-  showText(find('.error', panel), '');
-}
-
-function makeRow(panel, key) {
-  const row = document.createElement('tr');
-  row.dataset.key = key;
-  for (const { dataset, className } of find('thead tr', panel).cells) {
-    const cell = document.createElement(dataset.column.endsWith(' opener') ? 'th' : 'td');
-    if (cell.matches('th')) cell.scope = 'row';
-    if (className) cell.className = className;
-    cell.dataset.field = dataset.column;
-    row.append(cell);
+  if (old.dataset.keep) return;
+  if (old.style && old.style.cssText !== fresh.style.cssText) old.style.cssText = fresh.style.cssText;
+  for (const { name } of [...old.attributes]) {
+    if (!fresh.hasAttribute(name) && name !== 'open' && name !== 'style') old.removeAttribute(name);
   }
-  return row;
-}
-
-function showStatus(status) {
-  const { container, recognised, verdict } = status;
-  skewMs = Date.parse(status.timestamp) - Date.now() || 0;
-  fill(document.querySelectorAll('#verdict [data-field]'), verdict ?? STARTING);
-  fill(document.querySelectorAll('#node [data-field]'), status);
-  const visible = { report: 1, demo: status.demo, since: verdict?.since, container, 'no-container': !container };
-  for (const [id, isVisible] of Object.entries(visible)) find(`#${id}`).hidden = !isVisible;
-  const part = (recognised ?? 1) < 0.95 ? percent(100 * (1 - recognised)) : '';
-  showText(find('#unrecognised'), part && `${part} of the last log lines are not recognised: tasks may be missing.`);
-  showTime(find('#answered'), now());
-  document.title = `${(verdict ?? STARTING).state} · tbmon`;
-}
-
-/** Say in words why what stands on the page is old; an empty text takes it back. */
-function showTrouble(words) {
-  const answered = find('#answered').dateTime;
-  document.body.classList.toggle('stale', Boolean(words));
-  showText(find('#trouble [role]'), words);
-  find('#age').hidden = !words || !answered;
-  if (answered) showTime(find('#age time'), answered);
-  if (words) document.title = 'no answer · tbmon';
-}
-
-// --- 4. Polling and start ---
-
-/** Ask for one panel and show it; gives the error, if any, which the panel tells too. */
-async function refreshPanel(panel, headers) {
-  const { path, list } = panel.dataset;
-  let error = null;
-  try {
-    const answer = await ask(path, headers);
-    if (path !== panel.dataset.path) return null; // another task was opened meanwhile
-    fill(panel.querySelectorAll('[data-field]:not(tbody *)'), answer);
-    if (list) showRows(panel, answer[list]);
-  } catch (caught) {
-    error = caught;
+  for (const { name, value } of fresh.attributes) {
+    if (name !== 'style' && old.getAttribute(name) !== value) old.setAttribute(name, value);
   }
-  showText(find('.error', panel), error ? `Not refreshed: ${error.message}` : '');
-  return error;
+  morph(old, [...fresh.childNodes]);
 }
 
-async function refreshLogs(isFirst = false) {
-  if (!secrets.password) return;
-  const error = await refreshPanel(logs, { 'X-Task-Data-Password': asHeader(secrets.password) });
-  const isWrong = error?.status === 401;
-  if (isWrong || (error && isFirst)) secrets.password = '';
-  logForm.hidden = Boolean(secrets.password);
-  showText(find('[role]', logForm), isWrong ? 'Wrong password.' : '');
-  if (isWrong) clearRows(logs);
-}
+let drawing = 0;
 
-function openTask(event) {
-  const row = event.target.closest('tr:has(button)');
-  const item = row && shown.get(row);
-  const isSelecting = !event.target.closest('button') && getSelection().toString();
-  if (!item?.execution_id || isSelecting) return;
-  dialog.dataset.path = `api/tasks/${encodeURIComponent(item.execution_id)}`;
-  fill(dialog.querySelectorAll('dl [data-field]'), { execution_id: item.execution_id });
-  clearRows(dialog);
-  dialog.showModal();
-  refreshPanel(dialog);
-}
-
-async function refresh() {
-  const error = await ask('api/status').then(showStatus).catch((caught) => caught);
-  locked = error?.status === 401;
-  keyForm.hidden = !locked;
-  showText(find('[role]', keyForm), locked && secrets.key ? 'Wrong API key.' : '');
-  if (locked) secrets.key = ''; // a refused key is not tried again: failures are counted
-  showTrouble(locked ? 'tbmon asks for its API key' : error?.message ?? '');
-  if (error) return;
-  const panels = document.querySelectorAll('[data-path]:not(#logs, dialog:not([open]))');
-  await Promise.all([refreshLogs(), ...[...panels].map((panel) => refreshPanel(panel))]);
-}
-
-/** Refresh and come back later; not while hidden, and not without the key that tbmon asked for. */
-async function poll() {
-  clearTimeout(timer);
-  if (busy || document.hidden) return;
-  busy = true;
-  await refresh();
-  busy = false;
-  if (!locked) timer = setTimeout(poll, POLL_MS);
-}
-
-function takeSecret(form, name, use) {
-  form.addEventListener('submit', (event) => {
-    event.preventDefault();
-    secrets[name] = find('input', form).value;
-    form.reset();
-    use();
+/** Draw once before the next frame, however many things have changed. */
+function schedule() {
+  drawing ||= requestAnimationFrame(() => {
+    drawing = 0;
+    draw();
   });
 }
 
-takeSecret(keyForm, 'key', poll);
-takeSecret(logForm, 'password', () => refreshLogs(true));
-find('main').addEventListener('click', openTask);
-document.addEventListener('visibilitychange', poll);
-setInterval(() => document.querySelectorAll('time[datetime]').forEach((time) => showTime(time, time.dateTime)), 1000);
-poll();
+// --- 3. Answers ---
+
+/** Ask tbmon; throws an Error whose `status` is the HTTP status, or 0 if nothing of tbmon's came back. */
+async function ask(path, options = {}) {
+  const response = await fetch(path, { cache: 'no-store', signal: AbortSignal.timeout(TIMEOUT_MS), ...options }).catch(() => null);
+  const body = await response?.json().catch(() => null);
+  const fail = (text, status) => { throw Object.assign(new Error(text), { status }); };
+  if (!body) fail('tbmon does not answer', 0);
+  if (!response.ok) fail(String(body.error ?? `answer ${response.status}`), response.status);
+  return body;
+}
+
+const send = (path, body = {}, method = 'POST') => ask(path, {
+  method, headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(body),
+});
+
+const PRIVATE = /^api\/(logs(?!\/status)|audit|doctor|tasks\/[^/]+\/(data|artifacts))/;
+const AUTH = 'api/auth/status';
+const auth = () => state.boxes.get(AUTH)?.data;
+
+/** What a path asks for that its reader has not given; null if nothing, or as long as that is not known. */
+function lockOf(path) {
+  const open = auth()?.open;
+  if (!open || path === AUTH) return null;
+  return open.local ? (PRIVATE.test(path) && !open.private ? 'private' : null) : 'local';
+}
+
+/** The newest answer of a path, asked for again if something has changed since. */
+function need(path) {
+  const box = state.boxes.get(path) ?? { data: null, at: 0, error: null, locked: false, stale: true, loading: false };
+  box.usedAt = Date.now();
+  state.boxes.set(path, box);
+  const lock = lockOf(path);
+  if (lock) Object.assign(box, { locked: true, data: null, error: null, stale: true });
+  else if (box.stale && !box.loading && (auth() || path === AUTH)) load(path, box);
+  return box;
+}
+
+async function load(path, box) {
+  const rest = box.askedAt + REST_MS - Date.now(); // a busy node is not asked for at every event
+  if (rest > 0) {
+    box.timer ||= setTimeout(() => { box.timer = 0; schedule(); }, rest);
+    return;
+  }
+  Object.assign(box, { loading: true, stale: false, askedAt: Date.now() });
+  try {
+    const data = await ask(path);
+    Object.assign(box, { data, error: null, locked: false, at: Date.now() });
+    state.trouble = '';
+    if (data.timestamp) state.skewMs = Date.parse(data.timestamp) - Date.now();
+  } catch (error) {
+    box.error = error;
+    box.locked = error.status === 401;
+    if (box.locked) Object.assign(state.boxes.get(AUTH), { stale: true, askedAt: 0, isLate: true });
+    if (box.locked) box.data = null;
+    if ([0, 429, 500, 503].includes(error.status)) state.trouble = error.message;
+  }
+  box.loading = false;
+  schedule();
+}
+
+/** What has changed: the answers of all paths that begin so. */
+function outdate(...prefixes) {
+  for (const [path, box] of state.boxes) {
+    if (prefixes.some((prefix) => path.startsWith(prefix))) box.stale = true;
+  }
+  schedule();
+}
+
+function forgetUnused() {
+  for (const [path, box] of state.boxes) {
+    if (path !== 'api/now' && !box.loading && Date.now() - box.usedAt > 120000) state.boxes.delete(path);
+  }
+}
+
+/** After a login, logout or an expired session: ask for everything again, and let go of what was private. */
+async function changeAccess() {
+  const box = state.boxes.get(AUTH);
+  Object.assign(box, { data: null, stale: true, askedAt: 0 });
+  await load(AUTH, box);
+  for (const [path, one] of state.boxes) {
+    if (path !== AUTH) Object.assign(one, { stale: true, askedAt: 0, locked: false, data: PRIVATE.test(path) ? null : one.data });
+  }
+  Object.assign(tail, { key: null, entries: [], full: null });
+  relisten();
+  schedule();
+}
+
+// --- 4. Live ---
+
+/** Read Server-Sent Events off an answer; unlike EventSource this knows why a stream is refused. */
+async function* eventsOf(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = '';
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    state.live.heardAt = Date.now();
+    const parts = (rest + value).split('\n\n');
+    rest = parts.pop();
+    for (const part of parts) {
+      yield Object.fromEntries(part.split('\n').map((line) => line.split(/: ?(.*)/s, 2)));
+    }
+  }
+}
+
+async function listen() {
+  const { live } = state;
+  clearTimeout(live.timer);
+  if (document.hidden || live.aborter || !auth()) return;
+  if (!auth().open.stream) return setMode('polling', auth().open.local ? 'the stream asks for its token' : 'not logged in');
+  const aborter = live.aborter = new AbortController();
+  let waitMs = 2000;
+  try {
+    const headers = live.last ? { 'Last-Event-ID': live.last } : {};
+    const response = await fetch('api/events', { headers, signal: aborter.signal, cache: 'no-store' });
+    if (!response.ok) {
+      waitMs = 1000 * (Number(response.headers.get('Retry-After')) || 30);
+      throw new Error((await response.json()).error);
+    }
+    setMode('live', '');
+    for await (const event of eventsOf(response.body)) hear(event);
+    throw new Error('the stream ended');
+  } catch (error) {
+    if (live.aborter !== aborter) return; // closed by us
+    live.aborter = null;
+    setMode('polling', error instanceof TypeError ? 'the stream broke' : error.message);
+    live.timer = setTimeout(listen, waitMs);
+  }
+}
+
+function setMode(mode, why) {
+  Object.assign(state.live, { mode, why, heardAt: Date.now() });
+  schedule();
+}
+
+function hush() {
+  const { aborter, timer } = state.live;
+  state.live.aborter = null;
+  clearTimeout(timer);
+  aborter?.abort();
+}
+
+function relisten() {
+  hush();
+  listen();
+}
+
+/** One event: what it says is merged or asked for again by whoever shows it. */
+function hear({ id, event, data }) {
+  if (id) state.live.last = id;
+  if (!event) return;
+  const said = JSON.parse(data);
+  if (event === 'log') hearEntry(said);
+  else if (event === 'node_status') hearStatus(said);
+  else if (event === 'reset') {
+    tail.key = null;
+    outdate('');
+  } else if (event === 'task') hearTask(said);
+  else outdate({ invoice: 'api/invoices', network_stats: 'api/federation', gap: 'api/logs/status' }[event] ?? 'none', 'api/now');
+}
+
+function hearStatus(status) {
+  const box = need('api/now');
+  state.skewMs = Date.parse(status.timestamp) - Date.now();
+  if (box.data) Object.assign(box, { data: { ...box.data, ...status }, at: Date.now(), error: null });
+  state.trouble = '';
+  schedule();
+}
+
+function hearTask(task) {
+  outdate('api/now', 'api/tasks/stats', `api/tasks/${task.execution_id}`);
+  for (const [path, box] of state.boxes) {
+    if (!path.startsWith('api/tasks?') || !box.data) continue;
+    const at = box.data.tasks.findIndex((one) => one.execution_id === task.execution_id);
+    if (at >= 0) box.data.tasks[at] = task;
+    else (box.fresh ??= new Set()).add(task.execution_id);
+  }
+}
+
+/** Once a second: ages, and what time alone changes. */
+function tick() {
+  for (const element of document.querySelectorAll('time[datetime]')) {
+    const text = ago(element.dateTime);
+    if (!element.dataset.fixed && element.textContent !== text) element.textContent = text;
+  }
+  if (state.live.mode === 'live' && Date.now() - state.live.heardAt > QUIET_MS) {
+    hush();
+    setMode('polling', `nothing came for ${QUIET_MS / 1000} s`);
+    listen();
+  }
+  const { session, expiresAt } = auth() ?? {};
+  if (session && Date.parse(expiresAt) <= now()) changeAccess();
+}
+
+function poll() {
+  if (document.hidden) return;
+  for (const [path, box] of state.boxes) {
+    if (path === AUTH && box.data && !box.error) continue;
+    const isOld = Date.now() - (box.askedAt ?? box.at) > RENEW_MS;
+    if (isOld || (!box.locked && (state.live.mode !== 'live' || box.error))) box.stale = true;
+  }
+  forgetUnused();
+  schedule();
+}
+
+// --- 5. Charts ---
+
+const plots = new Map(); // chart: what the readout says at each place
+
+/** A chart of cells from left to right: title, summary, drawing, legend, and the same as a table. */
+function chart({ id, title, summary, cells, heads, row, marks, axis, top = '', legend = [], low = false, level = 'h2' }) {
+  const rows = cells.map(row);
+  plots.set(id, rows.map((texts) => texts.join(', ')));
+  const drawing = svg('svg', {
+    viewBox: `0 0 ${cells.length} 100`, preserveAspectRatio: 'none', role: 'img', tabindex: 0, class: low ? 'low' : null,
+    'aria-labelledby': `${id}-title ${id}-desc`, 'data-chart': id,
+  }, svg('title', { id: `${id}-title` }, title), svg('desc', { id: `${id}-desc` }, `${summary}. Arrow keys read single values.`),
+  marks(cells), svg('line', { class: 'cursor', 'data-keep': 'cursor', visibility: 'hidden', y1: 0, y2: 100 }));
+  return h('figure', { 'data-key': id },
+    h('figcaption', {}, h(level, {}, title), h('p', {}, summary)),
+    h('div', { class: 'plot' }, top && h('span', { class: 'top' }, top), drawing,
+      h('div', { class: 'axis', 'aria-hidden': 'true' }, axis.map((text) => h('span', {}, text)))),
+    h('div', { class: 'figure-foot' }, legend.length > 0 && legendOf(legend),
+      h('output', { class: 'readout', 'data-keep': 'readout', 'aria-live': 'polite' }), asTable(id, title, heads, rows)));
+}
+
+const legendOf = (items) => h('ul', { class: 'legend' }, items.map(([fill, text]) => h('li', {},
+  svg('svg', { viewBox: '0 0 10 10', 'aria-hidden': 'true' }, svg('rect', { width: 10, height: 10, class: fill })), text)));
+
+/** The figures of a chart as a table, made when it is unfolded. */
+function asTable(id, title, heads, rows) {
+  const key = `table-${id}`;
+  return h('details', { 'data-fold': key }, h('summary', {}, 'As a table'), state.open.has(key) && h('div', {
+    class: 'scroll', tabindex: 0, role: 'region', 'aria-label': `${title}, as a table`,
+  }, h('table', {}, h('thead', {}, h('tr', {}, heads.map((head) => h('th', { scope: 'col' }, head)))),
+    h('tbody', {}, rows.map(([first, ...others]) => h('tr', {}, h('th', { scope: 'row' }, first), others.map((text) => h('td', {}, text))))))));
+}
+
+/** Show the value at a place of a chart: under the pointer, or one further by an arrow key. */
+function readChart(drawing, place) {
+  const texts = plots.get(drawing.dataset.chart) ?? [];
+  const at = Math.min(texts.length - 1, Math.max(0, place));
+  const cursor = find('.cursor', drawing);
+  for (const name of ['x1', 'x2']) cursor.setAttribute(name, at + 0.5);
+  cursor.dataset.at = at;
+  cursor.setAttribute('visibility', 'visible');
+  find('output', drawing.closest('figure')).textContent = texts[at] ?? '';
+}
+
+/** Bars of parts on each other: `parts` are [class, cell -> number], from the foot up. */
+function stacked(cells, parts) {
+  const most = Math.max(1, ...cells.map((cell) => parts.reduce((sum, [, of]) => sum + of(cell), 0)));
+  return cells.flatMap((cell, at) => {
+    let foot = 100;
+    return parts.filter(([, of]) => of(cell) > 0).map(([fill, of]) => {
+      const height = Math.max(2.5, (100 * of(cell)) / most);
+      foot -= height;
+      return svg('rect', { class: fill, x: at + 0.12, y: Math.max(0, foot), width: 0.76, height });
+    });
+  });
+}
+
+/** A line through the known values; where one is unknown it is broken. */
+function lineOf(cells, of, most, name = '', isFilled = false) {
+  const runs = [];
+  cells.forEach((cell, at) => {
+    const value = of(cell);
+    if (isUnknown(value)) runs.push([]);
+    else (runs.at(-1) ?? runs[runs.push([]) - 1]).push([at + 0.5, 100 - (96 * value) / most]);
+  });
+  return runs.filter((run) => run.length).flatMap((run) => {
+    const [from, to] = [run[0], run.at(-1)];
+    const path = `M${run.length > 1 ? run.map((point) => point.join(' ')).join('L') : `${from[0] - 0.4} ${from[1]}H${from[0] + 0.4}`}`;
+    return [isFilled && svg('path', { class: 'area', d: `${path}L${to[0]} 100L${from[0]} 100Z` }), svg('path', { class: `line ${name}`, d: path })];
+  }).filter(Boolean);
+}
+
+/** From the time that half of the tasks stay below up to that of 95 % of them, a bar; its foot is the half. */
+const ranges = (cells, most) => cells.flatMap((cell, at) => (isUnknown(cell.p50_ms) ? [] : [
+  svg('rect', { class: 'fill-wash', x: at + 0.12, width: 0.76, y: 100 - (100 * cell.p95_ms) / most, height: Math.max(1.5, (100 * (cell.p95_ms - cell.p50_ms)) / most) }),
+  svg('rect', { class: 'fill-accent', x: at + 0.12, width: 0.76, y: 98 - (100 * cell.p50_ms) / most, height: 3 }),
+]));
+
+const gridLine = (cells) => svg('line', { class: 'grid-line', x1: 0, x2: cells.length, y1: 50, y2: 50 });
+const dayAxis = ['24 h ago', '12 h ago', 'now'];
+
+/** Shares of ranges as bars beside their names. */
+function distribution(title, counts, name = words) {
+  const all = Object.entries(counts ?? {});
+  const total = all.reduce((sum, [, number]) => sum + number, 0);
+  return h('section', { class: 'block', 'data-key': title }, h('h3', {}, title), total === 0 ? h('p', { class: 'muted small' }, 'Nothing is published yet.')
+    : h('dl', { class: 'dist' }, all.map(([range, number]) => [h('dt', {}, name(range)),
+      h('dd', {}, svg('svg', { class: 'bar', 'aria-hidden': 'true' }, svg('rect', { width: `${(100 * number) / total}%`, height: '100%' }))),
+      h('dd', { class: 'end' }, `${count(number)} (${count((100 * number) / total)} %)`)])));
+}
+
+// --- 6. Components ---
+
+const time = (iso) => (isUnknown(iso) ? '–' : h('time', { datetime: iso, title: utc(iso) }, ago(iso)));
+const both = (iso) => (isUnknown(iso) ? '–' : [utc(iso), ' (', time(iso), ')']);
+const icon = (name) => svg('svg', { class: 'icon', viewBox: '0 0 16 16', 'aria-hidden': 'true' }, svg('use', { href: `#${name}` }));
+const link = (href, ...children) => h('a', { href }, children);
+const taskLink = (id) => (isUnknown(id) ? '–' : h('a', { class: 'mono', href: `#/tasks/${id}`, title: id }, shortId(id)));
+
+/** A state as shape and word; the colour goes with the shape. */
+function mark(name, text = words(name)) {
+  const shape = MARKS[name] ?? 'dot';
+  return h('span', { class: `mark ${shape}` }, svg('svg', { viewBox: '0 0 16 16', 'aria-hidden': 'true' }, svg('use', { href: `#${shape}` })), text);
+}
+
+const block = (title, ...children) => h('section', { class: 'block', 'data-key': title }, h('h2', {}, title), children);
+const sheet = (...children) => h('div', { class: 'sheet stack' }, children);
+const facts = (pairs) => h('dl', { class: 'facts' }, pairs.map(([name, ...value]) => [h('dt', {}, name), h('dd', {}, value)]));
+const empty = (title, ...children) => h('div', { class: 'empty' }, h('strong', {}, title), children);
+const button = (action, text, more = {}) => h('button', { type: 'button', 'data-do': action, ...more }, text);
+
+const metrics = (items) => h('dl', { class: 'metrics' }, items.map(([name, value, unit, note]) => h('div', {},
+  h('dt', {}, name), h('dd', {}, value, unit && h('small', {}, unit)), h('dd', {}, note ?? '\u00a0'))));
+
+/** What a box has, shown by `show`; or why it has nothing, and how old it is if it could not be renewed. */
+function boxed(box, show) {
+  if (box.locked) return auth()?.open.local === false ? lockedOut() : unlock();
+  if (!box.data && !box.error) return h('p', { class: 'loading', role: 'status' }, 'Asking tbmon …');
+  if (!box.data) return h('p', { class: 'note warn' }, sentence(box.error.message), '. It is asked for again by itself.');
+  const age = box.error && h('p', { class: 'small warn' }, 'Not renewed since ', time(new Date(box.at + state.skewMs).toISOString()), `: ${box.error.message}`);
+  return [age, show(box.data)];
+}
+
+const lockedOut = () => h('div', { class: 'empty' }, h('strong', {}, 'tbmon asks for its API key'), button('login', 'Log in', { class: 'main' }));
+
+/** Ask for the task-data password where what needs it will stand. */
+function unlock() {
+  return h('form', { class: 'sheet unlock', 'data-submit': 'login', 'data-key': 'unlock' },
+    h('h3', {}, 'This is private'),
+    h('p', { class: 'muted' }, 'Log entries and task data ask for the task-data password. The session it opens ends after 24 hours.'),
+    username(), h('label', { for: 'password' }, 'Task-data password'),
+    h('div', { class: 'actions' }, h('input', { id: 'password', name: 'secret', type: 'password', autocomplete: 'current-password', required: true, 'aria-describedby': 'password-hint' }),
+      h('button', { class: 'main' }, 'Unlock')),
+    h('p', { class: 'bad', role: 'alert' }, state.loginError),
+    h('p', { class: 'muted small', id: 'password-hint' }, passwordPlace()));
+}
+
+const username = () => h('input', { name: 'username', autocomplete: 'username', value: 'tbmon', hidden: true }); // for password managers
+
+function passwordPlace() {
+  const { data } = need('api/setup');
+  if (data?.passwordFrom === 'setting') return 'It is what TASK_DATA_PASSWORD was set to when tbmon was started.';
+  return ['tbmon made it at its first start. It stands in the file ', h('code', {}, 'task-data.password'),
+    ' beside the database, and in the start-up log behind the key sign.'];
+}
+
+const CHOICES = {
+  status: ['Status', ['', 'any'], 'received', 'executing', 'completed', 'failed', 'lost'],
+  type: ['Language', ['', 'any'], 'rust', 'javascript', 'python', 'c', 'cpp', 'api', 'other'],
+  matched: ['Invoice', ['', 'any'], ['true', 'there is one'], ['false', 'there is none']],
+  span: ['Time', ['24h', '24 hours'], ['', '7 days'], ['30d', '30 days'], ['all', 'all']],
+  operation: ['Outcome', ['', 'any'], ['pay', 'paid'], ['penalty', 'penalised']],
+  task: ['Task', ['', 'any'], ['true', 'known'], ['false', 'unknown']],
+  level: ['Level', ['', 'any'], 'error', 'warn', 'info', 'debug', 'verbose'],
+  kind: ['Kind', ['', 'any'], 'task_received', 'task_download', 'task_start', 'execution_output', 'task_completed', 'task_failed',
+    'task_published', 'invoice', 'semaphore', 'registration', 'info', 'raw'],
+};
+
+/** A filter; what is chosen stands in the address. */
+function choice(name, query) {
+  const [label, ...options] = CHOICES[name];
+  return h('label', {}, label, h('select', { name, 'data-value': query.get(name) ?? '' }, options.map((option) => {
+    const [value, text] = [option].flat();
+    return h('option', { value }, text ?? words(value));
+  })));
+}
+
+const filters = (names, query, ...more) => h('form', { class: 'actions filters', 'data-change': 'filter', 'data-submit': 'filter', 'data-key': 'filters' },
+  names.map((name) => choice(name, query)), more, query.size > 0 && button('unfilter', 'Clear filters', { class: 'bare' }));
+
+/** A table whose rows become cards on a phone; columns are [head, row -> cell, class]. */
+function cards(caption, columns, rows, keyOf) {
+  return h('table', { class: 'cards' }, h('caption', {}, caption),
+    h('thead', {}, h('tr', {}, columns.map(([head, , name]) => h('th', { scope: 'col', class: name }, head)))),
+    h('tbody', {}, rows.map((row) => h('tr', { 'data-key': keyOf(row) }, columns.map(([head, of, name], at) => at
+      ? h('td', { class: name, 'data-name': head }, of(row)) : h('th', { scope: 'row' }, of(row)))))));
+}
+
+/** All pages of a list loaded so far, under the path of its first. */
+function moreOf(path, name, box) {
+  const next = box.data.pagination.next;
+  return next && h('p', {}, button('more', 'Show older ones', { 'data-path': path, 'data-list': name }));
+}
+
+/** A measure as text, and against its limit as a bar. */
+function meter(used, limit, show) {
+  if (isUnknown(used)) return ['–', !isUnknown(limit) && ` (limit ${show(limit)})`];
+  if (isUnknown(limit) || Number(limit) <= 0) return show(used);
+  const share = Math.min(100, (100 * used) / limit);
+  return [`${show(used)} of ${show(limit)} (${decimal(share)} %)`,
+    svg('svg', { class: 'bar', 'aria-hidden': 'true' }, svg('rect', { width: `${share}%`, height: '100%' }))];
+}
+
+// --- 7. Pages ---
+
+/** The page, the thing on it, and the filters, from the address. */
+function readRoute() {
+  const [, path = '', query = ''] = /^#\/([^?]*)\??(.*)$/.exec(location.hash) ?? [];
+  const [page, id] = path.split('/');
+  return { page: Object.hasOwn(PAGES, page) ? page : 'now', id: id ? decodeURIComponent(id) : null, query: new URLSearchParams(query) };
+}
+
+const head = (title, ...children) => h('div', { class: 'page-head', 'data-key': 'head' }, h('div', {}, h('h1', {}, title), children[0] && h('p', {}, children[0])), children.slice(1));
+
+function nowPage() {
+  const box = need('api/now');
+  if (!box.data) return [boxed(box)];
+  return [boxed(box, (data) => [
+    data.recognised < 0.95 && h('p', { class: 'note warn' }, `${percent(100 * (1 - data.recognised))} of the last log lines are not recognised: tasks may be missing. The node may be newer than tbmon.`),
+    h('div', { 'data-key': 'metrics' }, metrics(nowMetrics(data))), activityChart(data), h('div', { class: 'pair' }, usageCharts(data)), uptimeChart(data),
+    h('div', { class: 'pair' }, block('Latest', recentFeed(data.recent)), block('Node', nodeFacts(data))),
+  ].flat())].flat(Infinity);
+}
+
+function nowMetrics({ tasks, invoices, uptime, node }) {
+  const waiting = invoices.waiting_24h ? `${plural(invoices.waiting_24h, 'completed task waits', 'completed tasks wait')} for one` : `${count(invoices.total)} in all`;
+  const slots = Object.entries(node.slots).map(([name, slot]) => `${name.replace('Subscriber', '')} ${slot.current ?? '?'}/${slot.total}`);
+  return [
+    ['Tasks, last 24 hours', count(tasks.tasks_24h), '', `${count(tasks.total)} in all, ${count(tasks.executing)} running`],
+    ['Success, finished tasks', or(tasks.success_rate, decimal), tasks.success_rate === null ? '' : '%', `${count(tasks.failed)} failed, ${count(tasks.lost)} lost`],
+    ['Invoices, last 24 hours', count(invoices.invoices_24h), '', waiting],
+    ['Uptime, 30 days', or(uptime.percent_30d, exact), uptime.percent_30d === null ? '' : '%', uptime.outages ? plural(uptime.outages, 'outage') : 'no outage seen'],
+    ['Slots in use', or(node.current_slots, count), node.total_slots === null ? '' : `of ${node.total_slots}`, slots.join(', ') || 'not told yet'],
+  ];
+}
+
+const OUTCOMES = [['fill-accent', (cell) => cell.completed], ['fill-bad', (cell) => cell.failed], ['fill-hollow', (cell) => cell.lost], ['fill-soft', (cell) => cell.open]];
+const outcomeLegend = [['fill-accent', 'completed'], ['fill-bad', 'failed'], ['fill-hollow', 'lost'], ['fill-soft', 'open']];
+const outcomeHeads = ['From', 'Completed', 'Failed', 'Lost', 'Open'];
+const outcomeRow = (cell) => [minute(cell.at), `${cell.completed} completed`, `${cell.failed} failed`, `${cell.lost} lost`, `${cell.open} open`];
+const sum = (cells, name) => cells.reduce((total, cell) => total + cell[name], 0);
+
+function activityChart({ activity: cells }) {
+  const total = sum(cells, 'completed') + sum(cells, 'failed') + sum(cells, 'lost') + sum(cells, 'open');
+  const summary = total ? `${plural(total, 'task')}: ${sum(cells, 'completed')} completed, ${sum(cells, 'failed')} failed, ${sum(cells, 'lost')} lost` : 'No task; days without one are normal';
+  return chart({ id: 'activity', title: 'Last 24 hours', summary, cells, heads: outcomeHeads, row: outcomeRow, axis: dayAxis, legend: outcomeLegend, low: true, marks: () => stacked(cells, OUTCOMES) });
+}
+
+function usageCharts({ usage: cells, stats }) {
+  const axis = cells.at(-1) && Date.parse(cells.at(-1).at) - Date.parse(cells[0].at) > 4 * 3600000 ? dayAxis : ['3 h ago', '90 min ago', 'now'];
+  const one = (id, title, name, unit, current, limit) => {
+    const known = cells.map((cell) => cell[name]).filter((value) => !isUnknown(value));
+    const most = Math.max(...known, name === 'cpu' ? 10 : 1) * 1.1;
+    const summary = known.length ? `${or(current, decimal)}${unit} now, at most ${decimal(Math.max(...known))}${unit}${limit}` : 'Not known: no container is seen';
+    return chart({ id, title, summary, cells, heads: ['From', title], axis, top: known.length ? `${decimal(most)}${unit}` : '', row: (cell) => [minute(cell.at), or(cell[name], (value) => `${decimal(value)}${unit}`)],
+      marks: () => [gridLine(cells), lineOf(cells, (cell) => cell[name], most, '', true)] });
+  };
+  return [one('cpu', 'Processor', 'cpu', ' %', stats?.cpu, ''), one('memory', 'Memory', 'memory_mb', ' MB', stats?.memory.usage, stats ? ` of ${count(stats.memory.limit)} MB` : '')];
+}
+
+function uptimeChart({ uptime }) {
+  const { cells } = uptime;
+  const outages = uptime.outages ? `${plural(uptime.outages, 'outage')}, longest ${plural(uptime.longest_outage_min, 'minute')}` : 'no outage seen';
+  const summary = uptime.percent_30d === null ? 'Not known yet: looked at once a minute from now on'
+    : `24 hours ${percent(uptime.percent_24h)}, 7 days ${percent(uptime.percent_7d)}, 30 days ${percent(uptime.percent_30d)}; ${outages}`;
+  const marks = () => cells.map((cell, at) => {
+    const name = cell.down ? 'fill-bad' : cell.up ? 'fill-good' : 'fill-none';
+    const height = cell.down ? 100 : cell.up ? 62 : 14; // an outage stands out by its height too
+    return svg('rect', { class: name, x: at + 0.12, y: 100 - height, width: 0.76, height, rx: 0.1 });
+  });
+  return chart({ id: 'uptime', title: 'Uptime, 30 days', summary, cells, axis: ['30 days ago', '15 days ago', 'now'], low: true, marks,
+    legend: [['fill-good', 'up'], ['fill-bad', 'down for a while'], ['fill-none', 'tbmon did not see']],
+    heads: ['From', 'Up', 'Down', 'Unknown'], row: (cell) => [minute(cell.at), `${cell.up} min up`, `${cell.down} min down`, `${cell.unknown} min unknown`] });
+}
+
+function recentFeed(recent) {
+  if (!recent.length) return empty('Nothing has happened yet', 'Being idle is normal. The first task appears here by itself.');
+  return h('ul', { class: 'feed' }, recent.slice(0, 9).map((one) => h('li', { 'data-key': `${one.at} ${one.what} ${one.execution_id}` }, mark(one.what, ''),
+    h('span', {}, recentWords(one)), time(one.at))));
+}
+
+function recentWords({ what, execution_id: id, detail }) {
+  if (what === 'start') return 'The node was started';
+  if (what === 'gap') return `Log lines may be missing: ${detail}`;
+  if (['pay', 'penalty', 'invoice'].includes(what)) return [`Invoice ${what === 'invoice' ? 'received' : words(what)}`, id && [' for task ', taskLink(id)]];
+  return ['Task ', taskLink(id), ` ${words(what)}`, detail && h('span', { class: 'muted' }, `, ${detail}`)];
+}
+
+function nodeFacts({ node, container, stats }) {
+  const own = [['Address', node.address ?? '–'], ['Version', node.version ?? '–'], ['Registered', isUnknown(node.registered) ? 'not told yet' : node.registered ? 'yes' : 'no'], ['Last log line', time(node.last_seen)]];
+  if (!container) return [facts(own), h('p', { class: 'muted small' }, 'No container is seen: it is missing, Docker cannot be asked, or tbmon reads log files instead.')];
+  return facts([...own, ['Container', `${container.name}, ${container.state}`], ['Image', container.image], ['Started', time(container.startedAt)],
+    ['Restarts', count(container.restartCount)], stats && ['Memory', meter(stats.memory.usage, stats.memory.limit, (value) => `${count(value)} MB`)]].filter(Boolean));
+}
+
+// Tasks
+
+const SPANS_MS = { '24h': 86400000, '7d': 604800000, '30d': 2592000000 };
+
+function tasksPage({ id, query }) {
+  if (id) return taskPage(id);
+  const chosen = query.get('span') || '7d';
+  const length = SPANS_MS[chosen];
+  const asked = new URLSearchParams([...query].filter(([name, value]) => name !== 'span' && value));
+  if (length) asked.set('since', `${new Date(Math.floor((now() - length) / 300000) * 300000).toISOString().slice(0, 19)}Z`);
+  const path = `api/tasks?${asked}`;
+  const charts = need(`api/tasks/stats/chart?span=${length ? chosen : '30d'}`);
+  return [head('Tasks', 'What the node was given, and what became of it.'), filters(['status', 'type', 'matched', 'span'], query),
+    boxed(charts, (data) => [h('div', { class: 'pair' }, taskCharts(data, length ? chosen : '30d')), failuresBlock(data.failures)]),
+    block('All tasks of this choice', boxed(need(path), () => tasksTable(path)))].flat(Infinity);
+}
+
+function taskCharts({ cells }, chosen) {
+  const axis = { '24h': dayAxis, '7d': ['7 days ago', 'now'], '30d': ['30 days ago', 'now'] }[chosen];
+  const total = cells.reduce((all, cell) => all + cell.completed + cell.failed + cell.lost + cell.open, 0);
+  const summary = `${plural(total, 'task')}, ${sum(cells, 'failed')} failed, ${sum(cells, 'lost')} lost`;
+  const most = Math.max(1, ...cells.map((cell) => cell.p95_ms ?? 0));
+  const slow = cells.map((cell) => cell.p95_ms).filter((value) => !isUnknown(value));
+  const peak = Math.max(1, ...cells.map((cell) => cell.completed + cell.failed + cell.lost + cell.open));
+  return [
+    chart({ id: 'outcomes', title: 'Outcomes', summary, cells, heads: outcomeHeads, row: outcomeRow, axis, top: `${peak}`, legend: outcomeLegend, marks: () => [gridLine(cells), stacked(cells, OUTCOMES)] }),
+    chart({ id: 'durations', title: 'Time a task takes', cells, axis, top: slow.length ? duration(most) : '',
+      summary: slow.length ? `slowest twentieth at ${duration(Math.max(...slow))} or less` : 'no finished task',
+      heads: ['From', 'Half are faster than', '95 % are faster than'], row: (cell) => [minute(cell.at), `half within ${or(cell.p50_ms, duration)}`, `95 % within ${or(cell.p95_ms, duration)}`],
+      legend: [['fill-accent', 'half are faster'], ['fill-wash', 'up to here 95 % of them']],
+      marks: () => [gridLine(cells), ranges(cells, most * 1.05)] }),
+  ];
+}
+
+function failuresBlock(failures) {
+  if (!failures.length) return null;
+  return block('Why tasks failed', h('ul', { class: 'feed' }, failures.map((one) => h('li', { 'data-key': one.reason }, mark('failed', ''),
+    h('span', {}, `${plural(one.tasks, 'task')}: ${one.reason === 'unknown' ? 'no reason was logged' : words(one.reason)}`), h('span', { class: 'muted' }, 'last ', time(one.last_at))))));
+}
+
+function tasksTable(path) {
+  const box = need(path);
+  const rows = box.data.tasks;
+  const fresh = box.fresh?.size ? button('renew', `Show ${plural(box.fresh.size, 'new task')}`, { class: 'pill', 'data-path': path }) : null;
+  if (!rows.length) return [fresh, emptyTasks()];
+  return [fresh, cards('Newest first. A task’s id leads to its details.', [
+    ['Task', (task) => taskLink(task.execution_id)], ['Status', (task) => mark(task.status)], ['Language', (task) => task.task_type ?? '–'],
+    ['Received', (task) => time(task.received_at)], ['Took', (task) => or(task.elapsed_ms, duration), 'end'],
+    ['Gas', (task) => or(task.gas_used, (gas) => h('span', { title: `${gas} steps` }, compact(gas))), 'end'],
+    ['Memory', (task) => or(task.memory_peak, pages), 'end'], ['Reason', (task) => (task.error ? words(task.error) : task.exit_code ? `exit code ${task.exit_code}` : ''), 'quiet-if-empty'],
+  ], rows, (task) => task.execution_id), moreOf(path, 'tasks', box)];
+}
+
+function emptyTasks() {
+  const newest = need('api/tasks?limit=1').data?.tasks[0];
+  if (!newest) return empty('No task yet', 'Being idle is normal: a node may wait days. The first task appears here by itself.');
+  return empty('No task of this choice', 'The newest one of all was received ', time(newest.received_at), '. ', link('#/tasks?span=all', 'Show all tasks'));
+}
+
+function taskPage(id) {
+  const path = `api/tasks/${encodeURIComponent(id)}`;
+  const back = h('p', { class: 'small' }, link(state.tasksAt ?? '#/tasks', '← All tasks'));
+  return [h('div', {}, back, h('h1', {}, 'Task ', h('span', { class: 'mono' }, shortId(id)))), boxed(need(path), (task) => [
+    h('div', { class: 'pair' }, block('Result', facts(resultFacts(task))), block('Course', timeline(task), facts(moreFacts(task)))),
+    block('Input and output', boxed(need(`${path}/data`), (data) => sheet(dataPart('Input', data.inputData), dataPart('Output', data.outputData), dataPart('Errors', data.errorText)))),
+    need(`${path}/data`).locked ? null : [block('Program', boxed(need(`${path}/artifacts`), (data) => artifactList(path, data))), block('Log entries of this task', boxed(need(`api/logs?execution_id=${id}&limit=100`), entryList))],
+  ])].flat(Infinity).filter(Boolean);
+}
+
+const resultFacts = (task) => [['Status', mark(task.status)], ['Reason', or(task.error, words)], ['Exit code', or(task.exit_code, count)], ['Took', or(task.elapsed_ms, duration)],
+  ['Gas', meter(task.gas_used, task.gas_limit, compact)], ['Memory peak', meter(task.memory_peak, task.memory_limit, pages)],
+  ['From cache', isUnknown(task.cached) ? '–' : task.cached ? 'yes' : 'no'], ['Language', task.task_type ?? '–'], ['Invoice', task.invoice_id ? link(`#/invoices?execution_id=${task.execution_id}`, task.invoice_id) : 'not yet']];
+
+const moreFacts = (task) => [['Execution', h('span', { class: 'mono' }, task.execution_id)], ['Program', h('span', { class: 'mono' }, task.task_id ?? '–')], ['Chain', task.chain_id ?? '–'], ['Block', task.block_number ?? '–']];
+
+const timeline = ({ events }) => (events.length ? h('ol', { class: 'timeline' }, events.map((one) => h('li', {}, upper(words(one.event)), h('span', { class: 'muted' }, utc(one.at))))) : h('p', { class: 'muted' }, 'No event of this task is known.'));
+
+function dataPart(name, text) {
+  if (isUnknown(text)) return [h('h3', {}, name), h('p', { class: 'muted small' }, 'None is known.')];
+  return [h('h3', {}, name, ' ', h('span', { class: 'muted small' }, plural(text.length, 'character'))), h('pre', { tabindex: 0, role: 'region', 'aria-label': name }, text)];
+}
+
+function artifactList(path, { artifacts }) {
+  if (!artifacts.length) return h('p', { class: 'muted' }, 'The node’s cache does not have this task’s module, or has dropped it.');
+  return h('ul', { class: 'plain' }, artifacts.map((one) => h('li', {}, h('a', { href: `${path}/artifacts/${one.hash}`, download: `${one.hash}.${one.type}` }, 'Download the ', one.type, ' module'), ` (${count(one.size_bytes / 1024)} KiB) `, h('code', {}, one.hash))));
+}
+
+function entryList({ logs }) {
+  if (!logs.length) return h('p', { class: 'muted' }, 'No entry names this task; entries go after the time set for them.');
+  return h('ul', { class: 'feed' }, logs.map((one) => h('li', { 'data-key': one.id }, mark(one.level, ''), h('a', { class: 'mono', href: permalink(one) }, clip(one.message, 160)), h('span', { class: 'muted small' }, utc(one.timestamp)))));
+}
+
+// Invoices
+
+function invoicesPage({ query }) {
+  const asked = new URLSearchParams([...query].filter(([, value]) => value).map(([name, value]) => [name === 'task' ? 'matched' : name, value]));
+  const path = `api/invoices?${asked}`;
+  const download = h('p', {}, h('a', { href: `api/invoices?format=csv&limit=1000&${asked}`, download: 'invoices.csv' }, 'Download as CSV'));
+  return [head('Invoices', 'What the network says it owes this node. Gas units are steps times the price of a step; they are no amount of money.', download),
+    boxed(need('api/invoices/summary'), (data) => [h('div', { 'data-key': 'metrics' }, metrics(invoiceMetrics(data))), monthsChart(data.months)]),
+    filters(['operation', 'task'], query, query.has('execution_id') && h('p', { class: 'small' }, `of task ${shortId(query.get('execution_id'))}`)),
+    block('All invoices of this choice', boxed(need(path), (data) => invoicesTable(path, data)))].flat(Infinity);
+}
+
+const invoiceMetrics = (data) => [['Invoices', count(data.total), '', data.confirmed ? `${count(data.confirmed)} confirmed by the node’s event database` : 'none confirmed yet'], ['Paid', count(data.paid), '', 'lines of this node'],
+  ['Penalised', count(data.penalised), '', data.penalised ? 'look at these tasks first' : 'none'], ['Tasks without one', count(data.tasks_without_invoice), '', 'completed; an invoice may take hours'],
+  ['Without a task', count(data.invoices_without_task), '', 'tbmon did not see their task']];
+
+function monthsChart(months) {
+  const known = new Map(months.map((one) => [one.month, one]));
+  if (!months.some((one) => one.month)) return null;
+  const [year, last] = months.find((one) => one.month).month.split('-').map(Number);
+  const nothing = { invoices: 0, paid: 0, penalised: 0, gas_units_paid: 0, gas_units_penalised: 0 };
+  const cells = Array.from({ length: Math.max(12, Math.min(36, known.size)) }, (_, back) => new Date(Date.UTC(year, last - 1 - back, 1)).toISOString().slice(0, 7))
+    .reverse().map((month) => known.get(month) ?? { ...nothing, month });
+  const units = (value) => compact(Number(value));
+  const total = cells.reduce((all, one) => all + one.invoices, 0);
+  return chart({ id: 'months', title: 'By month', summary: `${plural(total, 'invoice')} in ${plural(cells.length, 'month')}`, cells, axis: [cells[0].month, cells.at(-1).month],
+    heads: ['Month', 'Invoices', 'Paid', 'Penalised', 'Gas units paid', 'Gas units penalised'],
+    row: (one) => [one.month, plural(one.invoices, 'invoice'), `${one.paid} paid`, `${one.penalised} penalised`, `${units(one.gas_units_paid)} gas units`, `${units(one.gas_units_penalised)} taken`],
+    legend: [['fill-accent', 'paid'], ['fill-bad', 'penalised'], ['fill-soft', 'neither']], top: `${Math.max(...cells.map((one) => one.invoices))}`,
+    marks: () => [gridLine(cells), stacked(cells, [['fill-accent', (one) => one.paid], ['fill-bad', (one) => one.penalised], ['fill-soft', (one) => one.invoices - one.paid - one.penalised]])] });
+}
+
+function invoicesTable(path, data) {
+  if (!data.invoices.length) return empty('No invoice here', 'The network sends one after a task it has accepted, sometimes hours later.');
+  return [cards('Newest first. Confirmed: the node’s event database has it too.', [
+    ['Invoice', (one) => h('span', { class: 'mono', title: one.invoice_id ?? '' }, or(one.invoice_id, (id) => `…${String(id).slice(-8)}`))], ['Task', (one) => taskLink(one.execution_id)],
+    ['Time', (one) => time(one.timestamp)], ['Outcome', (one) => (one.operation ? mark(one.operation) : mark('invoice', 'no line of this node'))],
+    ['Steps', (one) => or(one.steps, (value) => h('span', { title: `${value} steps` }, compact(Number(value)))), 'end'], ['Gas units', (one) => or(one.gas_units, (value) => compact(Number(value))), 'end'],
+    ['Confirmed', (one) => (one.confirmed ? 'yes' : 'not yet')],
+  ], data.invoices, (one) => one.id), moreOf(path, 'invoices', need(path))];
+}
+
+// Federation
+
+const LIMITS = [
+  'The hub’s operator sees your address and when you are connected, can link your messages to each other and, after a few of them, to your wallet. The messages hide you from other participants and from outsiders, not from the hub.',
+  'Messages about tasks and invoices leave late, at a random time of up to an hour or a day after the event, in ranges instead of figures, and under an id that all nodes share.',
+  'No wallet, no task id, no block, no version and no place leaves. What leaves is listed, byte for byte, under Setup.',
+  'Figures of the network come from machines nobody vouches for: take them as hearsay.',
+];
+
+function federationPage() {
+  const status = need('api/federation/status');
+  const parts = status.data?.enabled ? joinedParts() : outsideParts();
+  return [head('Federation', 'How all the nodes do that share a little of themselves. Off until you opt in.'), boxed(status, (data) => [data.enabled && federationState(data), state.said && h('p', { class: 'note', role: 'status' }, state.said), parts])].flat(Infinity).filter(Boolean);
+}
+
+const federationState = (data) => h('div', { 'data-key': 'metrics' }, metrics([['State', upper(data.status), '', data.lastError ?? 'nothing is wrong'], ['Messages sent', count(data.stats.messagesSent), '', `${count(data.stats.queued)} wait`],
+  ['Statistics received', count(data.stats.messagesReceived), '', `${count(data.stats.ignored)} ignored`], ['Held back', count(data.stats.refused), '', 'by the last check before sending']]));
+
+function outsideParts() {
+  return [block('Before you join', h('ul', { class: 'plain' }, LIMITS.map((text) => h('li', {}, text)))),
+    block('The exact bytes', boxed(need('api/federation/preview'), (data) => h('div', { class: 'stack' }, h('p', { class: 'muted' }, 'What a heartbeat, your newest task and your newest invoice would look like, with keys made for this look only.'), data.examples.map(message)))),
+    block('Join', boxed(need('api/federation/settings'), (data) => h('form', { class: 'sheet stack', 'data-submit': 'join', 'data-key': 'join' }, settingsFields(data), h('p', { class: 'muted small' }, 'Hub: ', data.natsServers.join(', ')),
+      h('p', { class: 'bad', role: 'alert' }, state.federationError), h('button', { class: 'main' }, 'Enable Federation'))))];
+}
+
+const message = (one) => h('div', { class: 'stack', 'data-key': `${one.subject} ${one.dueAt ?? one.timestamp ?? ''} ${one.id ?? ''}` }, h('h3', { class: 'mono' }, one.subject, one.dueAt && [' leaves ', utc(one.dueAt)]), h('pre', { tabindex: 0, role: 'region', 'aria-label': one.subject }, one.payload));
+
+const settingsFields = (data) => [h('label', {}, 'How late messages leave', h('select', { name: 'privacyLevel', 'data-value': data.privacyLevel }, [['minimal', 'up to 60 minutes'], ['balanced', 'up to 24 hours'], ['maximum', 'never: presence only']].map(([value, text]) => h('option', { value }, text)))),
+  h('label', { class: 'check' }, h('input', { type: 'checkbox', name: 'shareTasks', 'data-checked': String(data.shareTasks) }), 'Tasks, in ranges'), h('label', { class: 'check' }, h('input', { type: 'checkbox', name: 'shareStats', 'data-checked': String(data.shareStats) }), 'Invoices, in ranges')];
+
+function joinedParts() {
+  return [boxed(need('api/federation/network-stats'), networkParts), boxed(need('api/federation/stats'), historyChart), boxed(need('api/federation/peers'), peersBlock),
+    h('div', { class: 'pair' }, block('What waits to leave', boxed(need('api/federation/preview'), ({ queued }) => (queued.length ? h('div', { class: 'stack' }, queued.slice(0, 5).map(message), queued.length > 5 && h('p', { class: 'muted small' }, `and ${queued.length - 5} more`)) : h('p', { class: 'muted' }, 'Nothing waits.')))),
+      block('Sharing', boxed(need('api/federation/settings'), (data) => h('form', { class: 'sheet stack', 'data-submit': 'sharing', 'data-key': 'sharing' }, settingsFields(data), h('p', { class: 'bad', role: 'alert' }, state.federationError),
+        h('div', { class: 'actions' }, h('button', { class: 'main' }, 'Save'), button('reset', 'New id and keys'), button('leave', 'Disable Federation', { class: 'danger' }))))))];
+}
+
+function networkParts(data) {
+  if (data.status === 'awaiting_data') return empty('No figures yet', 'The aggregator publishes them every 30 seconds, once enough nodes take part. They appear here by themselves.');
+  const shown = (value) => or(value, count);
+  return [h('div', { 'data-key': 'network' }, metrics([['Active nodes', shown(data.activeNodes), '', `${shown(data.totalNodes)} known`], ['Tasks', shown(data.totalTasks), '', `${shown(data.tasksLast24h)} in 24 hours`], ['Success', or(data.successRate, decimal), data.successRate === null ? '' : '%', 'of finished tasks'],
+    ['From cache', or(data.cacheHitRate, decimal), data.cacheHitRate === null ? '' : '%', 'of finished tasks'], ['Invoices', shown(data.totalInvoices), '', `${shown(data.invoicesLast24h)} in 24 hours`]])),
+  h('p', { class: 'muted small' }, 'Received ', time(data.lastUpdated), data.snapshotAt && [', counted ', time(data.snapshotAt)], '. A dash is a figure withheld because too few nodes stand behind it.'),
+  h('div', { class: 'pair' }, distribution('Time a task takes', data.executionTimeDistribution), distribution('Gas used', data.gasUsageDistribution), distribution('Memory used', data.memoryUsedDistribution), distribution('Steps of invoices', data.stepsComputedDistribution), distribution('Languages', data.taskTypeDistribution))];
+}
+
+function historyChart({ history }) {
+  const step = Math.ceil(history.length / 200) || 1;
+  const cells = history.filter((_, at) => at % step === 0).reverse();
+  if (cells.length < 2) return null;
+  const most = Math.max(1, ...cells.map((cell) => cell.totalTasks ?? 0));
+  return chart({ id: 'history', title: 'Tasks of the network, by snapshot', summary: `${plural(cells.length, 'snapshot')}, newest ${or(cells.at(-1).totalTasks, count)} tasks`, cells, top: compact(most), axis: [minute(cells[0].lastUpdated), minute(cells.at(-1).lastUpdated)],
+    heads: ['Received', 'Active nodes', 'Tasks'], row: (cell) => [minute(cell.lastUpdated), `${or(cell.activeNodes, count)} nodes`, `${or(cell.totalTasks, count)} tasks`], marks: () => [gridLine(cells), lineOf(cells, (cell) => cell.totalTasks, most, '', true)] });
+}
+
+const peersBlock = ({ peers, count: number }) => block('Nodes seen', peers.length ? [h('p', { class: 'muted small' }, `${plural(number, 'node')}, under handles that are new each day.`), h('details', { 'data-fold': 'peers' }, h('summary', {}, 'Show handles'), state.open.has('peers') && h('ul', { class: 'plain mono' }, peers.map((peer) => h('li', {}, `${peer.handle}, ${peer.seen}`))))] : h('p', { class: 'muted' }, 'None is published yet.'));
+
+// Privacy and setup
+
+function setupPage() {
+  const setup = need('api/setup');
+  return [head('Privacy and setup', 'What leaves this machine, who can read this page, and what tbmon may do here.'),
+    block('What leaves this machine', boxed(need('api/federation/privacy'), leavesPart)),
+    block('Everything that ever left', boxed(need('api/federation/sent?limit=50'), sentPart)),
+    boxed(setup, (data) => [h('div', { class: 'pair' }, block('Who can read this page', h('ul', { class: 'plain' }, readers(data).map((text) => h('li', {}, text)))), block('Rights in Docker', dockerPart(data))),
+      h('div', { class: 'pair' }, block('Database', databasePart(data.database)), block('This tbmon', programPart(data)))]),
+    block('Doctor’s findings', boxed(need('api/doctor'), doctorPart)), need('api/doctor').locked ? null : block('Who logged in', boxed(need('api/audit-log?limit=20'), auditPart)),
+    block('Ask by yourself', sheet(h('p', {}, 'All that this page shows comes from an API that curl can ask.'), h('pre', { tabindex: 0, role: 'region', 'aria-label': 'Examples' }, `curl ${new URL('api/status', location.href)}\ncurl '${new URL('api/tasks?status=failed', location.href)}'\ncurl -N ${new URL('api/events', location.href)}`), h('p', {}, h('a', { href: 'api/openapi.json' }, 'All paths, as an OpenAPI document')))),
+    block('About', h('ul', { class: 'plain' }, ABOUT.map((text) => h('li', {}, text))))].flat(Infinity).filter(Boolean);
+}
+
+const ABOUT = ['tbmon is an independent project. It is not made, endorsed or supported by TrueBit.', 'It only watches: it starts, stops and changes nothing, and it holds no key of the node.',
+  'What it shows is read from the node’s own log and files. An invoice here is what the node was told, no proof of a payment; gas units are no amount of money.', 'You use it at your own risk; it comes without any warranty. Licence: MIT.'];
+
+function leavesPart(data) {
+  if (!data.enabled) return h('p', { class: 'note' }, 'Nothing. tbmon opens no connection but the one to the Docker Engine. That changes only if you ', link('#/federation', 'join the federation'), '.');
+  return facts([['Connects to', data.connectsTo.join(', ')], ['Kinds of messages', data.kindsShared.map(words).join(', ')], ['Longest delay', or(data.delayUpToMinutes, (value) => span(value * 60))], ['Sent so far', count(data.messagesSent)], ['Waiting', count(data.messagesWaiting)], ['Held back', count(data.messagesRefused)]]);
+}
+
+function sentPart({ messages, pagination }) {
+  if (!messages.length) return h('p', { class: 'muted' }, 'No message has ever left.');
+  return [h('div', { class: 'stack' }, messages.map((one) => h('details', { 'data-fold': `sent-${one.id}`, 'data-key': one.id }, h('summary', {}, `${utc(one.timestamp)}: ${one.subject}${one.times > 1 ? `, ${count(one.times)} times` : ''}`), h('pre', { tabindex: 0, role: 'region', 'aria-label': one.subject }, one.payload)))), pagination.next && moreOf('api/federation/sent?limit=50', 'messages', need('api/federation/sent?limit=50'))];
+}
+
+function readers(data) {
+  const isNear = /^(127\.|::1$|localhost$)/.test(data.host);
+  return [isNear ? `This machine only: tbmon listens on ${data.host}, port ${data.port}.` : `Every machine that reaches port ${data.port} of ${data.host}.`,
+    data.apiKey ? 'Everything asks for the API key.' : `Status, tasks and invoices ask for nothing${isNear ? '.' : ': set API_KEY to change that.'}`,
+    `Log entries, input and output of tasks, and artifacts ask for the task-data password, which ${data.passwordFrom === 'setting' ? 'was set by the operator' : 'tbmon made and keeps in a file'}.`,
+    data.allowedOrigins.length ? `Pages of other sites that may ask: ${data.allowedOrigins.join(', ')}.` : 'Pages of other sites are refused.', data.allowedHosts.length > 0 && `Further host names: ${data.allowedHosts.join(', ')}.`, data.trustedProxy.length > 0 && `Proxies believed: ${data.trustedProxy.join(', ')}.`].filter(Boolean);
+}
+
+function dockerPart(data) {
+  if (!data.dockerUrl) return h('p', {}, data.source === 'demo' ? 'None: this is a demo with a simulated node.' : 'None: tbmon reads log files and does not use Docker.');
+  return [h('p', {}, 'GET and HEAD only, on ', h('code', {}, data.dockerUrl), ', and only these paths:'), h('ul', { class: 'plain mono' }, data.dockerCalls.map((call) => h('li', {}, call))), h('p', { class: 'muted small' }, 'Files are read under ', data.dockerFolders.join(', '), ' only. Whoever may use the Docker socket could do more than tbmon asks of it: a socket proxy can hold it to this list.')];
+}
+
+const databasePart = (data) => facts([['Size', meter(data.size_bytes, data.limit_bytes, megabytes)], ['Log entries kept', plural(data.retention_days, 'day')], ['Oldest log entry', time(data.oldestLogAt)], ['Tasks', count(data.tasks)], ['Invoices', count(data.invoices)], ['Gaps in the log', count(data.gaps)]]);
+const programPart = (data) => facts([['Version', data.version], ['Running since', time(data.startedAt)], ['Memory', or(data.memory_bytes, megabytes)], ['Follows', { engine: `container ${data.container}`, directory: 'log files', demo: 'a simulated node' }[data.source]], ['Live stream', data.streamToken ? 'asks for its token' : 'open to readers']]);
+const doctorPart = ({ findings }) => h('ul', { class: 'feed' }, findings.map((one) => h('li', {}, mark(one.level, ''), h('span', {}, one.what, one.remedy && h('span', { class: 'muted' }, `. ${one.remedy}`)), h('span', { class: 'muted small' }, one.level))));
+const auditPart = ({ entries }) => (entries.length ? h('ul', { class: 'feed' }, entries.map((one) => h('li', { 'data-key': one.id }, mark(one.event === 'refused' ? 'failed' : 'pay', ''), h('span', {}, `${one.event}: ${one.detail} (${one.address})`), time(one.timestamp)))) : h('p', { class: 'muted' }, 'Nobody yet.'));
+
+const PAGES = { now: nowPage, tasks: tasksPage, invoices: invoicesPage, logs: logsPage, federation: federationPage, setup: setupPage };
+
+// --- 8. Log ---
+
+// The list keeps ENTRIES entries at most, each cut to CLIP characters; the rest of one is asked for when it is opened.
+const [ENTRIES, CLIP, FIRST, DETAIL_REM] = [2000, 400, 200, 20];
+const tail = { key: null, entries: [], byId: new Map(), pending: [], following: true, waiting: 0, errors: 0, done: false, busy: false, locked: false, error: null, open: null, full: null, painting: 0 };
+
+const clip = (text, most = CLIP) => (text.length > most ? `${text.slice(0, most)} …` : text);
+const slim = ({ id, timestamp, level, type, execution_id, message: text }) => ({ id, timestamp, level, type, execution_id, text: clip(text.split('\n', 1)[0]) });
+const permalink = (entry) => `#/logs?at=${encodeURIComponent(entry.timestamp)}&entry=${entry.id}`;
+const logFilters = (query) => Object.entries({ level: query.get('level'), type: query.get('kind'), search: query.get('search') }).filter(([, value]) => value);
+
+function logsPage({ query }) {
+  const chartBox = need('api/logs/chart?span=24h');
+  const source = need('api/logs/status').data;
+  const isLocked = tail.locked || chartBox.locked;
+  if (tail.key !== query.toString() && !tail.busy && !chartBox.locked) openTail(query);
+  const search = [h('label', {}, 'Text', h('input', { type: 'search', name: 'search', 'data-value': query.get('search') ?? '' })), h('label', {}, 'Until (UTC)', h('input', { type: 'datetime-local', name: 'until', 'data-value': (query.get('until') ?? '').slice(0, 16) }))];
+  return [head('Logs', source ? ['From ', { engine: 'the container', directory: 'log files', demo: 'a simulated node' }[source.source], '; last entry ', time(source.lastLogAt), '.'] : ''),
+    source?.gaps.length > 0 && h('p', { class: 'note warn' }, `Lines may be missing: ${source.gaps[0].reason}, `, both(source.gaps[0].to ?? source.gaps[0].from)),
+    isLocked ? unlock() : [boxed(chartBox, densityChart), filters(['level', 'kind'], query, search), logFrame(query)]].flat(Infinity);
+}
+
+function densityChart({ cells, most }) {
+  const total = sum(cells, 'entries');
+  const isCut = cells.some((cell) => cell.entries === most);
+  return chart({ id: 'density', title: 'Entries in 24 hours', summary: `${isCut ? 'at least ' : ''}${count(total)}, ${count(sum(cells, 'errors'))} errors, ${count(sum(cells, 'warnings'))} warnings; Enter goes to a place`, cells, low: true, axis: dayAxis,
+    heads: ['From', 'Entries', 'Errors', 'Warnings'], row: (cell) => [minute(cell.at), plural(cell.entries, 'entry', 'entries'), plural(cell.errors, 'error'), plural(cell.warnings, 'warning')],
+    legend: [['fill-bad', 'error'], ['fill-warn', 'warning'], ['fill-soft', 'other']], marks: () => stacked(cells, [['fill-bad', (cell) => cell.errors], ['fill-warn', (cell) => cell.warnings], ['fill-soft', (cell) => cell.entries - cell.errors - cell.warnings]]) });
+}
+
+function logFrame(query) {
+  const isPast = query.has('until') || query.has('at');
+  const status = tail.error ? `Not read: ${tail.error}` : tail.busy ? 'Reading …' : isPast ? 'An earlier time' : tail.following ? 'Following' : `Paused${tail.waiting ? `, ${plural(tail.waiting, 'new entry', 'new entries')}` : ''}`;
+  return h('div', { class: 'log-frame', 'data-key': 'log-frame' },
+    h('div', { class: 'log-bar' }, h('span', { role: 'status' }, status), tail.errors > 0 && h('span', { class: 'bad', role: 'status' }, plural(tail.errors, 'new error')),
+      isPast && button('later', 'Later'), isPast || !tail.following ? button('follow', 'Follow') : button('pause', 'Pause'), h('span', {}, `${count(tail.entries.length)} here`)),
+    !tail.busy && !tail.entries.length ? empty(query.size ? 'No entry of this choice' : 'No entry yet', query.size ? 'Loosen the filters, or choose another time.' : 'The node writes one about every two minutes. If none comes, run “tbmon.py doctor” on this host.') : null,
+    h('div', { class: 'log', 'data-keep': 'log', role: 'log', 'aria-live': 'off', 'aria-label': 'Log entries, oldest first', tabindex: 0 }, h('div', { class: 'log-space' })));
+}
+
+/** Read the entries that the address asks for: the newest, or those before a time. */
+async function openTail(query) {
+  const key = query.toString();
+  const end = query.has('at') ? after(query.get('at'), 1000) : query.has('until') ? new Date(`${query.get('until').slice(0, 16)}Z`).toISOString() : null;
+  Object.assign(tail, { key, entries: [], pending: [], waiting: 0, errors: 0, done: false, error: null, locked: false, following: !end, open: query.get('entry'), full: null, filters: logFilters(query) });
+  tail.byId.clear();
+  await readOlder(end);
+  if (tail.key !== key) return;
+  if (tail.open) openEntry(tail.open, true);
+}
+
+/** Put older entries before those that are here; the reader's place stays. */
+async function readOlder(until = tail.entries[0] && after(tail.entries[0].timestamp, 1)) {
+  if (tail.busy || tail.done) return;
+  const { key } = tail;
+  tail.busy = true;
+  schedule();
+  try {
+    const asked = new URLSearchParams([...tail.filters, ['limit', FIRST], ...(until ? [['until', until]] : [])]);
+    const { logs } = await ask(`api/logs?${asked}`);
+    if (tail.key === key) {
+      addEntries(logs.reverse().map(slim), true);
+      tail.done = logs.length < FIRST;
+    }
+  } catch (error) {
+    Object.assign(tail, { locked: error.status === 401, error: error.status === 401 ? null : error.message, done: true });
+  }
+  tail.busy = false;
+  schedule();
+}
+
+function addEntries(entries, atFront = false) {
+  const fresh = entries.filter((entry) => !tail.byId.has(entry.id));
+  for (const entry of fresh) tail.byId.set(entry.id, entry);
+  const list = find('.log');
+  const height = rowHeight(list);
+  if (atFront) {
+    tail.entries = [...fresh, ...tail.entries];
+    const cut = tail.entries.splice(ENTRIES);
+    for (const entry of cut) tail.byId.delete(entry.id);
+    if (cut.length) Object.assign(tail, { following: false, waiting: tail.waiting + cut.length });
+    if (list) paintLog(list.scrollTop + height * fresh.length);
+  } else {
+    tail.entries.push(...fresh);
+    for (const entry of tail.entries.splice(0, Math.max(0, tail.entries.length - ENTRIES))) {
+      tail.byId.delete(entry.id);
+      tail.done = false;
+    }
+    paintLog();
+  }
+}
+
+const matches = (entry, text) => tail.filters.every(([name, value]) => (name === 'search' ? text.toLowerCase().includes(value.toLowerCase()) : entry[name] === value));
+
+/** A live entry: kept until the next frame, or only counted while the reader looks at something else. */
+function hearEntry(entry) {
+  if (tail.key === null || document.body.dataset.page !== 'logs' || !matches(entry, entry.message)) return;
+  const known = tail.byId.get(entry.id);
+  if (known) {
+    Object.assign(known, slim(entry));
+    return;
+  }
+  if (entry.level === 'error') tail.errors += 1;
+  if (tail.following) tail.pending.push(slim(entry));
+  else tail.waiting += 1;
+  if (tail.pending.length > ENTRIES) tail.pending.shift();
+  tail.painting ||= setTimeout(flushEntries, 100);
+}
+
+function flushEntries() {
+  tail.painting = 0;
+  addEntries(tail.pending.splice(0));
+  schedule();
+}
+
+const rowHeight = (list) => (list ? parseFloat(getComputedStyle(list).getPropertyValue('--row')) : 28);
+
+/** Only the rows in view exist; the rest of the list is empty space of the same height. */
+function paintLog(scrollTop) {
+  const list = find('.log');
+  if (!list) return;
+  const [space, height, detail] = [list.firstElementChild, rowHeight(list), DETAIL_REM * 16];
+  const openAt = tail.open ? tail.entries.findIndex((entry) => entry.id === tail.open) : -1;
+  const topOf = (at) => at * height + (openAt >= 0 && at > openAt ? detail : 0);
+  space.style.height = `${topOf(tail.entries.length - 1) + height + (openAt === tail.entries.length - 1 && openAt >= 0 ? detail : 0)}px`;
+  if (scrollTop !== undefined) list.scrollTop = scrollTop;
+  else if (tail.following) list.scrollTop = list.scrollHeight;
+  const from = Math.max(0, Math.floor((list.scrollTop - detail) / height) - 4);
+  const to = Math.min(tail.entries.length, Math.ceil((list.scrollTop + list.clientHeight) / height) + 4);
+  const rows = tail.entries.slice(from, to).map((entry, at) => entryRow(entry, topOf(from + at)));
+  if (openAt >= from && openAt < to) rows.push(entryDetail(tail.entries[openAt], topOf(openAt) + height));
+  morph(space, rows);
+}
+
+const entryRow = (entry, top) => h('button', { type: 'button', class: `log-row ${entry.level === 'error' ? 'error' : entry.level === 'warn' ? 'warn' : ''}`, style: { top: `${top}px` }, 'data-key': entry.id, 'data-do': 'expand', 'data-id': entry.id, 'aria-expanded': String(entry.id === tail.open) },
+  h('span', { class: 'when', title: utc(entry.timestamp) }, entry.timestamp.slice(11, 19)), h('span', { class: 'level' }, entry.level ?? '–'), h('span', { class: 'kind' }, words(entry.type)), h('span', { class: 'text' }, entry.text));
+
+function entryDetail(entry, top) {
+  const full = tail.full?.id === entry.id ? tail.full : null;
+  return h('div', { class: 'log-detail', style: { top: `${top}px` }, 'data-key': `detail-${entry.id}`, tabindex: 0, role: 'region', 'aria-label': 'The entry in full' },
+    h('p', { class: 'actions small' }, h('span', {}, utc(entry.timestamp)), full && h('span', { class: 'muted' }, `the node wrote ${full.timestamp_original}; read from ${full.source === 'both' ? 'engine and files' : full.source}`), full?.suspect && h('span', { class: 'warn' }, 'may not be the node’s own line'),
+      entry.execution_id && h('span', {}, 'Task ', taskLink(entry.execution_id)), h('a', { href: permalink(entry) }, 'Link to this entry'), full && button('copy', state.copied === entry.id ? 'Copied' : 'Copy', { class: 'bare' })),
+    full ? h('pre', {}, full.message) : h('p', { class: 'muted' }, 'Reading …'), full?.data !== null && full?.data !== undefined && [h('p', { class: 'muted' }, 'Payload'), h('pre', {}, JSON.stringify(full.data, null, 2))]);
+}
+
+async function openEntry(id, isLinked = false) {
+  const at = tail.entries.findIndex((entry) => entry.id === id);
+  tail.open = id;
+  if (at < 0) return;
+  if (tail.following) tail.following = false;
+  schedule();
+  paintLog(isLinked ? Math.max(0, at * rowHeight(find('.log')) - 60) : find('.log').scrollTop);
+  const { timestamp } = tail.entries[at];
+  const found = await ask(`api/logs?limit=1000&since=${timestamp}&until=${after(timestamp, 1)}`).catch(() => ({ logs: [] }));
+  if (tail.open !== id) return;
+  tail.full = found.logs.find((entry) => entry.id === id) ?? null;
+  paintLog(find('.log')?.scrollTop);
+}
+
+function scrolled(list) {
+  const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 4;
+  const isPast = /[?&](until|at)=/.test(location.hash);
+  if (!atEnd && tail.following && list.scrollTop < list.dataset.before) tail.following = false;
+  else if (atEnd && !tail.waiting && !isPast && !tail.open) tail.following = true;
+  list.dataset.before = list.scrollTop;
+  paintLog(list.scrollTop);
+  if (list.scrollTop < 300 && tail.entries.length) readOlder();
+  schedule();
+}
+
+// --- 9. Actions: by the names in data-do, data-submit and data-change ---
+
+const go = (page, query) => { location.hash = `#/${page}${query.size ? `?${query}` : ''}`; };
+
+const ACTIONS = {
+  skip: (_, event) => { event.preventDefault(); find('#main').focus(); },
+  unfilter: () => go(readRoute().page, new URLSearchParams()),
+  renew: ({ dataset: { path } }) => { state.boxes.get(path)?.fresh?.clear(); outdate(path); },
+  logout: async () => { await send('api/auth/logout').catch(() => null); changeAccess(); },
+  login: () => { state.isDeclined = false; askSecret('Log in', 'API key, task-data password or stream token'); },
+  'close-login': () => { state.isDeclined = true; find('#login').close(); },
+  theme: () => setTheme({ '': 'light', light: 'dark', dark: '' }[themeNow()]),
+  keys: () => showKeys(),
+  'close-keys': () => find('#keys').close(),
+  pause: () => { tail.following = false; schedule(); },
+  follow: () => {
+    const query = readRoute().query;
+    tail.open = null;
+    if (query.has('until') || query.has('at')) for (const name of ['until', 'at', 'entry']) query.delete(name);
+    else if (tail.waiting) tail.key = null;
+    tail.following = true;
+    go('logs', query);
+    schedule();
+    paintLog();
+  },
+  later: async () => {
+    const query = readRoute().query;
+    const last = tail.entries.at(-1)?.timestamp ?? query.get('at') ?? query.get('until');
+    for (let ms = 900000, from = after(last, 1000); Date.parse(from) < now(); ms *= 4) {
+      const until = after(from, ms);
+      const asked = new URLSearchParams([...tail.filters, ['since', from], ['until', until], ['limit', 1]]);
+      if ((await ask(`api/logs?${asked}`).catch(() => ({ logs: [] }))).logs.length) {
+        for (const name of ['at', 'entry']) query.delete(name);
+        query.set('until', after(until, 60000).slice(0, 16));
+        return go('logs', query);
+      }
+    }
+    return ACTIONS.follow();
+  },
+  expand: ({ dataset: { id } }) => {
+    if (tail.open !== id) return openEntry(id);
+    tail.open = null;
+    return paintLog(find('.log').scrollTop);
+  },
+  copy: async () => {
+    await navigator.clipboard?.writeText(tail.full.message).catch(() => null);
+    state.copied = tail.full.id;
+    paintLog(find('.log').scrollTop);
+  },
+  more: async ({ dataset: { path, list } }) => {
+    const box = state.boxes.get(path);
+    const next = await ask(`${path}&cursor=${encodeURIComponent(box.data.pagination.next)}`.replace('?&', '?')).catch((error) => { box.error = error; });
+    if (next) box.data = { ...next, [list]: [...box.data[list], ...next[list]] };
+    schedule();
+  },
+  leave: () => share('api/federation/disable'),
+  reset: () => share('api/federation/reset'),
+};
+
+const SUBMITS = {
+  login: async (form) => {
+    const secret = find('[type="password"]', form).value;
+    form.reset();
+    try {
+      await send('api/auth/login', { secret });
+      state.loginError = '';
+      find('#login').close();
+      changeAccess();
+    } catch (error) {
+      state.loginError = sentence(error.message);
+      if (find('#login').open) find('#login [role]').textContent = state.loginError;
+    }
+    schedule();
+  },
+  filter: (form) => {
+    const fields = [...new FormData(form)].filter(([, value]) => value);
+    go(readRoute().page, new URLSearchParams(fields));
+  },
+  join: async (form) => {
+    if (await share('api/federation/settings', chosenSharing(form), 'PUT')) await share('api/federation/enable');
+  },
+  sharing: (form) => share('api/federation/settings', chosenSharing(form), 'PUT'),
+  shortcuts: (form) => localStorage.setItem('tbmon-keys', find('input', form).checked ? 'on' : 'off'),
+};
+
+const chosenSharing = (form) => ({ privacyLevel: form.privacyLevel.value, shareTasks: form.shareTasks.checked, shareStats: form.shareStats.checked });
+
+/** Change what is shared; false if tbmon refuses, which is said beside the form. */
+async function share(path, body, method) {
+  try {
+    const answer = await send(path, body, method);
+    Object.assign(state, { federationError: '', said: answer.message ? sentence(answer.message) : 'Saved.' });
+  } catch (error) {
+    Object.assign(state, { federationError: sentence(error.message), said: '' });
+  }
+  outdate('api/federation');
+  return !state.federationError;
+}
+
+function askSecret(title, label) {
+  const dialog = find('#login');
+  if (dialog.open) return;
+  dialog.replaceChildren(h('form', { class: 'stack', 'data-submit': 'login' }, h('h2', { id: 'login-title' }, title), h('p', { class: 'muted' }, 'What you were looking at stays as it is.'), username(), h('label', { for: 'secret' }, label),
+    h('input', { id: 'secret', type: 'password', autocomplete: 'current-password', required: true, autofocus: true }), h('p', { class: 'bad', role: 'alert' }),
+    h('div', { class: 'actions' }, h('button', { class: 'main' }, 'Log in'), button('close-login', 'Not now'))));
+  dialog.showModal();
+}
+
+// A cookie, for the server to send the page in the colours chosen: nothing flashes, and no script need stand in the page.
+const themeNow = () => document.documentElement.dataset.theme ?? '';
+
+function setTheme(theme) {
+  if (theme) document.documentElement.dataset.theme = theme;
+  else delete document.documentElement.dataset.theme;
+  document.cookie = `tbmon-theme=${theme}; Max-Age=${theme ? 31536000 : 0}; SameSite=Strict; Path=${new URL('.', location.href).pathname}`;
+  schedule();
+}
+
+const KEYS = [['g then n, t, i, l, f, s', 'go to a page'], ['/', 'go to the text filter of the log'], ['j, k', 'next and previous row'], ['Esc', 'close'], ['?', 'this list']];
+
+function showKeys() {
+  find('#keys').replaceChildren(h('div', { class: 'stack' }, h('h2', { id: 'keys-title' }, 'Keys'), facts(KEYS.map(([key, text]) => [key, text])),
+    h('form', { 'data-change': 'shortcuts' }, h('label', { class: 'check' }, h('input', { type: 'checkbox', checked: hasShortcuts() }), 'Single keys work')), button('close-keys', 'Close')));
+  find('#keys').showModal();
+}
+
+const hasShortcuts = () => localStorage.getItem('tbmon-keys') !== 'off';
+let lastKey = '';
+
+function pressed(event) {
+  const drawing = event.target.closest('[data-chart]');
+  if (drawing && chartKey(drawing, event.key)) return event.preventDefault();
+  if (!hasShortcuts() || event.ctrlKey || event.metaKey || event.altKey || event.target.closest('input, select, dialog')) return null;
+  const page = lastKey === 'g' && { n: 'now', t: 'tasks', i: 'invoices', l: 'logs', f: 'federation', s: 'setup' }[event.key];
+  lastKey = event.key;
+  if (page) go(page === 'now' ? '' : page, new URLSearchParams());
+  else if (event.key === '?') showKeys();
+  else if (event.key === '/') (find('[name="search"]') ?? { focus: () => go('logs', new URLSearchParams()) }).focus();
+  else if ('jk'.includes(event.key)) stepRow(event.key === 'j' ? 1 : -1);
+  else return null;
+  return event.preventDefault();
+}
+
+function chartKey(drawing, key) {
+  const at = Number(find('.cursor', drawing).dataset.at ?? -1);
+  const step = { ArrowLeft: -1, ArrowRight: 1, Home: -1e6, End: 1e6 }[key];
+  if (step) readChart(drawing, at + step);
+  else if (key === 'Enter') openPlace(drawing);
+  return Boolean(step);
+}
+
+/** The place of the log's chart under the cursor, as a time in the address. */
+function openPlace(drawing) {
+  const cell = drawing.dataset.chart === 'density' && state.boxes.get('api/logs/chart?span=24h').data.cells[Number(find('.cursor', drawing).dataset.at)];
+  if (!cell) return;
+  const query = readRoute().query;
+  query.set('until', after(cell.at, 1800000).slice(0, 16));
+  go('logs', query);
+}
+
+function stepRow(step) {
+  const rows = [...document.querySelectorAll('.log-row, tbody a, .feed a')];
+  (rows[rows.indexOf(document.activeElement) + step] ?? rows[0])?.focus();
+}
+
+// --- 10. Start ---
+
+/** Everything that the address and the answers say. */
+function draw() {
+  const route = readRoute();
+  const isNew = state.seen !== `${route.page}/${route.id}`;
+  document.body.dataset.page = route.page;
+  if (route.page === 'tasks' && !route.id) state.tasksAt = location.hash;
+  morph(view, PAGES[route.page](route).filter(Boolean));
+  for (const field of view.querySelectorAll('[data-value], [data-checked]')) setField(field, isNew);
+  for (const item of document.querySelectorAll('[data-nav]')) item.toggleAttribute('aria-current', false);
+  find(`[data-nav="${route.page}"]`).setAttribute('aria-current', 'page');
+  drawVerdict();
+  drawSide();
+  drawTrouble();
+  if (route.page === 'logs') paintLog(tail.following ? undefined : find('.log')?.scrollTop);
+  if (isNew && state.seen !== null) {
+    scrollTo(0, 0);
+    find('#main').focus({ preventScroll: true });
+  }
+  state.seen = `${route.page}/${route.id}`;
+  if (auth() && !auth().open.local && !state.isDeclined) askSecret('tbmon asks for its API key', 'API key');
+}
+
+/** What was chosen before stands in the field; what the reader is choosing is left alone. */
+function setField(field) {
+  const { value, checked, shown } = field.dataset;
+  const wanted = value ?? checked;
+  if (shown === wanted) return;
+  field.dataset.shown = wanted;
+  if (checked === undefined) field.value = value;
+  else field.checked = checked === 'true';
+}
+
+function drawVerdict() {
+  const { data } = state.boxes.get('api/now') ?? {};
+  const route = readRoute().page;
+  const verdict = data && (data.verdict ?? STARTING);
+  const titles = { now: verdict?.state ?? 'no answer', tasks: 'Tasks', invoices: 'Invoices', logs: 'Logs', federation: 'Federation', setup: 'Setup' };
+  document.title = `${state.trouble && route === 'now' ? 'no answer' : titles[route]} · tbmon`;
+  if (!verdict) return;
+  find('#verdict').dataset.state = verdict.state;
+  for (const [name, text] of Object.entries({ state: upper(verdict.state), reason: sentence(verdict.reason), advice: sentence(verdict.advice) })) {
+    const element = find(`[data-say="${name}"]`);
+    if (element.textContent !== text) element.textContent = text;
+  }
+  morph(find('#signs'), [verdict.since && h('p', {}, 'Since ', h('strong', {}, time(verdict.since))), data.node.last_seen && h('p', {}, 'Last sign of life ', h('strong', {}, time(data.node.last_seen))), h('p', {}, 'A node writes every two minutes, tasks or none.')].filter(Boolean));
+}
+
+const MODES = { live: 'Live', polling: 'Asking every 5 s', connecting: 'Connecting', hidden: 'Resting' };
+
+function drawSide() {
+  const { mode, why } = state.live;
+  const data = state.boxes.get('api/now')?.data;
+  const known = auth();
+  const verdict = data?.verdict?.state;
+  const needsToken = mode === 'polling' && known && !known.open.stream;
+  morph(find('#side'), [data?.demo && h('span', { class: 'badge' }, 'Demo data'), verdict && readRoute().page !== 'now' && h('a', { href: '#/', class: 'small' }, mark(verdict, upper(verdict))),
+    h('span', { title: why, role: 'status' }, h('span', { class: `beat ${mode}` }), h('span', {}, MODES[mode]), why && h('span', { class: 'wide' }, `: ${why}`)),
+    needsToken && button('login', 'Log in', { class: 'bare' }), known?.session && button('logout', 'Log out', { class: 'bare' }),
+    button('theme', `Theme: ${themeNow() || 'system'}`, { class: 'bare wide' }), button('keys', 'Keys', { class: 'bare wide' })].filter(Boolean));
+}
+
+function drawTrouble() {
+  const box = state.boxes.get('api/now');
+  document.body.classList.toggle('stale', Boolean(state.trouble));
+  const element = find('#trouble');
+  element.hidden = !state.trouble;
+  morph(element, state.trouble ? [h('span', {}, `${sentence(state.trouble)}. `), box?.data ? h('span', {}, 'What stands here is from ', time(new Date(box.at + state.skewMs).toISOString()), '.') : h('span', {}, 'It is asked again by itself.')] : []);
+}
+
+function takeFacts() {
+  state.boxes.set(AUTH, { data: null, error: null, locked: false, stale: true, loading: false, at: 0, usedAt: Infinity });
+  const known = JSON.parse(find('#facts').textContent);
+  if (!known) return;
+  const box = { error: null, locked: false, stale: false, loading: false, at: Date.now(), askedAt: Date.now(), usedAt: Date.now() };
+  state.boxes.set('api/now', { ...box, data: known.now });
+  state.boxes.get(AUTH).data = known.auth;
+  state.live.last = known.now.stream;
+}
+
+function hideOrShow() {
+  if (document.hidden) {
+    hush();
+    setMode('hidden', '');
+    return;
+  }
+  setMode('connecting', '');
+  listen();
+  poll();
+}
+
+const on = (name, act, options) => document.addEventListener(name, act, options);
+const at = (event, name) => event.target.closest?.(`[data-${name}]`);
+
+on('click', (event) => {
+  const target = at(event, 'do');
+  if (target) ACTIONS[target.dataset.do](target, event);
+  else if (at(event, 'chart')) openPlace(at(event, 'chart'));
+});
+on('submit', (event) => {
+  event.preventDefault();
+  SUBMITS[at(event, 'submit')?.dataset.submit]?.(event.target);
+});
+on('change', (event) => SUBMITS[at(event, 'change')?.dataset.change]?.(at(event, 'change')));
+on('pointermove', (event) => {
+  const drawing = at(event, 'chart');
+  if (!drawing) return;
+  const box = drawing.getBoundingClientRect();
+  readChart(drawing, Math.floor(((event.clientX - box.left) / box.width) * plots.get(drawing.dataset.chart).length));
+});
+on('toggle', (event) => {
+  const name = event.target.dataset?.fold;
+  if (!name) return;
+  state.open[event.target.open ? 'add' : 'delete'](name);
+  schedule();
+}, true);
+on('scroll', (event) => event.target.matches?.('.log') && scrolled(event.target), true);
+on('keydown', pressed);
+on('visibilitychange', hideOrShow);
+addEventListener('hashchange', schedule);
+setInterval(tick, 1000);
+setInterval(poll, POLL_MS);
+takeFacts();
+draw();
+if (auth()) listen();
+else changeAccess();
