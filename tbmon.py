@@ -4074,6 +4074,7 @@ CONTENT_TYPES = {
     ".svg": "image/svg+xml",
 }  # fmt: skip
 JSON_TYPE, CSV_TYPE = "application/json; charset=utf-8", "text/csv; charset=utf-8"
+SMALLEST = (CONTENT_TYPES[".js"], CONTENT_TYPES[".css"])  # once for each visit, so that time is well spent
 GZIP_BYTES = 1024  # a shorter answer would hardly become shorter
 ANSWERS = 8  # made at once; more in the making would only take memory from each other
 BODY_BYTES, HEADER_BYTES = 64 * KIB, 16 * KIB  # of a request
@@ -4100,6 +4101,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "uuid": {"type": "string", "pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"},
     "hash": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
 }  # fmt: skip
+SERIES = "from time, cell_s int"  # of a chart
 SHAPES = {
     "Error": "error text",
     "Health": "status text, timestamp time, docker connected|disconnected|disabled, version text",
@@ -4152,19 +4154,21 @@ SHAPES = {
     "Semaphore": "subscriber text, current int?, total int?",
     "Reset": "reason text",
     "InvoiceCounts": "total int, invoices_24h int, waiting_24h int",
-    "UptimeCell": "at time, up int, down int, unknown int",
+    "UptimeCell": "up int, down int, unknown int",
     "Uptime": "percent_24h number?, percent_7d number?, percent_30d number?, outages int, longest_outage_min int,"
-    " cell_s int, cells [UptimeCell]",
-    "UsageCell": "at time, cpu number?, memory_mb number?",
-    "TaskCell": "at time, completed int, failed int, lost int, open int",
+    f" {SERIES}, cells [UptimeCell]",
+    "UsageCell": "cpu number?, memory_mb number?",
+    "Consumption": f"{SERIES}, cells [UsageCell]",
+    "TaskCell": "completed int, failed int, lost int, open int",
+    "Activity": f"{SERIES}, cells [TaskCell]",
     "Recent": "at time?, what text, execution_id uuid?, detail text?",
-    "Now": "*Status, tasks Summary, invoices InvoiceCounts, uptime Uptime, usage [UsageCell], activity [TaskCell],"
+    "Now": "*Status, tasks Summary, invoices InvoiceCounts, uptime Uptime, usage Consumption, activity Activity,"
     " recent [Recent], stream text",
     "TimedCell": "*TaskCell, p50_ms int?, p95_ms int?",
     "Failures": "reason text, tasks int, last_at time?",
-    "TaskChart": "cell_s int, cells [TimedCell], failures [Failures]",
-    "LogCell": "at time, entries int, errors int, warnings int",
-    "LogChart": "cell_s int, most int, cells [LogCell]",
+    "TaskChart": f"{SERIES}, cells [TimedCell], failures [Failures]",
+    "LogCell": "entries int, errors int, warnings int",
+    "LogChart": f"{SERIES}, most int, cells [LogCell]",
     "Database": "size_bytes int, limit_bytes int, retention_days int, oldestLogAt time?, tasks int, invoices int,"
     " gaps int",
     "Setup": "version text, startedAt time, memory_bytes int?, source engine|directory|demo, container text, host text,"
@@ -5174,43 +5178,42 @@ def cell_rows(store: Store, what: str, cells: range) -> Sequence[Mapping[str, An
     found = {row["cell"]: dict(row) for row in store.get(what, cells.start, cells.step, cells.start)}
     return [found.get(number) for number in range(len(cells))]
 
-def task_cells(store: Store, cells: range, shape: str = "TaskCell") -> list[dict[str, Any]]:
+def series(cells: range, shown: list[dict[str, Any]]) -> dict[str, Any]:
+    """A chart's cells, from the oldest; the first begins at `from`, each is `cell_s` long."""
+    return {"from": utc(cells.start), "cell_s": cells.step // 1000, "cells": shown}
+
+def task_series(store: Store, cells: range, shape: str = "TaskCell") -> dict[str, Any]:
     """Tasks by what became of them, by the time they were received."""
     counts = cell_rows(store, "task_cells", cells)
     timed = cell_rows(store, "duration_cells", cells) if shape == "TimedCell" else counts
-    made = []
-    for at, count, times in zip(cells, counts, timed, strict=True):
-        known = {**(count or {}), **(times or {})}
-        nothing = {name: None if name.endswith("_ms") else 0 for name in fields_of(shape)}
-        made.append({name: known.get(name, empty) for name, empty in nothing.items()} | {"at": utc(at)})
-    return made
+    nothing = {name: None if name.endswith("_ms") else 0 for name in fields_of(shape)}
+    known = [{**nothing, **(count or {}), **(times or {})} for count, times in zip(counts, timed, strict=True)]
+    return series(cells, [{name: cell[name] for name in nothing} for cell in known])
 
 def uptime_json(store: Store, now: int) -> dict[str, Any]:
     """Thirty days in cells of minutes up, down and unknown; shares are of the minutes that tbmon could see."""
-    cells, shown = cells_of(now, *SPANS["30d"]), list[dict[str, Any]]()
+    cells, shown, percent = cells_of(now, *SPANS["30d"]), list[dict[str, Any]](), dict[str, Any]()
     for at, row in zip(cells, cell_rows(store, "up_cells", cells), strict=True):
         up, seen = (row["up"], row["seen"]) if row else (0, 0)
         length = min(cells.step, now - at + MINUTE_MS) // MINUTE_MS
-        shown.append({"at": utc(at), "up": up, "down": seen - up, "unknown": max(0, length - seen)})
-    percent = {}
+        shown.append({"up": up, "down": seen - up, "unknown": max(0, length - seen)})
     for name, days in (("percent_24h", 1), ("percent_7d", 7), ("percent_30d", 30)):
         up, seen = store.get("up_since", now - days * DAY_MS)[0]
         percent[name] = math.floor(10_000 * up / seen) / 100 if seen else None
     outages = [row["minutes"] for row in store.get("outages", now - 30 * DAY_MS)]
     longest = max(outages, default=0)
-    return {**percent, "outages": len(outages), "longest_outage_min": longest, "cell_s": cells.step // 1000,
-            "cells": shown}  # fmt: skip
+    return {**percent, "outages": len(outages), "longest_outage_min": longest, **series(cells, shown)}
 
-def usage_json(store: Store, now: int) -> list[dict[str, Any]]:
+def usage_json(store: Store, now: int) -> dict[str, Any]:
     """A day of processor and memory; while less than three hours are known, those alone."""
     first = store.first("first_sample", now - DAY_MS)
     is_new = first is None or first > now - 3 * HOUR_MS
     cells = cells_of(now, *((90, 2 * MINUTE_MS) if is_new else (96, 15 * MINUTE_MS)))
-    return [
-        {"at": utc(at), "cpu": None if row is None or row["cpu"] is None else round(row["cpu"], 1),
-         "memory_mb": None if row is None or row["memory"] is None else round(row["memory"] / MIB, 1)}
-        for at, row in zip(cells, cell_rows(store, "usage_cells", cells), strict=True)
-    ]  # fmt: skip
+    shown = []
+    for row in cell_rows(store, "usage_cells", cells):
+        cpu, memory = (row["cpu"], row["memory"]) if row else (None, None)
+        shown.append({"cpu": cpu and round(cpu, 1), "memory_mb": memory and round(memory / MIB, 1)})
+    return series(cells, shown)
 
 def recent_json(store: Store) -> list[dict[str, Any]]:
     """The last twelve things that happened, newest first."""
@@ -5229,16 +5232,14 @@ def now_json(api: Api) -> dict[str, Any]:
     }  # fmt: skip
     return {
         **api.status(), "tasks": api.summary(), "invoices": invoices, "uptime": uptime_json(store, now),
-        "usage": usage_json(store, now), "activity": task_cells(store, cells_of(now, *SPANS["24h"])),
+        "usage": usage_json(store, now), "activity": task_series(store, cells_of(now, *SPANS["24h"])),
         "recent": recent_json(store), "stream": place,
     }  # fmt: skip
 
 def task_chart(api: Api, call: Call) -> dict[str, Any]:
     cells = cells_of(api.monitor.now(), *SPANS[call.query.get("span", "24h")])
     failures = [{**row, "last_at": utc(row["last_at"])} for row in map(dict, api.store.get("failures", cells.start))]
-    return {
-        "cell_s": cells.step // 1000, "cells": task_cells(api.store, cells, "TimedCell"), "failures": failures,
-    }  # fmt: skip
+    return {**task_series(api.store, cells, "TimedCell"), "failures": failures}
 
 def log_chart(api: Api, call: Call) -> dict[str, Any]:
     """Log entries by time. Keys have the node's own clock, whose distance from UTC the newest entry tells."""
@@ -5248,9 +5249,8 @@ def log_chart(api: Api, call: Call) -> dict[str, Any]:
     ahead_s, shown = round(ahead_s / 900) * 900, []
     for at in cells:
         low = at // 1000 + ahead_s
-        row = api.store.get("log_cell", key_of(low), key_of(low + cells.step // 1000))[0]
-        shown.append({"at": utc(at), **dict(row)})
-    return {"cell_s": cells.step // 1000, "most": CELL_ENTRIES, "cells": shown}
+        shown.append(dict(api.store.get("log_cell", key_of(low), key_of(low + cells.step // 1000))[0]))
+    return {**series(cells, shown), "most": CELL_ENTRIES}
 
 # What the page Setup shows
 
@@ -5464,7 +5464,7 @@ def dress(reply: Reply, environ: Mapping[str, Any], show: Callable[[str], str]) 
     gzip_wanted = re.search(r"\bgzip\b(?! *; *q=0(\.0*)? *(,|$))", environ.get("HTTP_ACCEPT_ENCODING", ""))
     if len(content) > GZIP_BYTES and gzip_wanted and headers["Content-Type"] != "application/wasm":
         headers["Content-Encoding"] = "gzip"
-        content = gzip.compress(content, 5, mtime=0)
+        content = gzip.compress(content, 9 if headers["Content-Type"] in SMALLEST else 5, mtime=0)
     return Reply(content, headers, reply.status)
 
 def answer(api: Api, route: Route, path: Mapping[str, str], environ: Mapping[str, Any]) -> Reply:
@@ -5518,7 +5518,7 @@ def page_words(verdict: Mapping[str, str] | None) -> dict[str, str]:
     """The verdict as the page says it."""
     said = verdict or {"state": "blind", "reason": JUST_STARTED, "advice": "Wait a few seconds."}
     words = {name: re.sub("`([^`]*)`", "\u201c\\1\u201d", said[name]) for name in ("state", "reason", "advice")}
-    words = {name: text if text.startswith("tbmon") else text[:1].upper() + text[1:] for name, text in words.items()}
+    words = {name: re.sub(r"^(?!tbmon|\w+://).", lambda at: at[0].upper(), text) for name, text in words.items()}
     words["reason"] = words["reason"].rstrip(".") + "."
     return {**words, "since": f"Since {said['since']}" if said.get("since") else ""}
 
@@ -5532,21 +5532,23 @@ def filled_page(api: Api, environ: Mapping[str, Any], page: str) -> Reply:
         words = page_words(facts["now"]["verdict"])
         page = re.sub(r'( data-say="(\w+)">)[^<]*', lambda found: found[1] + html.escape(words[found[2]]), page)
         page = page.replace('data-state="none"', f'data-state="{words["state"].lower()}"', 1)
-        page = page.replace(">null</script>", ">" + json.dumps(facts, separators=(",", ":")).replace("<", "\\u003c") + "</script>", 1)
+        inlined = json.dumps(facts, separators=(",", ":")).replace("<", "\\u003c")
+        page = page.replace(">null</script>", f">{inlined}</script>", 1)
     kept = "no-store" if api.monitor.config.api_key else SECURITY_HEADERS["Cache-Control"]
     return Reply(page, {"Content-Type": CONTENT_TYPES[".html"], "Cache-Control": kept})
+
+def read_pages() -> dict[str, Reply]:
+    """The page's files by their paths; none where only tbmon.py was copied."""
+    files = [path for path in STATIC.glob("*.*") if path.suffix in CONTENT_TYPES]
+    pages = {f"/{path.name}": Reply(path.read_bytes(), {"Content-Type": CONTENT_TYPES[path.suffix]}) for path in files}
+    return pages | ({"/": pages["/index.html"]} if "/index.html" in pages else {})
 
 def build_app(api: Api) -> Any:
     """The WSGI application: ROUTES, the page's files, and JSON for every refusal."""
     import bottle  # only where something is served
     app, request = bottle.Bottle(), bottle.request
     room = threading.Semaphore(ANSWERS)
-    files = {f"/{path.name}": path for path in STATIC.glob("*.*") if path.suffix in CONTENT_TYPES}
-    pages = {
-        name: Reply(path.read_bytes(), {"Content-Type": CONTENT_TYPES[path.suffix]}) for name, path in files.items()
-    }
-    if "/index.html" in pages:
-        pages["/"] = pages["/index.html"]
+    pages = read_pages()
 
     def send(reply: Reply) -> Any:
         sent = dress(reply, request.environ, api.store.show)

@@ -2,10 +2,11 @@
 // Parts: 1 Formats, 2 Elements, 3 Answers, 4 Live, 5 Charts, 6 Components, 7 Pages, 8 Log, 9 Actions, 10 Start.
 // Texts from a log are only ever text nodes; nothing here makes markup out of words.
 
-const [POLL_MS, RENEW_MS, QUIET_MS, TIMEOUT_MS, REST_MS] = [5000, 60000, 40000, 20000, 1500];
+const [POLL_MS, RENEW_MS, QUIET_MS, TIMEOUT_MS, REST_MS] = [5000, 60000, 40000, 20000, 3000];
 const STARTING = { state: 'blind', reason: 'tbmon has just started', advice: 'Wait a few seconds.', since: null };
 const MARKS = {
-  working: 'check', completed: 'check', pay: 'check', OK: 'check', degraded: 'half', warn: 'half', WARN: 'half', penalty: 'half',
+  working: 'check', completed: 'check', pay: 'check', OK: 'check', degraded: 'half', warn: 'half', WARN: 'half',
+    penalty: 'half',
   down: 'cross', failed: 'cross', error: 'cross', FAIL: 'cross', idle: 'diamond', received: 'diamond', invoice: 'coin',
   blind: 'question', lost: 'question', executing: 'run', start: 'start', gap: 'gap',
 };
@@ -27,7 +28,7 @@ const state = {
 
 const isUnknown = (value) => value === null || value === undefined || value === '';
 const now = () => Date.now() + state.skewMs;
-const utc = (iso) => iso.replace('T', ' ').replace('Z', ' UTC');
+const utc = (iso) => iso.replace('T', ' ').replace(/(\.000)?Z$/, ' UTC');
 const minute = (iso) => `${iso.slice(0, 16).replace('T', ' ')} UTC`;
 const inNumbers = (options) => new Intl.NumberFormat('en', options).format;
 const count = inNumbers({ maximumFractionDigits: 0 });
@@ -40,7 +41,7 @@ const plural = (number, one, more = `${one}s`) => `${count(number)} ${number ===
 const megabytes = (bytes) => `${count(bytes / 1048576)} MiB`;
 const pages = (value) => `${decimal(value / 16)} MiB`;
 const shortId = (id) => String(id).slice(0, 8);
-const upper = (text) => text.replace(/^(?!tbmon)./, (letter) => letter.toUpperCase());
+const upper = (text) => text.replace(/^(?!tbmon|\w+:\/\/)./, (letter) => letter.toUpperCase());
 const sentence = (text) => upper(String(text).replace(/`([^`]*)`/g, '“$1”')).replace(/([^.!?])$/, '$1.');
 const after = (iso, ms) => new Date(Date.parse(iso) + ms).toISOString();
 const or = (value, show) => (isUnknown(value) ? '–' : show(value));
@@ -83,7 +84,8 @@ function put(element, attributes, children) {
 
 /** Make the children of `parent` like `fresh`, keeping what is there, so that focus, selection and scroll stay. */
 function morph(parent, fresh) {
-  const keyed = new Map([...parent.children].filter((child) => child.dataset.key).map((child) => [child.dataset.key, child]));
+  const keyed = new Map([...parent.children].filter((child) => child.dataset.key).map((child) =>
+    [child.dataset.key, child]));
   let at = parent.firstChild;
   for (const node of fresh) {
     const known = node.dataset?.key ? keyed.get(node.dataset.key) : at && isLike(at, node) ? at : null;
@@ -131,7 +133,8 @@ function schedule() {
 
 /** Ask tbmon; throws an Error whose `status` is the HTTP status, or 0 if nothing of tbmon's came back. */
 async function ask(path, options = {}) {
-  const response = await fetch(path, { cache: 'no-store', signal: AbortSignal.timeout(TIMEOUT_MS), ...options }).catch(() => null);
+  const response = await fetch(path, { cache: 'no-store', signal: AbortSignal.timeout(TIMEOUT_MS),
+    ...options }).catch(() => null);
   const body = await response?.json().catch(() => null);
   const fail = (text, status) => { throw Object.assign(new Error(text), { status }); };
   if (!body) fail('tbmon does not answer', 0);
@@ -208,7 +211,8 @@ async function changeAccess() {
   Object.assign(box, { data: null, stale: true, askedAt: 0 });
   await load(AUTH, box);
   for (const [path, one] of state.boxes) {
-    if (path !== AUTH) Object.assign(one, { stale: true, askedAt: 0, locked: false, data: PRIVATE.test(path) ? null : one.data });
+    if (path !== AUTH) Object.assign(one, { stale: true, askedAt: 0, locked: false, data: PRIVATE.test(path) ? null
+      : one.data });
   }
   Object.assign(tail, { key: null, entries: [], full: null });
   relisten();
@@ -237,7 +241,8 @@ async function listen() {
   const { live } = state;
   clearTimeout(live.timer);
   if (document.hidden || live.aborter || !auth()) return;
-  if (!auth().open.stream) return setMode('polling', auth().open.local ? 'the stream asks for its token' : 'not logged in');
+  if (!auth().open.stream) return setMode('polling', auth().open.local ? 'the stream asks for its token'
+    : 'not logged in');
   const aborter = live.aborter = new AbortController();
   let waitMs = 2000;
   try {
@@ -286,7 +291,8 @@ function hear({ id, event, data }) {
     tail.key = null;
     outdate('');
   } else if (event === 'task') hearTask(said);
-  else outdate({ invoice: 'api/invoices', network_stats: 'api/federation', gap: 'api/logs/status' }[event] ?? 'none', 'api/now');
+  else outdate({ invoice: 'api/invoices', network_stats: 'api/federation', gap: 'api/logs/status' }[event] ?? 'none',
+    'api/now');
 }
 
 function hearStatus(status) {
@@ -338,24 +344,29 @@ function poll() {
 const plots = new Map(); // chart: what the readout says at each place
 
 /** A chart of cells from left to right: title, summary, drawing, legend, and the same as a table. */
-function chart({ id, title, summary, cells, heads, row, marks, axis, top = '', legend = [], low = false, level = 'h2' }) {
+function chart({ id, title, summary, cells, heads, row, marks, axis, top = '', legend = [], low = false,
+  level = 'h2' }) {
   const rows = cells.map(row);
   plots.set(id, rows.map((texts) => texts.join(', ')));
   const drawing = svg('svg', {
-    viewBox: `0 0 ${cells.length} 100`, preserveAspectRatio: 'none', role: 'img', tabindex: 0, class: low ? 'low' : null,
+    viewBox: `0 0 ${cells.length} 100`, preserveAspectRatio: 'none', role: 'img', tabindex: 0, class: low ? 'low'
+      : null,
     'aria-labelledby': `${id}-title ${id}-desc`, 'data-chart': id,
-  }, svg('title', { id: `${id}-title` }, title), svg('desc', { id: `${id}-desc` }, `${summary}. Arrow keys read single values.`),
+  }, svg('title', { id: `${id}-title` }, title),
+    svg('desc', { id: `${id}-desc` }, `${summary}. Arrow keys read single values.`),
   marks(cells), svg('line', { class: 'cursor', 'data-keep': 'cursor', visibility: 'hidden', y1: 0, y2: 100 }));
   return h('figure', { 'data-key': id },
     h('figcaption', {}, h(level, {}, title), h('p', {}, summary)),
     h('div', { class: 'plot' }, top && h('span', { class: 'top' }, top), drawing,
       h('div', { class: 'axis', 'aria-hidden': 'true' }, axis.map((text) => h('span', {}, text)))),
     h('div', { class: 'figure-foot' }, legend.length > 0 && legendOf(legend),
-      h('output', { class: 'readout', 'data-keep': 'readout', 'aria-live': 'polite' }), asTable(id, title, heads, rows)));
+      h('output', { class: 'readout', 'data-keep': 'readout', 'aria-live': 'polite' }),
+        asTable(id, title, heads, rows)));
 }
 
 const legendOf = (items) => h('ul', { class: 'legend' }, items.map(([fill, text]) => h('li', {},
-  svg('svg', { viewBox: '0 0 10 10', 'aria-hidden': 'true' }, svg('rect', { width: 10, height: 10, class: fill })), text)));
+  svg('svg', { viewBox: '0 0 10 10', 'aria-hidden': 'true' }, svg('rect', { width: 10, height: 10, class: fill })),
+    text)));
 
 /** The figures of a chart as a table, made when it is unfolded. */
 function asTable(id, title, heads, rows) {
@@ -363,7 +374,8 @@ function asTable(id, title, heads, rows) {
   return h('details', { 'data-fold': key }, h('summary', {}, 'As a table'), state.open.has(key) && h('div', {
     class: 'scroll', tabindex: 0, role: 'region', 'aria-label': `${title}, as a table`,
   }, h('table', {}, h('thead', {}, h('tr', {}, heads.map((head) => h('th', { scope: 'col' }, head)))),
-    h('tbody', {}, rows.map(([first, ...others]) => h('tr', {}, h('th', { scope: 'row' }, first), others.map((text) => h('td', {}, text))))))));
+    h('tbody', {}, rows.map(([first, ...others]) =>
+      h('tr', {}, h('th', { scope: 'row' }, first), others.map((text) => h('td', {}, text))))))));
 }
 
 /** Show the value at a place of a chart: under the pointer, or one further by an arrow key. */
@@ -401,13 +413,15 @@ function lineOf(cells, of, most, name = '', isFilled = false) {
   return runs.filter((run) => run.length).flatMap((run) => {
     const [from, to] = [run[0], run.at(-1)];
     const path = `M${run.length > 1 ? run.map((point) => point.join(' ')).join('L') : `${from[0] - 0.4} ${from[1]}H${from[0] + 0.4}`}`;
-    return [isFilled && svg('path', { class: 'area', d: `${path}L${to[0]} 100L${from[0]} 100Z` }), svg('path', { class: `line ${name}`, d: path })];
+    return [isFilled && svg('path', { class: 'area', d: `${path}L${to[0]} 100L${from[0]} 100Z` }),
+      svg('path', { class: `line ${name}`, d: path })];
   }).filter(Boolean);
 }
 
 /** From the time that half of the tasks stay below up to that of 95 % of them, a bar; its foot is the half. */
 const ranges = (cells, most) => cells.flatMap((cell, at) => (isUnknown(cell.p50_ms) ? [] : [
-  svg('rect', { class: 'fill-wash', x: at + 0.12, width: 0.76, y: 100 - (100 * cell.p95_ms) / most, height: Math.max(1.5, (100 * (cell.p95_ms - cell.p50_ms)) / most) }),
+  svg('rect', { class: 'fill-wash', x: at + 0.12, width: 0.76, y: 100 - (100 * cell.p95_ms) / most,
+    height: Math.max(1.5, (100 * (cell.p95_ms - cell.p50_ms)) / most) }),
   svg('rect', { class: 'fill-accent', x: at + 0.12, width: 0.76, y: 98 - (100 * cell.p50_ms) / most, height: 3 }),
 ]));
 
@@ -418,9 +432,11 @@ const dayAxis = ['24 h ago', '12 h ago', 'now'];
 function distribution(title, counts, name = words) {
   const all = Object.entries(counts ?? {});
   const total = all.reduce((sum, [, number]) => sum + number, 0);
-  return h('section', { class: 'block', 'data-key': title }, h('h3', {}, title), total === 0 ? h('p', { class: 'muted small' }, 'Nothing is published yet.')
+  return h('section', { class: 'block', 'data-key': title }, h('h3', {}, title), total === 0
+    ? h('p', { class: 'muted small' }, 'Nothing is published yet.')
     : h('dl', { class: 'dist' }, all.map(([range, number]) => [h('dt', {}, name(range)),
-      h('dd', {}, svg('svg', { class: 'bar', 'aria-hidden': 'true' }, svg('rect', { width: `${(100 * number) / total}%`, height: '100%' }))),
+      h('dd', {}, svg('svg', { class: 'bar', 'aria-hidden': 'true' },
+        svg('rect', { width: `${(100 * number) / total}%`, height: '100%' }))),
       h('dd', { class: 'end' }, `${count(number)} (${count((100 * number) / total)} %)`)])));
 }
 
@@ -428,19 +444,23 @@ function distribution(title, counts, name = words) {
 
 const time = (iso) => (isUnknown(iso) ? '–' : h('time', { datetime: iso, title: utc(iso) }, ago(iso)));
 const both = (iso) => (isUnknown(iso) ? '–' : [utc(iso), ' (', time(iso), ')']);
-const icon = (name) => svg('svg', { class: 'icon', viewBox: '0 0 16 16', 'aria-hidden': 'true' }, svg('use', { href: `#${name}` }));
+const icon = (name) => svg('svg', { class: 'icon', viewBox: '0 0 16 16', 'aria-hidden': 'true' },
+  svg('use', { href: `#${name}` }));
 const link = (href, ...children) => h('a', { href }, children);
-const taskLink = (id) => (isUnknown(id) ? '–' : h('a', { class: 'mono', href: `#/tasks/${id}`, title: id }, shortId(id)));
+const taskLink = (id) => (isUnknown(id) ? '–'
+  : h('a', { class: 'mono', href: `#/tasks/${id}`, title: id }, shortId(id)));
 
 /** A state as shape and word; the colour goes with the shape. */
 function mark(name, text = words(name)) {
   const shape = MARKS[name] ?? 'dot';
-  return h('span', { class: `mark ${shape}` }, svg('svg', { viewBox: '0 0 16 16', 'aria-hidden': 'true' }, svg('use', { href: `#${shape}` })), text);
+  return h('span', { class: `mark ${shape}` }, svg('svg', { viewBox: '0 0 16 16', 'aria-hidden': 'true' },
+    svg('use', { href: `#${shape}` })), text);
 }
 
 const block = (title, ...children) => h('section', { class: 'block', 'data-key': title }, h('h2', {}, title), children);
 const sheet = (...children) => h('div', { class: 'sheet stack' }, children);
-const facts = (pairs) => h('dl', { class: 'facts' }, pairs.map(([name, ...value]) => [h('dt', {}, name), h('dd', {}, value)]));
+const facts = (pairs) => h('dl', { class: 'facts' },
+  pairs.map(([name, ...value]) => [h('dt', {}, name), h('dd', {}, value)]));
 const empty = (title, ...children) => h('div', { class: 'empty' }, h('strong', {}, title), children);
 const button = (action, text, more = {}) => h('button', { type: 'button', 'data-do': action, ...more }, text);
 
@@ -451,26 +471,31 @@ const metrics = (items) => h('dl', { class: 'metrics' }, items.map(([name, value
 function boxed(box, show) {
   if (box.locked) return auth()?.open.local === false ? lockedOut() : unlock();
   if (!box.data && !box.error) return h('p', { class: 'loading', role: 'status' }, 'Asking tbmon …');
-  if (!box.data) return h('p', { class: 'note warn' }, sentence(box.error.message), '. It is asked for again by itself.');
-  const age = box.error && h('p', { class: 'small warn' }, 'Not renewed since ', time(new Date(box.at + state.skewMs).toISOString()), `: ${box.error.message}`);
+  if (!box.data) return h('p', { class: 'note warn' }, sentence(box.error.message),
+    '. It is asked for again by itself.');
+  const age = box.error && h('p', { class: 'small warn' }, 'Not renewed since ',
+    time(new Date(box.at + state.skewMs).toISOString()), `: ${box.error.message}`);
   return [age, show(box.data)];
 }
 
-const lockedOut = () => h('div', { class: 'empty' }, h('strong', {}, 'tbmon asks for its API key'), button('login', 'Log in', { class: 'main' }));
+const lockedOut = () => h('div', { class: 'empty' }, h('strong', {}, 'tbmon asks for its API key'),
+  button('login', 'Log in', { class: 'main' }));
 
 /** Ask for the task-data password where what needs it will stand. */
 function unlock() {
   return h('form', { class: 'sheet unlock', 'data-submit': 'login', 'data-key': 'unlock' },
-    h('h3', {}, 'This is private'),
+    h('h2', {}, 'This is private'),
     h('p', { class: 'muted' }, 'Log entries and task data ask for the task-data password. The session it opens ends after 24 hours.'),
     username(), h('label', { for: 'password' }, 'Task-data password'),
-    h('div', { class: 'actions' }, h('input', { id: 'password', name: 'secret', type: 'password', autocomplete: 'current-password', required: true, 'aria-describedby': 'password-hint' }),
+    h('div', { class: 'actions' }, h('input', { id: 'password', name: 'secret', type: 'password',
+      autocomplete: 'current-password', required: true, 'aria-describedby': 'password-hint' }),
       h('button', { class: 'main' }, 'Unlock')),
     h('p', { class: 'bad', role: 'alert' }, state.loginError),
     h('p', { class: 'muted small', id: 'password-hint' }, passwordPlace()));
 }
 
-const username = () => h('input', { name: 'username', autocomplete: 'username', value: 'tbmon', hidden: true }); // for password managers
+const username = () => h('input', { name: 'username', autocomplete: 'username', value: 'tbmon',
+  hidden: true }); // for password managers
 
 function passwordPlace() {
   const { data } = need('api/setup');
@@ -487,7 +512,8 @@ const CHOICES = {
   operation: ['Outcome', ['', 'any'], ['pay', 'paid'], ['penalty', 'penalised']],
   task: ['Task', ['', 'any'], ['true', 'known'], ['false', 'unknown']],
   level: ['Level', ['', 'any'], 'error', 'warn', 'info', 'debug', 'verbose'],
-  kind: ['Kind', ['', 'any'], 'task_received', 'task_download', 'task_start', 'execution_output', 'task_completed', 'task_failed',
+  kind: ['Kind', ['', 'any'], 'task_received', 'task_download', 'task_start', 'execution_output', 'task_completed',
+    'task_failed',
     'task_published', 'invoice', 'semaphore', 'registration', 'info', 'raw'],
 };
 
@@ -500,8 +526,10 @@ function choice(name, query) {
   })));
 }
 
-const filters = (names, query, ...more) => h('form', { class: 'actions filters', 'data-change': 'filter', 'data-submit': 'filter', 'data-key': 'filters' },
-  names.map((name) => choice(name, query)), more, query.size > 0 && button('unfilter', 'Clear filters', { class: 'bare' }));
+const filters = (names, query, ...more) => h('form',
+  { class: 'actions filters', 'data-change': 'filter', 'data-submit': 'filter', 'data-key': 'filters' },
+  names.map((name) => choice(name, query)), more, query.size > 0
+    && button('unfilter', 'Clear filters', { class: 'bare' }));
 
 /** A table whose rows become cards on a phone; columns are [head, row -> cell, class]. */
 function cards(caption, columns, rows, keyOf) {
@@ -532,90 +560,133 @@ function meter(used, limit, show) {
 function readRoute() {
   const [, path = '', query = ''] = /^#\/([^?]*)\??(.*)$/.exec(location.hash) ?? [];
   const [page, id] = path.split('/');
-  return { page: Object.hasOwn(PAGES, page) ? page : 'now', id: id ? decodeURIComponent(id) : null, query: new URLSearchParams(query) };
+  return { page: Object.hasOwn(PAGES, page) ? page : 'now', id: id ? decodeURIComponent(id) : null,
+    query: new URLSearchParams(query) };
 }
 
-const head = (title, ...children) => h('div', { class: 'page-head', 'data-key': 'head' }, h('div', {}, h('h1', {}, title), children[0] && h('p', {}, children[0])), children.slice(1));
+const head = (title, ...children) => h('div', { class: 'page-head', 'data-key': 'head' },
+  h('div', {}, h('h1', {}, title), children[0] && h('p', {}, children[0])), children.slice(1));
 
 function nowPage() {
   const box = need('api/now');
   if (!box.data) return [boxed(box)];
   return [boxed(box, (data) => [
-    data.recognised < 0.95 && h('p', { class: 'note warn' }, `${percent(100 * (1 - data.recognised))} of the last log lines are not recognised: tasks may be missing. The node may be newer than tbmon.`),
-    h('div', { 'data-key': 'metrics' }, metrics(nowMetrics(data))), activityChart(data), h('div', { class: 'pair' }, usageCharts(data)), uptimeChart(data),
+    !isUnknown(data.recognised) && data.recognised < 0.95
+      && h('p', { class: 'note warn' },
+      `${percent(100 * (1 - data.recognised))} of the last log lines are not recognised: tasks may be missing. The node may be newer than tbmon.`),
+    h('div', { 'data-key': 'metrics' }, metrics(nowMetrics(data))), activityChart(data),
+      h('div', { class: 'pair' }, usageCharts(data)), uptimeChart(data),
     h('div', { class: 'pair' }, block('Latest', recentFeed(data.recent)), block('Node', nodeFacts(data))),
   ].flat())].flat(Infinity);
 }
 
 function nowMetrics({ tasks, invoices, uptime, node }) {
-  const waiting = invoices.waiting_24h ? `${plural(invoices.waiting_24h, 'completed task waits', 'completed tasks wait')} for one` : `${count(invoices.total)} in all`;
-  const slots = Object.entries(node.slots).map(([name, slot]) => `${name.replace('Subscriber', '')} ${slot.current ?? '?'}/${slot.total}`);
+  const waiting = invoices.waiting_24h
+    ? `${plural(invoices.waiting_24h, 'completed task waits', 'completed tasks wait')} for one`
+    : `${count(invoices.total)} in all`;
+  const slots = Object.entries(node.slots).map(([name, slot]) =>
+    `${name.replace('Subscriber', '')} ${slot.current ?? '?'}/${slot.total}`);
   return [
-    ['Tasks, last 24 hours', count(tasks.tasks_24h), '', `${count(tasks.total)} in all, ${count(tasks.executing)} running`],
-    ['Success, finished tasks', or(tasks.success_rate, decimal), tasks.success_rate === null ? '' : '%', `${count(tasks.failed)} failed, ${count(tasks.lost)} lost`],
+    ['Tasks, last 24 hours', count(tasks.tasks_24h), '',
+      `${count(tasks.total)} in all, ${count(tasks.executing)} running`],
+    ['Success, finished tasks', or(tasks.success_rate, decimal), tasks.success_rate === null ? '' : '%',
+      `${count(tasks.failed)} failed, ${count(tasks.lost)} lost`],
     ['Invoices, last 24 hours', count(invoices.invoices_24h), '', waiting],
-    ['Uptime, 30 days', or(uptime.percent_30d, exact), uptime.percent_30d === null ? '' : '%', uptime.outages ? plural(uptime.outages, 'outage') : 'no outage seen'],
-    ['Slots in use', or(node.current_slots, count), node.total_slots === null ? '' : `of ${node.total_slots}`, slots.join(', ') || 'not told yet'],
+    ['Uptime, 30 days', or(uptime.percent_30d, exact), uptime.percent_30d === null ? '' : '%',
+      `${uptime.outages ? plural(uptime.outages, 'outage') : 'no outage seen'}${watched(uptime)}`],
+    ['Slots in use', or(node.current_slots, count), node.total_slots === null ? '' : `of ${node.total_slots}`,
+      slots.join(', ') || 'not told yet'],
   ];
 }
 
-const OUTCOMES = [['fill-accent', (cell) => cell.completed], ['fill-bad', (cell) => cell.failed], ['fill-hollow', (cell) => cell.lost], ['fill-soft', (cell) => cell.open]];
-const outcomeLegend = [['fill-accent', 'completed'], ['fill-bad', 'failed'], ['fill-hollow', 'lost'], ['fill-soft', 'open']];
-const outcomeHeads = ['From', 'Completed', 'Failed', 'Lost', 'Open'];
-const outcomeRow = (cell) => [minute(cell.at), `${cell.completed} completed`, `${cell.failed} failed`, `${cell.lost} lost`, `${cell.open} open`];
-const sum = (cells, name) => cells.reduce((total, cell) => total + cell[name], 0);
-
-function activityChart({ activity: cells }) {
-  const total = sum(cells, 'completed') + sum(cells, 'failed') + sum(cells, 'lost') + sum(cells, 'open');
-  const summary = total ? `${plural(total, 'task')}: ${sum(cells, 'completed')} completed, ${sum(cells, 'failed')} failed, ${sum(cells, 'lost')} lost` : 'No task; days without one are normal';
-  return chart({ id: 'activity', title: 'Last 24 hours', summary, cells, heads: outcomeHeads, row: outcomeRow, axis: dayAxis, legend: outcomeLegend, low: true, marks: () => stacked(cells, OUTCOMES) });
+/** How long tbmon has watched, if that is less than the thirty days it speaks of. */
+function watched({ cells }) {
+  const minutes = sum(cells, 'up') + sum(cells, 'down');
+  return minutes > 0 && minutes < 29 * 1440 ? ` in ${span(minutes * 60)} watched` : '';
 }
 
-function usageCharts({ usage: cells, stats }) {
-  const axis = cells.at(-1) && Date.parse(cells.at(-1).at) - Date.parse(cells[0].at) > 4 * 3600000 ? dayAxis : ['3 h ago', '90 min ago', 'now'];
+const OUTCOMES = [['fill-accent', (cell) => cell.completed], ['fill-bad', (cell) => cell.failed],
+  ['fill-hollow', (cell) => cell.lost], ['fill-soft', (cell) => cell.open]];
+const outcomeLegend = [['fill-accent', 'completed'], ['fill-bad', 'failed'], ['fill-hollow', 'lost'],
+  ['fill-soft', 'open']];
+const outcomeHeads = ['From', 'Completed', 'Failed', 'Lost', 'Open'];
+const outcomeRow = (cell) => [minute(cell.at), `${cell.completed} completed`, `${cell.failed} failed`,
+  `${cell.lost} lost`, `${cell.open} open`];
+const sum = (cells, name) => cells.reduce((total, cell) => total + cell[name], 0);
+
+/** The cells of a series, each with the time it begins. */
+const cellsOf = ({ from, cell_s: length, cells }) =>
+  cells.map((cell, place) => ({ ...cell, at: after(from, 1000 * length * place) }));
+
+function activityChart({ activity }) {
+  const cells = cellsOf(activity);
+  const total = sum(cells, 'completed') + sum(cells, 'failed') + sum(cells, 'lost') + sum(cells, 'open');
+  const summary = total ? `${plural(total, 'task')}: ${sum(cells, 'completed')} completed, ${sum(cells, 'failed')} failed, ${sum(cells, 'lost')} lost` : 'No task; days without one are normal';
+  return chart({ id: 'activity', title: 'Last 24 hours', summary, cells, heads: outcomeHeads, row: outcomeRow,
+    axis: dayAxis, legend: outcomeLegend, low: true, marks: () => stacked(cells, OUTCOMES) });
+}
+
+function usageCharts({ usage, stats, container }) {
+  const cells = cellsOf(usage);
+  const axis = usage.cell_s > 600 ? dayAxis : ['3 h ago', '90 min ago', 'now'];
   const one = (id, title, name, unit, current, limit) => {
     const known = cells.map((cell) => cell[name]).filter((value) => !isUnknown(value));
     const most = Math.max(...known, name === 'cpu' ? 10 : 1) * 1.1;
-    const summary = known.length ? `${or(current, decimal)}${unit} now, at most ${decimal(Math.max(...known))}${unit}${limit}` : 'Not known: no container is seen';
-    return chart({ id, title, summary, cells, heads: ['From', title], axis, top: known.length ? `${decimal(most)}${unit}` : '', row: (cell) => [minute(cell.at), or(cell[name], (value) => `${decimal(value)}${unit}`)],
+    const summary = known.length ? `${or(current, decimal)}${unit} now, at most ${decimal(Math.max(...known))}${unit}${limit}` : container ? 'Not measured yet' : 'Not known: no container is seen';
+    return chart({ id, title, summary, cells, heads: ['From', title], axis, top: known.length
+      ? `${decimal(most)}${unit}` : '', row: (cell) =>
+      [minute(cell.at), or(cell[name], (value) => `${decimal(value)}${unit}`)],
       marks: () => [gridLine(cells), lineOf(cells, (cell) => cell[name], most, '', true)] });
   };
-  return [one('cpu', 'Processor', 'cpu', ' %', stats?.cpu, ''), one('memory', 'Memory', 'memory_mb', ' MB', stats?.memory.usage, stats ? ` of ${count(stats.memory.limit)} MB` : '')];
+  return [one('cpu', 'Processor', 'cpu', ' %', stats?.cpu, ''),
+    one('memory', 'Memory', 'memory_mb', ' MB', stats?.memory.usage, stats ? ` of ${count(stats.memory.limit)} MB`
+    : '')];
 }
 
 function uptimeChart({ uptime }) {
-  const { cells } = uptime;
+  const cells = cellsOf(uptime);
   const outages = uptime.outages ? `${plural(uptime.outages, 'outage')}, longest ${plural(uptime.longest_outage_min, 'minute')}` : 'no outage seen';
+  const seen = watched(uptime);
   const summary = uptime.percent_30d === null ? 'Not known yet: looked at once a minute from now on'
-    : `24 hours ${percent(uptime.percent_24h)}, 7 days ${percent(uptime.percent_7d)}, 30 days ${percent(uptime.percent_30d)}; ${outages}`;
+    : `24 hours ${percent(uptime.percent_24h)}, 7 days ${percent(uptime.percent_7d)}, 30 days ${percent(uptime.percent_30d)}; ${outages}${seen}`;
   const marks = () => cells.map((cell, at) => {
     const name = cell.down ? 'fill-bad' : cell.up ? 'fill-good' : 'fill-none';
     const height = cell.down ? 100 : cell.up ? 62 : 14; // an outage stands out by its height too
     return svg('rect', { class: name, x: at + 0.12, y: 100 - height, width: 0.76, height, rx: 0.1 });
   });
-  return chart({ id: 'uptime', title: 'Uptime, 30 days', summary, cells, axis: ['30 days ago', '15 days ago', 'now'], low: true, marks,
+  return chart({ id: 'uptime', title: 'Uptime, 30 days', summary, cells, axis: ['30 days ago', '15 days ago', 'now'],
+    low: true, marks,
     legend: [['fill-good', 'up'], ['fill-bad', 'down for a while'], ['fill-none', 'tbmon did not see']],
-    heads: ['From', 'Up', 'Down', 'Unknown'], row: (cell) => [minute(cell.at), `${cell.up} min up`, `${cell.down} min down`, `${cell.unknown} min unknown`] });
+    heads: ['From', 'Up', 'Down', 'Unknown'], row: (cell) =>
+      [minute(cell.at), `${cell.up} min up`, `${cell.down} min down`, `${cell.unknown} min unknown`] });
 }
 
 function recentFeed(recent) {
-  if (!recent.length) return empty('Nothing has happened yet', 'Being idle is normal. The first task appears here by itself.');
-  return h('ul', { class: 'feed' }, recent.slice(0, 9).map((one) => h('li', { 'data-key': `${one.at} ${one.what} ${one.execution_id}` }, mark(one.what, ''),
+  if (!recent.length) return empty('Nothing has happened yet',
+    'Being idle is normal. The first task appears here by itself.');
+  return h('ul', { class: 'feed' }, recent.slice(0,
+    9).map((one) => h('li', { 'data-key': `${one.at} ${one.what} ${one.execution_id}` }, mark(one.what, ''),
     h('span', {}, recentWords(one)), time(one.at))));
 }
 
 function recentWords({ what, execution_id: id, detail }) {
   if (what === 'start') return 'The node was started';
   if (what === 'gap') return `Log lines may be missing: ${detail}`;
-  if (['pay', 'penalty', 'invoice'].includes(what)) return [`Invoice ${what === 'invoice' ? 'received' : words(what)}`, id && [' for task ', taskLink(id)]];
+  if (['pay', 'penalty', 'invoice'].includes(what)) return [`Invoice ${what === 'invoice' ? 'received' : words(what)}`,
+    id && [' for task ', taskLink(id)]];
   return ['Task ', taskLink(id), ` ${words(what)}`, detail && h('span', { class: 'muted' }, `, ${detail}`)];
 }
 
 function nodeFacts({ node, container, stats }) {
-  const own = [['Address', node.address ?? '–'], ['Version', node.version ?? '–'], ['Registered', isUnknown(node.registered) ? 'not told yet' : node.registered ? 'yes' : 'no'], ['Last log line', time(node.last_seen)]];
-  if (!container) return [facts(own), h('p', { class: 'muted small' }, 'No container is seen: it is missing, Docker cannot be asked, or tbmon reads log files instead.')];
-  return facts([...own, ['Container', `${container.name}, ${container.state}`], ['Image', container.image], ['Started', time(container.startedAt)],
-    ['Restarts', count(container.restartCount)], stats && ['Memory', meter(stats.memory.usage, stats.memory.limit, (value) => `${count(value)} MB`)]].filter(Boolean));
+  const own = [['Address', node.address ?? '–'], ['Version', node.version ?? '–'],
+    ['Registered', isUnknown(node.registered) ? 'not told yet' : node.registered ? 'yes' : 'no'],
+    ['Last log line', time(node.last_seen)]];
+  if (!container) return [facts(own), h('p', { class: 'muted small' },
+    'No container is seen: it is missing, Docker cannot be asked, or tbmon reads log files instead.')];
+  return facts([...own, ['Container', `${container.name}, ${container.state}`], ['Image', container.image],
+    ['Started', time(container.startedAt)],
+    ['Restarts', count(container.restartCount)], stats
+      && ['Memory', meter(stats.memory.usage, stats.memory.limit, (value) => `${count(value)} MB`)]].filter(Boolean));
 }
 
 // Tasks
@@ -630,12 +701,15 @@ function tasksPage({ id, query }) {
   if (length) asked.set('since', `${new Date(Math.floor((now() - length) / 300000) * 300000).toISOString().slice(0, 19)}Z`);
   const path = `api/tasks?${asked}`;
   const charts = need(`api/tasks/stats/chart?span=${length ? chosen : '30d'}`);
-  return [head('Tasks', 'What the node was given, and what became of it.'), filters(['status', 'type', 'matched', 'span'], query),
-    boxed(charts, (data) => [h('div', { class: 'pair' }, taskCharts(data, length ? chosen : '30d')), failuresBlock(data.failures)]),
+  return [head('Tasks', 'What the node was given, and what became of it.'),
+    filters(['status', 'type', 'matched', 'span'], query),
+    boxed(charts, (data) => [h('div', { class: 'pair' }, taskCharts(data, length ? chosen : '30d')),
+      failuresBlock(data.failures)]),
     block('All tasks of this choice', boxed(need(path), () => tasksTable(path)))].flat(Infinity);
 }
 
-function taskCharts({ cells }, chosen) {
+function taskCharts(data, chosen) {
+  const cells = cellsOf(data);
   const axis = { '24h': dayAxis, '7d': ['7 days ago', 'now'], '30d': ['30 days ago', 'now'] }[chosen];
   const total = cells.reduce((all, cell) => all + cell.completed + cell.failed + cell.lost + cell.open, 0);
   const summary = `${plural(total, 'task')}, ${sum(cells, 'failed')} failed, ${sum(cells, 'lost')} lost`;
@@ -643,10 +717,13 @@ function taskCharts({ cells }, chosen) {
   const slow = cells.map((cell) => cell.p95_ms).filter((value) => !isUnknown(value));
   const peak = Math.max(1, ...cells.map((cell) => cell.completed + cell.failed + cell.lost + cell.open));
   return [
-    chart({ id: 'outcomes', title: 'Outcomes', summary, cells, heads: outcomeHeads, row: outcomeRow, axis, top: `${peak}`, legend: outcomeLegend, marks: () => [gridLine(cells), stacked(cells, OUTCOMES)] }),
+    chart({ id: 'outcomes', title: 'Outcomes', summary, cells, heads: outcomeHeads, row: outcomeRow, axis,
+      top: `${peak}`, legend: outcomeLegend, marks: () => [gridLine(cells), stacked(cells, OUTCOMES)] }),
     chart({ id: 'durations', title: 'Time a task takes', cells, axis, top: slow.length ? duration(most) : '',
       summary: slow.length ? `slowest twentieth at ${duration(Math.max(...slow))} or less` : 'no finished task',
-      heads: ['From', 'Half are faster than', '95 % are faster than'], row: (cell) => [minute(cell.at), `half within ${or(cell.p50_ms, duration)}`, `95 % within ${or(cell.p95_ms, duration)}`],
+      heads: ['From', 'Half are faster than', '95 % are faster than'],
+        row: (cell) => [minute(cell.at), `half within ${or(cell.p50_ms, duration)}`,
+        `95 % within ${or(cell.p95_ms, duration)}`],
       legend: [['fill-accent', 'half are faster'], ['fill-wash', 'up to here 95 % of them']],
       marks: () => [gridLine(cells), ranges(cells, most * 1.05)] }),
   ];
@@ -654,76 +731,112 @@ function taskCharts({ cells }, chosen) {
 
 function failuresBlock(failures) {
   if (!failures.length) return null;
-  return block('Why tasks failed', h('ul', { class: 'feed' }, failures.map((one) => h('li', { 'data-key': one.reason }, mark('failed', ''),
+  return block('Why tasks failed', h('ul', { class: 'feed' },
+    failures.map((one) => h('li', { 'data-key': one.reason }, mark('failed', ''),
     h('span', {}, `${plural(one.tasks, 'task')}: ${one.reason === 'unknown' ? 'no reason was logged' : words(one.reason)}`), h('span', { class: 'muted' }, 'last ', time(one.last_at))))));
 }
 
 function tasksTable(path) {
   const box = need(path);
   const rows = box.data.tasks;
-  const fresh = box.fresh?.size ? button('renew', `Show ${plural(box.fresh.size, 'new task')}`, { class: 'pill', 'data-path': path }) : null;
+  const fresh = box.fresh?.size ? button('renew', `Show ${plural(box.fresh.size, 'new task')}`,
+    { class: 'pill', 'data-path': path }) : null;
   if (!rows.length) return [fresh, emptyTasks()];
   return [fresh, cards('Newest first. A task’s id leads to its details.', [
-    ['Task', (task) => taskLink(task.execution_id)], ['Status', (task) => mark(task.status)], ['Language', (task) => task.task_type ?? '–'],
+    ['Task', (task) => taskLink(task.execution_id)], ['Status', (task) => mark(task.status)],
+      ['Language', (task) => task.task_type ?? '–'],
     ['Received', (task) => time(task.received_at)], ['Took', (task) => or(task.elapsed_ms, duration), 'end'],
-    ['Gas', (task) => or(task.gas_used, (gas) => h('span', { title: `${gas} steps` }, compact(gas))), 'end'],
-    ['Memory', (task) => or(task.memory_peak, pages), 'end'], ['Reason', (task) => (task.error ? words(task.error) : task.exit_code ? `exit code ${task.exit_code}` : ''), 'quiet-if-empty'],
+    ['Gas', (task) => or(task.gas_used, (gas) => h('span', { title: `${gas} steps` }, compact(gas))), 'end roomy'],
+    ['Memory', (task) => or(task.memory_peak, pages), 'end roomy'],
+      ['Reason', (task) => (task.error ? words(task.error) : task.exit_code ? `exit code ${task.exit_code}` : ''),
+      'reason-cell'],
   ], rows, (task) => task.execution_id), moreOf(path, 'tasks', box)];
 }
 
 function emptyTasks() {
   const newest = need('api/tasks?limit=1').data?.tasks[0];
-  if (!newest) return empty('No task yet', 'Being idle is normal: a node may wait days. The first task appears here by itself.');
-  return empty('No task of this choice', 'The newest one of all was received ', time(newest.received_at), '. ', link('#/tasks?span=all', 'Show all tasks'));
+  if (!newest) return empty('No task yet',
+    'Being idle is normal: a node may wait days. The first task appears here by itself.');
+  return empty('No task of this choice', 'The newest one of all was received ', time(newest.received_at), '. ',
+    link('#/tasks?span=all', 'Show all tasks'));
 }
 
 function taskPage(id) {
   const path = `api/tasks/${encodeURIComponent(id)}`;
   const back = h('p', { class: 'small' }, link(state.tasksAt ?? '#/tasks', '← All tasks'));
-  return [h('div', {}, back, h('h1', {}, 'Task ', h('span', { class: 'mono' }, shortId(id)))), boxed(need(path), (task) => [
-    h('div', { class: 'pair' }, block('Result', facts(resultFacts(task))), block('Course', timeline(task), facts(moreFacts(task)))),
-    block('Input and output', boxed(need(`${path}/data`), (data) => sheet(dataPart('Input', data.inputData), dataPart('Output', data.outputData), dataPart('Errors', data.errorText)))),
-    need(`${path}/data`).locked ? null : [block('Program', boxed(need(`${path}/artifacts`), (data) => artifactList(path, data))), block('Log entries of this task', boxed(need(`api/logs?execution_id=${id}&limit=100`), entryList))],
+  return [h('div', {}, back, h('h1', {}, 'Task ', h('span', { class: 'mono' }, shortId(id)))),
+    boxed(need(path), (task) => [
+    h('div', { class: 'pair' }, block('Result', facts(resultFacts(task))),
+      block('Course', timeline(task), facts(moreFacts(task)))),
+    block('Input and output', boxed(need(`${path}/data`),
+      (data) => sheet(dataPart('Input', data.inputData), dataPart('Output', data.outputData),
+      dataPart('Errors', data.errorText)))),
+    need(`${path}/data`).locked ? null : [block('Program',
+      boxed(need(`${path}/artifacts`), (data) => artifactList(path, data))),
+      block('Log entries of this task', boxed(need(`api/logs?execution_id=${id}&limit=100`), entryList))],
   ])].flat(Infinity).filter(Boolean);
 }
 
-const resultFacts = (task) => [['Status', mark(task.status)], ['Reason', or(task.error, words)], ['Exit code', or(task.exit_code, count)], ['Took', or(task.elapsed_ms, duration)],
-  ['Gas', meter(task.gas_used, task.gas_limit, compact)], ['Memory peak', meter(task.memory_peak, task.memory_limit, pages)],
-  ['From cache', isUnknown(task.cached) ? '–' : task.cached ? 'yes' : 'no'], ['Language', task.task_type ?? '–'], ['Invoice', task.invoice_id ? link(`#/invoices?execution_id=${task.execution_id}`, task.invoice_id) : 'not yet']];
+const resultFacts = (task) => [['Status', mark(task.status)], ['Reason', or(task.error, words)],
+  ['Exit code', or(task.exit_code, count)], ['Took', or(task.elapsed_ms, duration)],
+  ['Gas', meter(task.gas_used, task.gas_limit, compact)],
+    ['Memory peak', meter(task.memory_peak, task.memory_limit, pages)],
+  ['From cache', isUnknown(task.cached) ? '–' : task.cached ? 'yes' : 'no'], ['Language', task.task_type ?? '–'],
+    ['Invoice', task.invoice_id ? link(`#/invoices?execution_id=${task.execution_id}`, task.invoice_id) : 'not yet']];
 
-const moreFacts = (task) => [['Execution', h('span', { class: 'mono' }, task.execution_id)], ['Program', h('span', { class: 'mono' }, task.task_id ?? '–')], ['Chain', task.chain_id ?? '–'], ['Block', task.block_number ?? '–']];
+const moreFacts = (task) => [['Execution', h('span', { class: 'mono' }, task.execution_id)],
+  ['Program', h('span', { class: 'mono' }, task.task_id ?? '–')], ['Chain', task.chain_id ?? '–'],
+  ['Block', task.block_number ?? '–']];
 
-const timeline = ({ events }) => (events.length ? h('ol', { class: 'timeline' }, events.map((one) => h('li', {}, upper(words(one.event)), h('span', { class: 'muted' }, utc(one.at))))) : h('p', { class: 'muted' }, 'No event of this task is known.'));
+const timeline = ({ events }) => (events.length
+  ? h('ol', { class: 'timeline' }, events.map((one) =>
+  h('li', {}, upper(words(one.event)), h('span', { class: 'muted' }, utc(one.at)))))
+  : h('p', { class: 'muted' }, 'No event of this task is known.'));
 
 function dataPart(name, text) {
   if (isUnknown(text)) return [h('h3', {}, name), h('p', { class: 'muted small' }, 'None is known.')];
-  return [h('h3', {}, name, ' ', h('span', { class: 'muted small' }, plural(text.length, 'character'))), h('pre', { tabindex: 0, role: 'region', 'aria-label': name }, text)];
+  return [h('h3', {}, name, ' ', h('span', { class: 'muted small' }, plural(text.length, 'character'))),
+    h('pre', { tabindex: 0, role: 'region', 'aria-label': name }, text)];
 }
 
 function artifactList(path, { artifacts }) {
-  if (!artifacts.length) return h('p', { class: 'muted' }, 'The node’s cache does not have this task’s module, or has dropped it.');
-  return h('ul', { class: 'plain' }, artifacts.map((one) => h('li', {}, h('a', { href: `${path}/artifacts/${one.hash}`, download: `${one.hash}.${one.type}` }, 'Download the ', one.type, ' module'), ` (${count(one.size_bytes / 1024)} KiB) `, h('code', {}, one.hash))));
+  if (!artifacts.length) return h('p', { class: 'muted' },
+    'The node’s cache does not have this task’s module, or has dropped it.');
+  return h('ul', { class: 'plain' }, artifacts.map((one) =>
+    h('li', {}, h('a', { href: `${path}/artifacts/${one.hash}`, download: `${one.hash}.${one.type}` }, 'Download the ',
+    one.type, ' module'), ` (${count(one.size_bytes / 1024)} KiB) `, h('code', {}, one.hash))));
 }
 
 function entryList({ logs }) {
-  if (!logs.length) return h('p', { class: 'muted' }, 'No entry names this task; entries go after the time set for them.');
-  return h('ul', { class: 'feed' }, logs.map((one) => h('li', { 'data-key': one.id }, mark(one.level, ''), h('a', { class: 'mono', href: permalink(one) }, clip(one.message, 160)), h('span', { class: 'muted small' }, utc(one.timestamp)))));
+  if (!logs.length) return h('p', { class: 'muted' },
+    'No entry names this task; entries go after the time set for them.');
+  return h('ul', { class: 'feed entries' }, logs.map((one) =>
+    h('li', { 'data-key': one.id }, mark(one.level, ''),
+    h('a', { class: 'mono', href: permalink(one) }, clip(one.message, 160)),
+    h('span', { class: 'muted small' }, utc(one.timestamp)))));
 }
 
 // Invoices
 
 function invoicesPage({ query }) {
-  const asked = new URLSearchParams([...query].filter(([, value]) => value).map(([name, value]) => [name === 'task' ? 'matched' : name, value]));
+  const asked = new URLSearchParams([...query].filter(([, value]) => value).map(([name, value]) =>
+    [name === 'task' ? 'matched' : name, value]));
   const path = `api/invoices?${asked}`;
-  const download = h('p', {}, h('a', { href: `api/invoices?format=csv&limit=1000&${asked}`, download: 'invoices.csv' }, 'Download as CSV'));
+  const download = h('p', {}, h('a', { href: `api/invoices?format=csv&limit=1000&${asked}`, download: 'invoices.csv' },
+    'Download as CSV'));
   return [head('Invoices', 'What the network says it owes this node. Gas units are steps times the price of a step; they are no amount of money.', download),
-    boxed(need('api/invoices/summary'), (data) => [h('div', { 'data-key': 'metrics' }, metrics(invoiceMetrics(data))), monthsChart(data.months)]),
-    filters(['operation', 'task'], query, query.has('execution_id') && h('p', { class: 'small' }, `of task ${shortId(query.get('execution_id'))}`)),
+    boxed(need('api/invoices/summary'), (data) =>
+      [h('div', { 'data-key': 'metrics' }, metrics(invoiceMetrics(data))), monthsChart(data.months)]),
+    filters(['operation', 'task'], query, query.has('execution_id')
+      && h('p', { class: 'small' }, `of task ${shortId(query.get('execution_id'))}`)),
     block('All invoices of this choice', boxed(need(path), (data) => invoicesTable(path, data)))].flat(Infinity);
 }
 
-const invoiceMetrics = (data) => [['Invoices', count(data.total), '', data.confirmed ? `${count(data.confirmed)} confirmed by the node’s event database` : 'none confirmed yet'], ['Paid', count(data.paid), '', 'lines of this node'],
-  ['Penalised', count(data.penalised), '', data.penalised ? 'look at these tasks first' : 'none'], ['Tasks without one', count(data.tasks_without_invoice), '', 'completed; an invoice may take hours'],
+const invoiceMetrics = (data) => [['Invoices', count(data.total), '', data.confirmed
+  ? `${count(data.confirmed)} confirmed by the node’s event database` : 'none confirmed yet'],
+  ['Paid', count(data.paid), '', 'lines of this node'],
+  ['Penalised', count(data.penalised), '', data.penalised ? 'look at these tasks first' : 'none'],
+    ['Tasks without one', count(data.tasks_without_invoice), '', 'completed; an invoice may take hours'],
   ['Without a task', count(data.invoices_without_task), '', 'tbmon did not see their task']];
 
 function monthsChart(months) {
@@ -731,23 +844,34 @@ function monthsChart(months) {
   if (!months.some((one) => one.month)) return null;
   const [year, last] = months.find((one) => one.month).month.split('-').map(Number);
   const nothing = { invoices: 0, paid: 0, penalised: 0, gas_units_paid: 0, gas_units_penalised: 0 };
-  const cells = Array.from({ length: Math.max(12, Math.min(36, known.size)) }, (_, back) => new Date(Date.UTC(year, last - 1 - back, 1)).toISOString().slice(0, 7))
+  const cells = Array.from({ length: Math.max(12, Math.min(36, known.size)) },
+    (_, back) => new Date(Date.UTC(year, last - 1 - back, 1)).toISOString().slice(0, 7))
     .reverse().map((month) => known.get(month) ?? { ...nothing, month });
   const units = (value) => compact(Number(value));
   const total = cells.reduce((all, one) => all + one.invoices, 0);
-  return chart({ id: 'months', title: 'By month', summary: `${plural(total, 'invoice')} in ${plural(cells.length, 'month')}`, cells, axis: [cells[0].month, cells.at(-1).month],
+  return chart({ id: 'months', title: 'By month',
+    summary: `${plural(total, 'invoice')} in ${plural(cells.length, 'month')}`, cells,
+    axis: [cells[0].month, cells.at(-1).month],
     heads: ['Month', 'Invoices', 'Paid', 'Penalised', 'Gas units paid', 'Gas units penalised'],
-    row: (one) => [one.month, plural(one.invoices, 'invoice'), `${one.paid} paid`, `${one.penalised} penalised`, `${units(one.gas_units_paid)} gas units`, `${units(one.gas_units_penalised)} taken`],
-    legend: [['fill-accent', 'paid'], ['fill-bad', 'penalised'], ['fill-soft', 'neither']], top: `${Math.max(...cells.map((one) => one.invoices))}`,
-    marks: () => [gridLine(cells), stacked(cells, [['fill-accent', (one) => one.paid], ['fill-bad', (one) => one.penalised], ['fill-soft', (one) => one.invoices - one.paid - one.penalised]])] });
+    row: (one) => [one.month, plural(one.invoices, 'invoice'), `${one.paid} paid`, `${one.penalised} penalised`,
+      `${units(one.gas_units_paid)} gas units`, `${units(one.gas_units_penalised)} taken`],
+    legend: [['fill-accent', 'paid'], ['fill-bad', 'penalised'], ['fill-soft', 'neither']],
+      top: `${Math.max(...cells.map((one) => one.invoices))}`,
+    marks: () => [gridLine(cells), stacked(cells,
+      [['fill-accent', (one) => one.paid], ['fill-bad', (one) => one.penalised],
+      ['fill-soft', (one) => one.invoices - one.paid - one.penalised]])] });
 }
 
 function invoicesTable(path, data) {
-  if (!data.invoices.length) return empty('No invoice here', 'The network sends one after a task it has accepted, sometimes hours later.');
+  if (!data.invoices.length) return empty('No invoice here',
+    'The network sends one after a task it has accepted, sometimes hours later.');
   return [cards('Newest first. Confirmed: the node’s event database has it too.', [
-    ['Invoice', (one) => h('span', { class: 'mono', title: one.invoice_id ?? '' }, or(one.invoice_id, (id) => `…${String(id).slice(-8)}`))], ['Task', (one) => taskLink(one.execution_id)],
-    ['Time', (one) => time(one.timestamp)], ['Outcome', (one) => (one.operation ? mark(one.operation) : mark('invoice', 'no line of this node'))],
-    ['Steps', (one) => or(one.steps, (value) => h('span', { title: `${value} steps` }, compact(Number(value)))), 'end'], ['Gas units', (one) => or(one.gas_units, (value) => compact(Number(value))), 'end'],
+    ['Invoice', (one) => h('span', { class: 'mono', title: one.invoice_id ?? '' },
+      or(one.invoice_id, (id) => `…${String(id).slice(-8)}`))], ['Task', (one) => taskLink(one.execution_id)],
+    ['Time', (one) => time(one.timestamp)], ['Outcome',
+      (one) => (one.operation ? mark(one.operation) : mark('invoice', 'no line of this node'))],
+    ['Steps', (one) => or(one.steps, (value) => h('span', { title: `${value} steps` }, compact(Number(value)))), 'end'],
+      ['Gas units', (one) => or(one.gas_units, (value) => compact(Number(value))), 'end roomy'],
     ['Confirmed', (one) => (one.confirmed ? 'yes' : 'not yet')],
   ], data.invoices, (one) => one.id), moreOf(path, 'invoices', need(path))];
 }
@@ -764,38 +888,75 @@ const LIMITS = [
 function federationPage() {
   const status = need('api/federation/status');
   const parts = status.data?.enabled ? joinedParts() : outsideParts();
-  return [head('Federation', 'How all the nodes do that share a little of themselves. Off until you opt in.'), boxed(status, (data) => [data.enabled && federationState(data), state.said && h('p', { class: 'note', role: 'status' }, state.said), parts])].flat(Infinity).filter(Boolean);
+  return [head('Federation', 'How all the nodes do that share a little of themselves. Off until you opt in.'),
+    boxed(status, (data) => [data.enabled && federationState(data), state.said
+    && h('p', { class: 'note', role: 'status' }, state.said), parts])].flat(Infinity).filter(Boolean);
 }
 
-const federationState = (data) => h('div', { 'data-key': 'metrics' }, metrics([['State', upper(data.status), '', data.lastError ?? 'nothing is wrong'], ['Messages sent', count(data.stats.messagesSent), '', `${count(data.stats.queued)} wait`],
-  ['Statistics received', count(data.stats.messagesReceived), '', `${count(data.stats.ignored)} ignored`], ['Held back', count(data.stats.refused), '', 'by the last check before sending']]));
+const federationState = (data) => h('div', { 'data-key': 'metrics' },
+  metrics([['State', upper(data.status), '', data.lastError ?? 'nothing is wrong'],
+  ['Messages sent', count(data.stats.messagesSent), '', `${count(data.stats.queued)} wait`],
+  ['Statistics received', count(data.stats.messagesReceived), '', `${count(data.stats.ignored)} ignored`],
+    ['Held back', count(data.stats.refused), '', 'by the last check before sending']]));
 
 function outsideParts() {
   return [block('Before you join', h('ul', { class: 'plain' }, LIMITS.map((text) => h('li', {}, text)))),
-    block('The exact bytes', boxed(need('api/federation/preview'), (data) => h('div', { class: 'stack' }, h('p', { class: 'muted' }, 'What a heartbeat, your newest task and your newest invoice would look like, with keys made for this look only.'), data.examples.map(message)))),
-    block('Join', boxed(need('api/federation/settings'), (data) => h('form', { class: 'sheet stack', 'data-submit': 'join', 'data-key': 'join' }, settingsFields(data), h('p', { class: 'muted small' }, 'Hub: ', data.natsServers.join(', ')),
-      h('p', { class: 'bad', role: 'alert' }, state.federationError), h('button', { class: 'main' }, 'Enable Federation'))))];
+    block('The exact bytes', boxed(need('api/federation/preview'),
+      (data) => h('div', { class: 'stack' }, h('p', { class: 'muted' },
+      'What a heartbeat, your newest task and your newest invoice would look like, with keys made for this look only.'),
+      data.examples.map(message)))),
+    block('Join', boxed(need('api/federation/settings'),
+      (data) => h('form', { class: 'sheet stack', 'data-submit': 'join', 'data-key': 'join' }, settingsFields(data),
+      h('p', { class: 'muted small' }, 'Hub: ', data.natsServers.join(', ')),
+      h('p', { class: 'bad', role: 'alert' }, state.federationError),
+        h('button', { class: 'main' }, 'Enable Federation'))))];
 }
 
-const message = (one) => h('div', { class: 'stack', 'data-key': `${one.subject} ${one.dueAt ?? one.timestamp ?? ''} ${one.id ?? ''}` }, h('h3', { class: 'mono' }, one.subject, one.dueAt && [' leaves ', utc(one.dueAt)]), h('pre', { tabindex: 0, role: 'region', 'aria-label': one.subject }, one.payload));
+const message = (one) => h('div', { class: 'stack',
+  'data-key': `${one.subject} ${one.dueAt ?? one.timestamp ?? ''} ${one.id ?? ''}` },
+  h('h3', { class: 'mono' }, one.subject, one.dueAt && [' leaves ', utc(one.dueAt)]),
+  h('pre', { tabindex: 0, role: 'region', 'aria-label': one.subject }, one.payload));
 
-const settingsFields = (data) => [h('label', {}, 'How late messages leave', h('select', { name: 'privacyLevel', 'data-value': data.privacyLevel }, [['minimal', 'up to 60 minutes'], ['balanced', 'up to 24 hours'], ['maximum', 'never: presence only']].map(([value, text]) => h('option', { value }, text)))),
-  h('label', { class: 'check' }, h('input', { type: 'checkbox', name: 'shareTasks', 'data-checked': String(data.shareTasks) }), 'Tasks, in ranges'), h('label', { class: 'check' }, h('input', { type: 'checkbox', name: 'shareStats', 'data-checked': String(data.shareStats) }), 'Invoices, in ranges')];
+const settingsFields = (data) => [h('label', {}, 'How late messages leave',
+  h('select', { name: 'privacyLevel', 'data-value': data.privacyLevel },
+  [['minimal', 'up to 60 minutes'], ['balanced', 'up to 24 hours'],
+  ['maximum', 'never: presence only']].map(([value, text]) => h('option', { value }, text)))),
+  h('label', { class: 'check' }, h('input', { type: 'checkbox', name: 'shareTasks',
+    'data-checked': String(data.shareTasks) }), 'Tasks, in ranges'),
+    h('label', { class: 'check' }, h('input', { type: 'checkbox', name: 'shareStats',
+    'data-checked': String(data.shareStats) }), 'Invoices, in ranges')];
 
 function joinedParts() {
-  return [boxed(need('api/federation/network-stats'), networkParts), boxed(need('api/federation/stats'), historyChart), boxed(need('api/federation/peers'), peersBlock),
-    h('div', { class: 'pair' }, block('What waits to leave', boxed(need('api/federation/preview'), ({ queued }) => (queued.length ? h('div', { class: 'stack' }, queued.slice(0, 5).map(message), queued.length > 5 && h('p', { class: 'muted small' }, `and ${queued.length - 5} more`)) : h('p', { class: 'muted' }, 'Nothing waits.')))),
-      block('Sharing', boxed(need('api/federation/settings'), (data) => h('form', { class: 'sheet stack', 'data-submit': 'sharing', 'data-key': 'sharing' }, settingsFields(data), h('p', { class: 'bad', role: 'alert' }, state.federationError),
-        h('div', { class: 'actions' }, h('button', { class: 'main' }, 'Save'), button('reset', 'New id and keys'), button('leave', 'Disable Federation', { class: 'danger' }))))))];
+  return [boxed(need('api/federation/network-stats'), networkParts), boxed(need('api/federation/stats'), historyChart),
+    boxed(need('api/federation/peers'), peersBlock),
+    h('div', { class: 'pair' }, block('What waits to leave',
+      boxed(need('api/federation/preview'), ({ queued }) =>
+      (queued.length ? h('div', { class: 'stack' }, queued.slice(0, 5).map(message), queued.length > 5
+      && h('p', { class: 'muted small' }, `and ${queued.length - 5} more`))
+      : h('p', { class: 'muted' }, 'Nothing waits.')))),
+      block('Sharing', boxed(need('api/federation/settings'),
+        (data) => h('form', { class: 'sheet stack', 'data-submit': 'sharing', 'data-key': 'sharing' },
+        settingsFields(data), h('p', { class: 'bad', role: 'alert' }, state.federationError),
+        h('div', { class: 'actions' }, h('button', { class: 'main' }, 'Save'), button('reset', 'New id and keys'),
+          button('leave', 'Disable Federation', { class: 'danger' }))))))];
 }
 
 function networkParts(data) {
-  if (data.status === 'awaiting_data') return empty('No figures yet', 'The aggregator publishes them every 30 seconds, once enough nodes take part. They appear here by themselves.');
+  if (data.status === 'awaiting_data') return empty('No figures yet',
+    'The aggregator publishes them every 30 seconds, once enough nodes take part. They appear here by themselves.');
   const shown = (value) => or(value, count);
-  return [h('div', { 'data-key': 'network' }, metrics([['Active nodes', shown(data.activeNodes), '', `${shown(data.totalNodes)} known`], ['Tasks', shown(data.totalTasks), '', `${shown(data.tasksLast24h)} in 24 hours`], ['Success', or(data.successRate, decimal), data.successRate === null ? '' : '%', 'of finished tasks'],
-    ['From cache', or(data.cacheHitRate, decimal), data.cacheHitRate === null ? '' : '%', 'of finished tasks'], ['Invoices', shown(data.totalInvoices), '', `${shown(data.invoicesLast24h)} in 24 hours`]])),
-  h('p', { class: 'muted small' }, 'Received ', time(data.lastUpdated), data.snapshotAt && [', counted ', time(data.snapshotAt)], '. A dash is a figure withheld because too few nodes stand behind it.'),
-  h('div', { class: 'pair' }, distribution('Time a task takes', data.executionTimeDistribution), distribution('Gas used', data.gasUsageDistribution), distribution('Memory used', data.memoryUsedDistribution), distribution('Steps of invoices', data.stepsComputedDistribution), distribution('Languages', data.taskTypeDistribution))];
+  return [h('div', { 'data-key': 'network' }, metrics([['Active nodes', shown(data.activeNodes), '',
+    `${shown(data.totalNodes)} known`], ['Tasks', shown(data.totalTasks), '',
+    `${shown(data.tasksLast24h)} in 24 hours`], ['Success', or(data.successRate, decimal), data.successRate === null
+    ? '' : '%', 'of finished tasks'],
+    ['From cache', or(data.cacheHitRate, decimal), data.cacheHitRate === null ? '' : '%', 'of finished tasks'],
+      ['Invoices', shown(data.totalInvoices), '', `${shown(data.invoicesLast24h)} in 24 hours`]])),
+  h('p', { class: 'muted small' }, 'Received ', time(data.lastUpdated), data.snapshotAt
+    && [', counted ', time(data.snapshotAt)], '. A dash is a figure withheld because too few nodes stand behind it.'),
+  h('div', { class: 'pair' }, distribution('Time a task takes', data.executionTimeDistribution),
+    distribution('Gas used', data.gasUsageDistribution), distribution('Memory used', data.memoryUsedDistribution),
+    distribution('Steps of invoices', data.stepsComputedDistribution),
+    distribution('Languages', data.taskTypeDistribution))];
 }
 
 function historyChart({ history }) {
@@ -803,11 +964,21 @@ function historyChart({ history }) {
   const cells = history.filter((_, at) => at % step === 0).reverse();
   if (cells.length < 2) return null;
   const most = Math.max(1, ...cells.map((cell) => cell.totalTasks ?? 0));
-  return chart({ id: 'history', title: 'Tasks of the network, by snapshot', summary: `${plural(cells.length, 'snapshot')}, newest ${or(cells.at(-1).totalTasks, count)} tasks`, cells, top: compact(most), axis: [minute(cells[0].lastUpdated), minute(cells.at(-1).lastUpdated)],
-    heads: ['Received', 'Active nodes', 'Tasks'], row: (cell) => [minute(cell.lastUpdated), `${or(cell.activeNodes, count)} nodes`, `${or(cell.totalTasks, count)} tasks`], marks: () => [gridLine(cells), lineOf(cells, (cell) => cell.totalTasks, most, '', true)] });
+  return chart({ id: 'history', title: 'Tasks of the network, by snapshot',
+    summary: `${plural(cells.length, 'snapshot')}, newest ${or(cells.at(-1).totalTasks, count)} tasks`, cells,
+    top: compact(most), axis: [minute(cells[0].lastUpdated), minute(cells.at(-1).lastUpdated)],
+    heads: ['Received', 'Active nodes', 'Tasks'],
+      row: (cell) => [minute(cell.lastUpdated), `${or(cell.activeNodes, count)} nodes`,
+      `${or(cell.totalTasks, count)} tasks`], marks: () =>
+      [gridLine(cells), lineOf(cells, (cell) => cell.totalTasks, most, '', true)] });
 }
 
-const peersBlock = ({ peers, count: number }) => block('Nodes seen', peers.length ? [h('p', { class: 'muted small' }, `${plural(number, 'node')}, under handles that are new each day.`), h('details', { 'data-fold': 'peers' }, h('summary', {}, 'Show handles'), state.open.has('peers') && h('ul', { class: 'plain mono' }, peers.map((peer) => h('li', {}, `${peer.handle}, ${peer.seen}`))))] : h('p', { class: 'muted' }, 'None is published yet.'));
+const peersBlock = ({ peers, count: number }) =>
+  block('Nodes seen', peers.length ? [h('p', { class: 'muted small' },
+  `${plural(number, 'node')}, under handles that are new each day.`),
+  h('details', { 'data-fold': 'peers' }, h('summary', {}, 'Show handles'), state.open.has('peers')
+  && h('ul', { class: 'plain mono' }, peers.map((peer) => h('li', {}, `${peer.handle}, ${peer.seen}`))))]
+  : h('p', { class: 'muted' }, 'None is published yet.'));
 
 // Privacy and setup
 
@@ -816,91 +987,156 @@ function setupPage() {
   return [head('Privacy and setup', 'What leaves this machine, who can read this page, and what tbmon may do here.'),
     block('What leaves this machine', boxed(need('api/federation/privacy'), leavesPart)),
     block('Everything that ever left', boxed(need('api/federation/sent?limit=50'), sentPart)),
-    boxed(setup, (data) => [h('div', { class: 'pair' }, block('Who can read this page', h('ul', { class: 'plain' }, readers(data).map((text) => h('li', {}, text)))), block('Rights in Docker', dockerPart(data))),
-      h('div', { class: 'pair' }, block('Database', databasePart(data.database)), block('This tbmon', programPart(data)))]),
-    block('Doctor’s findings', boxed(need('api/doctor'), doctorPart)), need('api/doctor').locked ? null : block('Who logged in', boxed(need('api/audit-log?limit=20'), auditPart)),
-    block('Ask by yourself', sheet(h('p', {}, 'All that this page shows comes from an API that curl can ask.'), h('pre', { tabindex: 0, role: 'region', 'aria-label': 'Examples' }, `curl ${new URL('api/status', location.href)}\ncurl '${new URL('api/tasks?status=failed', location.href)}'\ncurl -N ${new URL('api/events', location.href)}`), h('p', {}, h('a', { href: 'api/openapi.json' }, 'All paths, as an OpenAPI document')))),
+    boxed(setup, (data) => [h('div', { class: 'pair' },
+      block('Who can read this page', h('ul', { class: 'plain' }, readers(data).map((text) => h('li', {}, text)))),
+      block('Rights in Docker', dockerPart(data))),
+      h('div', { class: 'pair' }, block('Database', databasePart(data.database)),
+        block('This tbmon', programPart(data)))]),
+    block('Doctor’s findings', boxed(need('api/doctor'), doctorPart)), need('api/doctor').locked ? null
+      : block('Who logged in', boxed(need('api/audit-log?limit=20'), auditPart)),
+    block('Ask by yourself', sheet(h('p', {}, 'All that this page shows comes from an API that curl can ask.'),
+      h('pre', { tabindex: 0, role: 'region', 'aria-label': 'Examples' },
+      `curl ${new URL('api/status', location.href)}\ncurl '${new URL('api/tasks?status=failed', location.href)}'\ncurl -N ${new URL('api/events', location.href)}`), h('p', {}, h('a', { href: 'api/openapi.json' }, 'All paths, as an OpenAPI document')))),
+    block('This browser', h('div', { class: 'actions' }, button('theme', `Theme: ${themeNow() || 'system'}`),
+      button('keys', 'Keys'), auth()?.session && button('logout', 'Log out'))),
     block('About', h('ul', { class: 'plain' }, ABOUT.map((text) => h('li', {}, text))))].flat(Infinity).filter(Boolean);
 }
 
-const ABOUT = ['tbmon is an independent project. It is not made, endorsed or supported by TrueBit.', 'It only watches: it starts, stops and changes nothing, and it holds no key of the node.',
+const ABOUT = ['tbmon is an independent project. It is not made, endorsed or supported by TrueBit.',
+  'It only watches: it starts, stops and changes nothing, and it holds no key of the node.',
   'What it shows is read from the node’s own log and files. An invoice here is what the node was told, no proof of a payment; gas units are no amount of money.', 'You use it at your own risk; it comes without any warranty. Licence: MIT.'];
 
 function leavesPart(data) {
-  if (!data.enabled) return h('p', { class: 'note' }, 'Nothing. tbmon opens no connection but the one to the Docker Engine. That changes only if you ', link('#/federation', 'join the federation'), '.');
-  return facts([['Connects to', data.connectsTo.join(', ')], ['Kinds of messages', data.kindsShared.map(words).join(', ')], ['Longest delay', or(data.delayUpToMinutes, (value) => span(value * 60))], ['Sent so far', count(data.messagesSent)], ['Waiting', count(data.messagesWaiting)], ['Held back', count(data.messagesRefused)]]);
+  if (!data.enabled) return h('p', { class: 'note' },
+    'Nothing. tbmon opens no connection but the one to the Docker Engine. That changes only if you ',
+    link('#/federation', 'join the federation'), '.');
+  return facts([['Connects to', data.connectsTo.join(', ')],
+    ['Kinds of messages', data.kindsShared.map(words).join(', ')],
+    ['Longest delay', or(data.delayUpToMinutes, (value) => span(value * 60))],
+    ['Sent so far', count(data.messagesSent)], ['Waiting', count(data.messagesWaiting)],
+    ['Held back', count(data.messagesRefused)]]);
 }
 
 function sentPart({ messages, pagination }) {
   if (!messages.length) return h('p', { class: 'muted' }, 'No message has ever left.');
-  return [h('div', { class: 'stack' }, messages.map((one) => h('details', { 'data-fold': `sent-${one.id}`, 'data-key': one.id }, h('summary', {}, `${utc(one.timestamp)}: ${one.subject}${one.times > 1 ? `, ${count(one.times)} times` : ''}`), h('pre', { tabindex: 0, role: 'region', 'aria-label': one.subject }, one.payload)))), pagination.next && moreOf('api/federation/sent?limit=50', 'messages', need('api/federation/sent?limit=50'))];
+  return [h('div', { class: 'stack' }, messages.map((one) =>
+    h('details', { 'data-fold': `sent-${one.id}`, 'data-key': one.id },
+    h('summary', {}, `${utc(one.timestamp)}: ${one.subject}${one.times > 1 ? `, ${count(one.times)} times` : ''}`),
+    h('pre', { tabindex: 0, role: 'region', 'aria-label': one.subject }, one.payload)))), pagination.next
+    && moreOf('api/federation/sent?limit=50', 'messages', need('api/federation/sent?limit=50'))];
 }
 
 function readers(data) {
   const isNear = /^(127\.|::1$|localhost$)/.test(data.host);
-  return [isNear ? `This machine only: tbmon listens on ${data.host}, port ${data.port}.` : `Every machine that reaches port ${data.port} of ${data.host}.`,
-    data.apiKey ? 'Everything asks for the API key.' : `Status, tasks and invoices ask for nothing${isNear ? '.' : ': set API_KEY to change that.'}`,
+  return [isNear ? `This machine only: tbmon listens on ${data.host}, port ${data.port}.`
+    : `Every machine that reaches port ${data.port} of ${data.host}.`,
+    data.apiKey ? 'Everything asks for the API key.'
+      : `Status, tasks and invoices ask for nothing${isNear ? '.' : ': set API_KEY to change that.'}`,
     `Log entries, input and output of tasks, and artifacts ask for the task-data password, which ${data.passwordFrom === 'setting' ? 'was set by the operator' : 'tbmon made and keeps in a file'}.`,
-    data.allowedOrigins.length ? `Pages of other sites that may ask: ${data.allowedOrigins.join(', ')}.` : 'Pages of other sites are refused.', data.allowedHosts.length > 0 && `Further host names: ${data.allowedHosts.join(', ')}.`, data.trustedProxy.length > 0 && `Proxies believed: ${data.trustedProxy.join(', ')}.`].filter(Boolean);
+    data.allowedOrigins.length ? `Pages of other sites that may ask: ${data.allowedOrigins.join(', ')}.`
+      : 'Pages of other sites are refused.', data.allowedHosts.length > 0
+      && `Further host names: ${data.allowedHosts.join(', ')}.`, data.trustedProxy.length > 0
+      && `Proxies believed: ${data.trustedProxy.join(', ')}.`].filter(Boolean);
 }
 
 function dockerPart(data) {
-  if (!data.dockerUrl) return h('p', {}, data.source === 'demo' ? 'None: this is a demo with a simulated node.' : 'None: tbmon reads log files and does not use Docker.');
-  return [h('p', {}, 'GET and HEAD only, on ', h('code', {}, data.dockerUrl), ', and only these paths:'), h('ul', { class: 'plain mono' }, data.dockerCalls.map((call) => h('li', {}, call))), h('p', { class: 'muted small' }, 'Files are read under ', data.dockerFolders.join(', '), ' only. Whoever may use the Docker socket could do more than tbmon asks of it: a socket proxy can hold it to this list.')];
+  if (!data.dockerUrl) return h('p', {}, data.source === 'demo' ? 'None: this is a demo with a simulated node.'
+    : 'None: tbmon reads log files and does not use Docker.');
+  return [h('p', {}, 'GET and HEAD only, on ', h('code', {}, data.dockerUrl), ', and only these paths:'),
+    h('ul', { class: 'plain mono' }, data.dockerCalls.map((call) => h('li', {}, call))),
+    h('p', { class: 'muted small' }, 'Files are read under ', data.dockerFolders.join(', '),
+    ' only. Whoever may use the Docker socket could do more than tbmon asks of it: a socket proxy can hold it to this list.')];
 }
 
-const databasePart = (data) => facts([['Size', meter(data.size_bytes, data.limit_bytes, megabytes)], ['Log entries kept', plural(data.retention_days, 'day')], ['Oldest log entry', time(data.oldestLogAt)], ['Tasks', count(data.tasks)], ['Invoices', count(data.invoices)], ['Gaps in the log', count(data.gaps)]]);
-const programPart = (data) => facts([['Version', data.version], ['Running since', time(data.startedAt)], ['Memory', or(data.memory_bytes, megabytes)], ['Follows', { engine: `container ${data.container}`, directory: 'log files', demo: 'a simulated node' }[data.source]], ['Live stream', data.streamToken ? 'asks for its token' : 'open to readers']]);
-const doctorPart = ({ findings }) => h('ul', { class: 'feed' }, findings.map((one) => h('li', {}, mark(one.level, ''), h('span', {}, one.what, one.remedy && h('span', { class: 'muted' }, `. ${one.remedy}`)), h('span', { class: 'muted small' }, one.level))));
-const auditPart = ({ entries }) => (entries.length ? h('ul', { class: 'feed' }, entries.map((one) => h('li', { 'data-key': one.id }, mark(one.event === 'refused' ? 'failed' : 'pay', ''), h('span', {}, `${one.event}: ${one.detail} (${one.address})`), time(one.timestamp)))) : h('p', { class: 'muted' }, 'Nobody yet.'));
+const databasePart = (data) => facts([['Size', meter(data.size_bytes, data.limit_bytes, megabytes)],
+  ['Log entries kept', plural(data.retention_days, 'day')], ['Oldest log entry', time(data.oldestLogAt)],
+  ['Tasks', count(data.tasks)], ['Invoices', count(data.invoices)], ['Gaps in the log', count(data.gaps)]]);
+const programPart = (data) => facts([['Version', data.version], ['Running since', time(data.startedAt)],
+  ['Memory', or(data.memory_bytes, megabytes)],
+  ['Follows', { engine: `container ${data.container}`, directory: 'log files', demo: 'a simulated node' }[data.source]],
+  ['Live stream', data.streamToken ? 'asks for its token' : 'open to readers']]);
+const doctorPart = ({ findings }) => h('ul', { class: 'feed' },
+  findings.map((one) => h('li', {}, mark(one.level, ''),
+  h('span', {}, one.what, one.remedy && h('span', { class: 'muted' }, `. ${one.remedy}`)),
+  h('span', { class: 'muted small' }, one.level))));
+const auditPart = ({ entries }) => (entries.length
+  ? h('ul', { class: 'feed' }, entries.map((one) =>
+  h('li', { 'data-key': one.id }, mark(one.event === 'refused' ? 'failed' : 'pay', ''),
+  h('span', {}, `${one.event}: ${one.detail} (${one.address})`), time(one.timestamp))))
+  : h('p', { class: 'muted' }, 'Nobody yet.'));
 
-const PAGES = { now: nowPage, tasks: tasksPage, invoices: invoicesPage, logs: logsPage, federation: federationPage, setup: setupPage };
+const PAGES = { now: nowPage, tasks: tasksPage, invoices: invoicesPage, logs: logsPage, federation: federationPage,
+  setup: setupPage };
 
 // --- 8. Log ---
 
 // The list keeps ENTRIES entries at most, each cut to CLIP characters; the rest of one is asked for when it is opened.
 const [ENTRIES, CLIP, FIRST, DETAIL_REM] = [2000, 400, 200, 20];
-const tail = { key: null, entries: [], byId: new Map(), pending: [], following: true, waiting: 0, errors: 0, done: false, busy: false, locked: false, error: null, open: null, full: null, painting: 0 };
+const tail = { key: null, entries: [], byId: new Map(), pending: [], following: true, waiting: 0, errors: 0,
+  done: false, busy: false, locked: false, error: null, open: null, full: null, painting: 0 };
 
 const clip = (text, most = CLIP) => (text.length > most ? `${text.slice(0, most)} …` : text);
-const slim = ({ id, timestamp, level, type, execution_id, message: text }) => ({ id, timestamp, level, type, execution_id, text: clip(text.split('\n', 1)[0]) });
+const slim = ({ id, timestamp, level, type, execution_id, message: text }) =>
+  ({ id, timestamp, level, type, execution_id, text: clip(text.split('\n', 1)[0]) });
 const permalink = (entry) => `#/logs?at=${encodeURIComponent(entry.timestamp)}&entry=${entry.id}`;
-const logFilters = (query) => Object.entries({ level: query.get('level'), type: query.get('kind'), search: query.get('search') }).filter(([, value]) => value);
+const logFilters = (query) => Object.entries({ level: query.get('level'), type: query.get('kind'),
+  search: query.get('search') }).filter(([, value]) => value);
 
 function logsPage({ query }) {
   const chartBox = need('api/logs/chart?span=24h');
   const source = need('api/logs/status').data;
   const isLocked = tail.locked || chartBox.locked;
   if (tail.key !== query.toString() && !tail.busy && !chartBox.locked) openTail(query);
-  const search = [h('label', {}, 'Text', h('input', { type: 'search', name: 'search', 'data-value': query.get('search') ?? '' })), h('label', {}, 'Until (UTC)', h('input', { type: 'datetime-local', name: 'until', 'data-value': (query.get('until') ?? '').slice(0, 16) }))];
-  return [head('Logs', source ? ['From ', { engine: 'the container', directory: 'log files', demo: 'a simulated node' }[source.source], '; last entry ', time(source.lastLogAt), '.'] : ''),
-    source?.gaps.length > 0 && h('p', { class: 'note warn' }, `Lines may be missing: ${source.gaps[0].reason}, `, both(source.gaps[0].to ?? source.gaps[0].from)),
-    isLocked ? unlock() : [boxed(chartBox, densityChart), filters(['level', 'kind'], query, search), logFrame(query)]].flat(Infinity);
+  const search = [h('label', {}, 'Text', h('input',
+    { type: 'search', name: 'search', 'data-value': query.get('search') ?? '' })),
+    h('label', {}, 'Until (UTC)', h('input', { type: 'datetime-local', name: 'until',
+    'data-value': (query.get('until') ?? '').slice(0, 16) }))];
+  return [head('Logs', source ? ['From ', { engine: 'the container', directory: 'log files',
+    demo: 'a simulated node' }[source.source], '; last entry ', time(source.lastLogAt), '.'] : ''),
+    source?.gaps.length > 0 && h('p', { class: 'note warn' }, `Lines may be missing: ${source.gaps[0].reason}, `,
+      both(source.gaps[0].to ?? source.gaps[0].from)),
+    isLocked ? unlock() : [boxed(chartBox, densityChart), filters(['level', 'kind'], query, search),
+      logFrame(query)]].flat(Infinity);
 }
 
-function densityChart({ cells, most }) {
+function densityChart(data) {
+  const { most } = data;
+  const cells = cellsOf(data);
   const total = sum(cells, 'entries');
   const isCut = cells.some((cell) => cell.entries === most);
-  return chart({ id: 'density', title: 'Entries in 24 hours', summary: `${isCut ? 'at least ' : ''}${count(total)}, ${count(sum(cells, 'errors'))} errors, ${count(sum(cells, 'warnings'))} warnings; Enter goes to a place`, cells, low: true, axis: dayAxis,
-    heads: ['From', 'Entries', 'Errors', 'Warnings'], row: (cell) => [minute(cell.at), plural(cell.entries, 'entry', 'entries'), plural(cell.errors, 'error'), plural(cell.warnings, 'warning')],
-    legend: [['fill-bad', 'error'], ['fill-warn', 'warning'], ['fill-soft', 'other']], marks: () => stacked(cells, [['fill-bad', (cell) => cell.errors], ['fill-warn', (cell) => cell.warnings], ['fill-soft', (cell) => cell.entries - cell.errors - cell.warnings]]) });
+  return chart({ id: 'density', title: 'Entries in 24 hours',
+    summary: `${isCut ? 'at least ' : ''}${count(total)}, ${count(sum(cells, 'errors'))} errors, ${count(sum(cells, 'warnings'))} warnings; Enter goes to a place`, cells, low: true, axis: dayAxis,
+    heads: ['From', 'Entries', 'Errors', 'Warnings'],
+      row: (cell) => [minute(cell.at), plural(cell.entries, 'entry', 'entries'), plural(cell.errors, 'error'),
+      plural(cell.warnings, 'warning')],
+    legend: [['fill-bad', 'error'], ['fill-warn', 'warning'], ['fill-soft', 'other']],
+      marks: () => stacked(cells, [['fill-bad', (cell) => cell.errors], ['fill-warn', (cell) => cell.warnings],
+      ['fill-soft', (cell) => cell.entries - cell.errors - cell.warnings]]) });
 }
 
 function logFrame(query) {
   const isPast = query.has('until') || query.has('at');
-  const status = tail.error ? `Not read: ${tail.error}` : tail.busy ? 'Reading …' : isPast ? 'An earlier time' : tail.following ? 'Following' : `Paused${tail.waiting ? `, ${plural(tail.waiting, 'new entry', 'new entries')}` : ''}`;
+  const status = tail.error ? `Not read: ${tail.error}` : tail.busy ? 'Reading …' : isPast ? 'An earlier time'
+    : tail.following ? 'Following' : `Paused${tail.waiting ? `, ${plural(tail.waiting, 'new entry', 'new entries')}` : ''}`;
   return h('div', { class: 'log-frame', 'data-key': 'log-frame' },
-    h('div', { class: 'log-bar' }, h('span', { role: 'status' }, status), tail.errors > 0 && h('span', { class: 'bad', role: 'status' }, plural(tail.errors, 'new error')),
-      isPast && button('later', 'Later'), isPast || !tail.following ? button('follow', 'Follow') : button('pause', 'Pause'), h('span', {}, `${count(tail.entries.length)} here`)),
-    !tail.busy && !tail.entries.length ? empty(query.size ? 'No entry of this choice' : 'No entry yet', query.size ? 'Loosen the filters, or choose another time.' : 'The node writes one about every two minutes. If none comes, run “tbmon.py doctor” on this host.') : null,
-    h('div', { class: 'log', 'data-keep': 'log', role: 'log', 'aria-live': 'off', 'aria-label': 'Log entries, oldest first', tabindex: 0 }, h('div', { class: 'log-space' })));
+    h('div', { class: 'log-bar' }, h('span', { role: 'status' }, status), tail.errors > 0
+      && h('span', { class: 'bad', role: 'status' }, plural(tail.errors, 'new error')),
+      isPast && button('later', 'Later'), isPast || !tail.following ? button('follow', 'Follow')
+        : button('pause', 'Pause'), h('span', {}, `${count(tail.entries.length)} here`)),
+    !tail.busy && !tail.entries.length ? empty(query.size ? 'No entry of this choice' : 'No entry yet', query.size
+      ? 'Loosen the filters, or choose another time.'
+      : 'The node writes one about every two minutes. If none comes, run “tbmon.py doctor” on this host.') : null,
+    h('div', { class: 'log', 'data-keep': 'log', role: 'log', 'aria-live': 'off',
+      'aria-label': 'Log entries, oldest first', tabindex: 0 }, h('div', { class: 'log-space' })));
 }
 
 /** Read the entries that the address asks for: the newest, or those before a time. */
 async function openTail(query) {
   const key = query.toString();
-  const end = query.has('at') ? after(query.get('at'), 1000) : query.has('until') ? new Date(`${query.get('until').slice(0, 16)}Z`).toISOString() : null;
-  Object.assign(tail, { key, entries: [], pending: [], waiting: 0, errors: 0, done: false, error: null, locked: false, following: !end, open: query.get('entry'), full: null, filters: logFilters(query) });
+  const end = query.has('at') ? after(query.get('at'), 1000) : query.has('until')
+    ? new Date(`${query.get('until').slice(0, 16)}Z`).toISOString() : null;
+  Object.assign(tail, { key, entries: [], pending: [], waiting: 0, errors: 0, done: false, error: null, locked: false,
+    following: !end, open: query.get('entry'), full: null, filters: logFilters(query) });
   tail.byId.clear();
   await readOlder(end);
   if (tail.key !== key) return;
@@ -921,7 +1157,8 @@ async function readOlder(until = tail.entries[0] && after(tail.entries[0].timest
       tail.done = logs.length < FIRST;
     }
   } catch (error) {
-    Object.assign(tail, { locked: error.status === 401, error: error.status === 401 ? null : error.message, done: true });
+    Object.assign(tail, { locked: error.status === 401, error: error.status === 401 ? null : error.message,
+      done: true });
   }
   tail.busy = false;
   schedule();
@@ -948,7 +1185,8 @@ function addEntries(entries, atFront = false) {
   }
 }
 
-const matches = (entry, text) => tail.filters.every(([name, value]) => (name === 'search' ? text.toLowerCase().includes(value.toLowerCase()) : entry[name] === value));
+const matches = (entry, text) => tail.filters.every(([name, value]) =>
+  (name === 'search' ? text.toLowerCase().includes(value.toLowerCase()) : entry[name] === value));
 
 /** A live entry: kept until the next frame, or only counted while the reader looks at something else. */
 function hearEntry(entry) {
@@ -990,15 +1228,27 @@ function paintLog(scrollTop) {
   morph(space, rows);
 }
 
-const entryRow = (entry, top) => h('button', { type: 'button', class: `log-row ${entry.level === 'error' ? 'error' : entry.level === 'warn' ? 'warn' : ''}`, style: { top: `${top}px` }, 'data-key': entry.id, 'data-do': 'expand', 'data-id': entry.id, 'aria-expanded': String(entry.id === tail.open) },
-  h('span', { class: 'when', title: utc(entry.timestamp) }, entry.timestamp.slice(11, 19)), h('span', { class: 'level' }, entry.level ?? '–'), h('span', { class: 'kind' }, words(entry.type)), h('span', { class: 'text' }, entry.text));
+const entryRow = (entry, top) => h('button', { type: 'button',
+  class: `log-row ${entry.level === 'error' ? 'error' : entry.level === 'warn' ? 'warn' : ''}`,
+  style: { top: `${top}px` }, 'data-key': entry.id, 'data-do': 'expand', 'data-id': entry.id,
+  'aria-expanded': String(entry.id === tail.open) },
+  h('span', { class: 'when', title: utc(entry.timestamp) }, entry.timestamp.slice(11, 19)),
+    h('span', { class: 'level' }, entry.level ?? '–'), h('span', { class: 'kind' }, words(entry.type)),
+    h('span', { class: 'text' }, entry.text));
 
 function entryDetail(entry, top) {
   const full = tail.full?.id === entry.id ? tail.full : null;
-  return h('div', { class: 'log-detail', style: { top: `${top}px` }, 'data-key': `detail-${entry.id}`, tabindex: 0, role: 'region', 'aria-label': 'The entry in full' },
-    h('p', { class: 'actions small' }, h('span', {}, utc(entry.timestamp)), full && h('span', { class: 'muted' }, `the node wrote ${full.timestamp_original}; read from ${full.source === 'both' ? 'engine and files' : full.source}`), full?.suspect && h('span', { class: 'warn' }, 'may not be the node’s own line'),
-      entry.execution_id && h('span', {}, 'Task ', taskLink(entry.execution_id)), h('a', { href: permalink(entry) }, 'Link to this entry'), full && button('copy', state.copied === entry.id ? 'Copied' : 'Copy', { class: 'bare' })),
-    full ? h('pre', {}, full.message) : h('p', { class: 'muted' }, 'Reading …'), full?.data !== null && full?.data !== undefined && [h('p', { class: 'muted' }, 'Payload'), h('pre', {}, JSON.stringify(full.data, null, 2))]);
+  return h('div', { class: 'log-detail', style: { top: `${top}px` }, 'data-key': `detail-${entry.id}`, tabindex: 0,
+    role: 'region', 'aria-label': 'The entry in full' },
+    h('p', { class: 'actions small' }, h('span', {}, utc(entry.timestamp)), full
+      && h('span', { class: 'muted' },
+      `the node wrote ${full.timestamp_original}; read from ${full.source === 'both' ? 'engine and files' : full.source}`), full?.suspect && h('span', { class: 'warn' }, 'may not be the node’s own line'),
+      entry.execution_id && h('span', {}, 'Task ', taskLink(entry.execution_id)),
+        h('a', { href: permalink(entry) }, 'Link to this entry'), full
+        && button('copy', state.copied === entry.id ? 'Copied' : 'Copy', { class: 'bare' })),
+    full ? h('pre', { tabindex: 0 }, full.message) : h('p', { class: 'muted' }, 'Reading …'), full?.data !== null
+      && full?.data !== undefined && [h('p', { class: 'muted' }, 'Payload'),
+      h('pre', { tabindex: 0 }, JSON.stringify(full.data, null, 2))]);
 }
 
 async function openEntry(id, isLinked = false) {
@@ -1009,7 +1259,8 @@ async function openEntry(id, isLinked = false) {
   schedule();
   paintLog(isLinked ? Math.max(0, at * rowHeight(find('.log')) - 60) : find('.log').scrollTop);
   const { timestamp } = tail.entries[at];
-  const found = await ask(`api/logs?limit=1000&since=${timestamp}&until=${after(timestamp, 1)}`).catch(() => ({ logs: [] }));
+  const found = await ask(`api/logs?limit=1000&since=${timestamp}&until=${after(timestamp, 1)}`).catch(() =>
+    ({ logs: [] }));
   if (tail.open !== id) return;
   tail.full = found.logs.find((entry) => entry.id === id) ?? null;
   paintLog(find('.log')?.scrollTop);
@@ -1077,7 +1328,8 @@ const ACTIONS = {
   },
   more: async ({ dataset: { path, list } }) => {
     const box = state.boxes.get(path);
-    const next = await ask(`${path}&cursor=${encodeURIComponent(box.data.pagination.next)}`.replace('?&', '?')).catch((error) => { box.error = error; });
+    const next = await ask(`${path}&cursor=${encodeURIComponent(box.data.pagination.next)}`.replace('?&',
+      '?')).catch((error) => { box.error = error; });
     if (next) box.data = { ...next, [list]: [...box.data[list], ...next[list]] };
     schedule();
   },
@@ -1111,7 +1363,8 @@ const SUBMITS = {
   shortcuts: (form) => localStorage.setItem('tbmon-keys', find('input', form).checked ? 'on' : 'off'),
 };
 
-const chosenSharing = (form) => ({ privacyLevel: form.privacyLevel.value, shareTasks: form.shareTasks.checked, shareStats: form.shareStats.checked });
+const chosenSharing = (form) => ({ privacyLevel: form.privacyLevel.value, shareTasks: form.shareTasks.checked,
+  shareStats: form.shareStats.checked });
 
 /** Change what is shared; false if tbmon refuses, which is said beside the form. */
 async function share(path, body, method) {
@@ -1128,13 +1381,16 @@ async function share(path, body, method) {
 function askSecret(title, label) {
   const dialog = find('#login');
   if (dialog.open) return;
-  dialog.replaceChildren(h('form', { class: 'stack', 'data-submit': 'login' }, h('h2', { id: 'login-title' }, title), h('p', { class: 'muted' }, 'What you were looking at stays as it is.'), username(), h('label', { for: 'secret' }, label),
-    h('input', { id: 'secret', type: 'password', autocomplete: 'current-password', required: true, autofocus: true }), h('p', { class: 'bad', role: 'alert' }),
+  dialog.replaceChildren(h('form', { class: 'stack', 'data-submit': 'login' }, h('h2', { id: 'login-title' }, title),
+    h('p', { class: 'muted' }, 'What you were looking at stays as it is.'), username(),
+    h('label', { for: 'secret' }, label),
+    h('input', { id: 'secret', type: 'password', autocomplete: 'current-password', required: true, autofocus: true }),
+      h('p', { class: 'bad', role: 'alert' }),
     h('div', { class: 'actions' }, h('button', { class: 'main' }, 'Log in'), button('close-login', 'Not now'))));
   dialog.showModal();
 }
 
-// A cookie, for the server to send the page in the colours chosen: nothing flashes, and no script need stand in the page.
+// A cookie, so that the server sends the page in these colours: nothing flashes.
 const themeNow = () => document.documentElement.dataset.theme ?? '';
 
 function setTheme(theme) {
@@ -1144,11 +1400,14 @@ function setTheme(theme) {
   schedule();
 }
 
-const KEYS = [['g then n, t, i, l, f, s', 'go to a page'], ['/', 'go to the text filter of the log'], ['j, k', 'next and previous row'], ['Esc', 'close'], ['?', 'this list']];
+const KEYS = [['g then n, t, i, l, f, s', 'go to a page'], ['/', 'go to the text filter of the log'],
+  ['j, k', 'next and previous row'], ['Esc', 'close'], ['?', 'this list']];
 
 function showKeys() {
-  find('#keys').replaceChildren(h('div', { class: 'stack' }, h('h2', { id: 'keys-title' }, 'Keys'), facts(KEYS.map(([key, text]) => [key, text])),
-    h('form', { 'data-change': 'shortcuts' }, h('label', { class: 'check' }, h('input', { type: 'checkbox', checked: hasShortcuts() }), 'Single keys work')), button('close-keys', 'Close')));
+  find('#keys').replaceChildren(h('div', { class: 'stack' }, h('h2', { id: 'keys-title' }, 'Keys'),
+    facts(KEYS.map(([key, text]) => [key, text])),
+    h('form', { 'data-change': 'shortcuts' }, h('label', { class: 'check' },
+      h('input', { type: 'checkbox', checked: hasShortcuts() }), 'Single keys work')), button('close-keys', 'Close')));
   find('#keys').showModal();
 }
 
@@ -1158,8 +1417,10 @@ let lastKey = '';
 function pressed(event) {
   const drawing = event.target.closest('[data-chart]');
   if (drawing && chartKey(drawing, event.key)) return event.preventDefault();
-  if (!hasShortcuts() || event.ctrlKey || event.metaKey || event.altKey || event.target.closest('input, select, dialog')) return null;
-  const page = lastKey === 'g' && { n: 'now', t: 'tasks', i: 'invoices', l: 'logs', f: 'federation', s: 'setup' }[event.key];
+  if (!hasShortcuts() || event.ctrlKey || event.metaKey || event.altKey
+    || event.target.closest('input, select, dialog')) return null;
+  const page = lastKey === 'g' && { n: 'now', t: 'tasks', i: 'invoices', l: 'logs', f: 'federation',
+    s: 'setup' }[event.key];
   lastKey = event.key;
   if (page) go(page === 'now' ? '' : page, new URLSearchParams());
   else if (event.key === '?') showKeys();
@@ -1179,7 +1440,8 @@ function chartKey(drawing, key) {
 
 /** The place of the log's chart under the cursor, as a time in the address. */
 function openPlace(drawing) {
-  const cell = drawing.dataset.chart === 'density' && state.boxes.get('api/logs/chart?span=24h').data.cells[Number(find('.cursor', drawing).dataset.at)];
+  const cell = drawing.dataset.chart === 'density'
+    && cellsOf(state.boxes.get('api/logs/chart?span=24h').data)[Number(find('.cursor', drawing).dataset.at)];
   if (!cell) return;
   const query = readRoute().query;
   query.set('until', after(cell.at, 1800000).slice(0, 16));
@@ -1229,15 +1491,19 @@ function drawVerdict() {
   const { data } = state.boxes.get('api/now') ?? {};
   const route = readRoute().page;
   const verdict = data && (data.verdict ?? STARTING);
-  const titles = { now: verdict?.state ?? 'no answer', tasks: 'Tasks', invoices: 'Invoices', logs: 'Logs', federation: 'Federation', setup: 'Setup' };
+  const titles = { now: verdict?.state ?? 'no answer', tasks: 'Tasks', invoices: 'Invoices', logs: 'Logs',
+    federation: 'Federation', setup: 'Setup' };
   document.title = `${state.trouble && route === 'now' ? 'no answer' : titles[route]} · tbmon`;
   if (!verdict) return;
   find('#verdict').dataset.state = verdict.state;
-  for (const [name, text] of Object.entries({ state: upper(verdict.state), reason: sentence(verdict.reason), advice: sentence(verdict.advice) })) {
+  for (const [name, text] of Object.entries({ state: upper(verdict.state), reason: sentence(verdict.reason),
+    advice: sentence(verdict.advice) })) {
     const element = find(`[data-say="${name}"]`);
     if (element.textContent !== text) element.textContent = text;
   }
-  morph(find('#signs'), [verdict.since && h('p', {}, 'Since ', h('strong', {}, time(verdict.since))), data.node.last_seen && h('p', {}, 'Last sign of life ', h('strong', {}, time(data.node.last_seen))), h('p', {}, 'A node writes every two minutes, tasks or none.')].filter(Boolean));
+  morph(find('#signs'), [verdict.since && h('p', {}, 'Since ', h('strong', {}, time(verdict.since))),
+    data.node.last_seen && h('p', {}, 'Last sign of life ', h('strong', {}, time(data.node.last_seen))),
+    h('p', {}, 'A node writes every two minutes, tasks or none.')].filter(Boolean));
 }
 
 const MODES = { live: 'Live', polling: 'Asking every 5 s', connecting: 'Connecting', hidden: 'Resting' };
@@ -1248,10 +1514,14 @@ function drawSide() {
   const known = auth();
   const verdict = data?.verdict?.state;
   const needsToken = mode === 'polling' && known && !known.open.stream;
-  morph(find('#side'), [data?.demo && h('span', { class: 'badge' }, 'Demo data'), verdict && readRoute().page !== 'now' && h('a', { href: '#/', class: 'small' }, mark(verdict, upper(verdict))),
-    h('span', { title: why, role: 'status' }, h('span', { class: `beat ${mode}` }), h('span', {}, MODES[mode]), why && h('span', { class: 'wide' }, `: ${why}`)),
-    needsToken && button('login', 'Log in', { class: 'bare' }), known?.session && button('logout', 'Log out', { class: 'bare' }),
-    button('theme', `Theme: ${themeNow() || 'system'}`, { class: 'bare wide' }), button('keys', 'Keys', { class: 'bare wide' })].filter(Boolean));
+  morph(find('#side'), [data?.demo && h('span', { class: 'badge' }, 'Demo', h('span', { class: 'wide' }, ' data')),
+    verdict && readRoute().page !== 'now' && h('a', { href: '#/', class: 'small' }, mark(verdict, upper(verdict))),
+    h('span', { title: why, role: 'status' }, h('span', { class: `beat ${mode}` }), h('span', {}, MODES[mode]), why
+      && h('span', { class: 'wide' }, `: ${why}`)),
+    needsToken && button('login', 'Log in', { class: 'bare' }), known?.session
+      && button('logout', 'Log out', { class: 'bare wide' }),
+    button('theme', `Theme: ${themeNow() || 'system'}`, { class: 'bare wide' }),
+      button('keys', 'Keys', { class: 'bare wide' })].filter(Boolean));
 }
 
 function drawTrouble() {
@@ -1259,14 +1529,18 @@ function drawTrouble() {
   document.body.classList.toggle('stale', Boolean(state.trouble));
   const element = find('#trouble');
   element.hidden = !state.trouble;
-  morph(element, state.trouble ? [h('span', {}, `${sentence(state.trouble)}. `), box?.data ? h('span', {}, 'What stands here is from ', time(new Date(box.at + state.skewMs).toISOString()), '.') : h('span', {}, 'It is asked again by itself.')] : []);
+  morph(element, state.trouble ? [h('span', {}, `${sentence(state.trouble)}. `), box?.data
+    ? h('span', {}, 'What stands here is from ', time(new Date(box.at + state.skewMs).toISOString()), '.')
+    : h('span', {}, 'It is asked again by itself.')] : []);
 }
 
 function takeFacts() {
-  state.boxes.set(AUTH, { data: null, error: null, locked: false, stale: true, loading: false, at: 0, usedAt: Infinity });
+  state.boxes.set(AUTH, { data: null, error: null, locked: false, stale: true, loading: false, at: 0,
+    usedAt: Infinity });
   const known = JSON.parse(find('#facts').textContent);
   if (!known) return;
-  const box = { error: null, locked: false, stale: false, loading: false, at: Date.now(), askedAt: Date.now(), usedAt: Date.now() };
+  const box = { error: null, locked: false, stale: false, loading: false, at: Date.now(), askedAt: Date.now(),
+    usedAt: Date.now() };
   state.boxes.set('api/now', { ...box, data: known.now });
   state.boxes.get(AUTH).data = known.auth;
   state.live.last = known.now.stream;
