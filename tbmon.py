@@ -5208,7 +5208,7 @@ def usage_json(store: Store, now: int) -> dict[str, Any]:
     """A day of processor and memory; while less than three hours are known, those alone."""
     first = store.first("first_sample", now - DAY_MS)
     is_new = first is None or first > now - 3 * HOUR_MS
-    cells = cells_of(now, *((90, 2 * MINUTE_MS) if is_new else (96, 15 * MINUTE_MS)))
+    cells = cells_of(now, *((90, 2 * MINUTE_MS) if is_new else (72, 20 * MINUTE_MS)))
     shown = []
     for row in cell_rows(store, "usage_cells", cells):
         cpu, memory = (row["cpu"], row["memory"]) if row else (None, None)

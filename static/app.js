@@ -1,5 +1,5 @@
 // tbmon's dashboard: one state, pages as functions from answers to elements, and one stream that says what has changed.
-// Parts: 1 Formats, 2 Elements, 3 Answers, 4 Live, 5 Charts, 6 Components, 7 Pages, 8 Log, 9 Actions, 10 Start.
+// Parts: 1 Formats, 2 Elements, 3 Answers, 4 Live, 5 Charts, 6 Components, 7 Pages, 8 Actions, 9 Start. The log's page is log.js, loaded when it is first looked at.
 // Texts from a log are only ever text nodes; nothing here makes markup out of words.
 
 const [POLL_MS, RENEW_MS, QUIET_MS, TIMEOUT_MS, REST_MS] = [5000, 60000, 40000, 20000, 3000];
@@ -214,7 +214,7 @@ async function changeAccess() {
     if (path !== AUTH) Object.assign(one, { stale: true, askedAt: 0, locked: false, data: PRIVATE.test(path) ? null
       : one.data });
   }
-  Object.assign(tail, { key: null, entries: [], full: null });
+  log?.forget();
   relisten();
   schedule();
 }
@@ -285,10 +285,10 @@ function hear({ id, event, data }) {
   if (id) state.live.last = id;
   if (!event) return;
   const said = JSON.parse(data);
-  if (event === 'log') hearEntry(said);
+  if (event === 'log') log?.hearEntry(said);
   else if (event === 'node_status') hearStatus(said);
   else if (event === 'reset') {
-    tail.key = null;
+    log?.forget();
     outdate('');
   } else if (event === 'task') hearTask(said);
   else outdate({ invoice: 'api/invoices', network_stats: 'api/federation', gap: 'api/logs/status' }[event] ?? 'none',
@@ -345,9 +345,10 @@ const plots = new Map(); // chart: what the readout says at each place
 
 /** A chart of cells from left to right: title, summary, drawing, legend, and the same as a table. */
 function chart({ id, title, summary, cells, heads, row, marks, axis, top = '', legend = [], low = false,
-  level = 'h2' }) {
-  const rows = cells.map(row);
-  plots.set(id, rows.map((texts) => texts.join(', ')));
+  first = (cell) => minute(cell.at) }) {
+  const rows = cells.map((cell) => [first(cell), ...row(cell)]);
+  plots.set(id, rows.map(([name, ...values]) =>
+    `${name}: ${values.map((value, place) => `${heads[place]} ${value}`).join(', ')}`));
   const drawing = svg('svg', {
     viewBox: `0 0 ${cells.length} 100`, preserveAspectRatio: 'none', role: 'img', tabindex: 0, class: low ? 'low'
       : null,
@@ -356,12 +357,12 @@ function chart({ id, title, summary, cells, heads, row, marks, axis, top = '', l
     svg('desc', { id: `${id}-desc` }, `${summary}. Arrow keys read single values.`),
   marks(cells), svg('line', { class: 'cursor', 'data-keep': 'cursor', visibility: 'hidden', y1: 0, y2: 100 }));
   return h('figure', { 'data-key': id },
-    h('figcaption', {}, h(level, {}, title), h('p', {}, summary)),
+    h('figcaption', {}, h('h2', {}, title), h('p', {}, summary)),
     h('div', { class: 'plot' }, top && h('span', { class: 'top' }, top), drawing,
       h('div', { class: 'axis', 'aria-hidden': 'true' }, axis.map((text) => h('span', {}, text)))),
     h('div', { class: 'figure-foot' }, legend.length > 0 && legendOf(legend),
       h('output', { class: 'readout', 'data-keep': 'readout', 'aria-live': 'polite' }),
-        asTable(id, title, heads, rows)));
+        asTable(id, title, ['From', ...heads], rows)));
 }
 
 const legendOf = (items) => h('ul', { class: 'legend' }, items.map(([fill, text]) => h('li', {},
@@ -374,8 +375,8 @@ function asTable(id, title, heads, rows) {
   return h('details', { 'data-fold': key }, h('summary', {}, 'As a table'), state.open.has(key) && h('div', {
     class: 'scroll', tabindex: 0, role: 'region', 'aria-label': `${title}, as a table`,
   }, h('table', {}, h('thead', {}, h('tr', {}, heads.map((head) => h('th', { scope: 'col' }, head)))),
-    h('tbody', {}, rows.map(([first, ...others]) =>
-      h('tr', {}, h('th', { scope: 'row' }, first), others.map((text) => h('td', {}, text))))))));
+    h('tbody', {}, rows.map(([first, ...others]) => h('tr', {}, h('th', { scope: 'row' }, first),
+      others.map((text) => h('td', {}, text))))))));
 }
 
 /** Show the value at a place of a chart: under the pointer, or one further by an arrow key. */
@@ -412,7 +413,8 @@ function lineOf(cells, of, most, name = '', isFilled = false) {
   });
   return runs.filter((run) => run.length).flatMap((run) => {
     const [from, to] = [run[0], run.at(-1)];
-    const path = `M${run.length > 1 ? run.map((point) => point.join(' ')).join('L') : `${from[0] - 0.4} ${from[1]}H${from[0] + 0.4}`}`;
+    const dash = `${from[0] - 0.4} ${from[1]}H${from[0] + 0.4}`;
+    const path = `M${run.length > 1 ? run.map((point) => point.join(' ')).join('L') : dash}`;
     return [isFilled && svg('path', { class: 'area', d: `${path}L${to[0]} 100L${from[0]} 100Z` }),
       svg('path', { class: `line ${name}`, d: path })];
   }).filter(Boolean);
@@ -433,10 +435,10 @@ function distribution(title, counts, name = words) {
   const all = Object.entries(counts ?? {});
   const total = all.reduce((sum, [, number]) => sum + number, 0);
   return h('section', { class: 'block', 'data-key': title }, h('h3', {}, title), total === 0
-    ? h('p', { class: 'muted small' }, 'Nothing is published yet.')
+    ? small('Nothing is published yet.')
     : h('dl', { class: 'dist' }, all.map(([range, number]) => [h('dt', {}, name(range)),
-      h('dd', {}, svg('svg', { class: 'bar', 'aria-hidden': 'true' },
-        svg('rect', { width: `${(100 * number) / total}%`, height: '100%' }))),
+      h('dd', {}, svg('svg', { class: 'bar', 'aria-hidden': 'true' }, svg('rect', { width: `${(100 * number) / total}%`,
+        height: '100%' }))),
       h('dd', { class: 'end' }, `${count(number)} (${count((100 * number) / total)} %)`)])));
 }
 
@@ -447,8 +449,8 @@ const both = (iso) => (isUnknown(iso) ? '–' : [utc(iso), ' (', time(iso), ')']
 const icon = (name) => svg('svg', { class: 'icon', viewBox: '0 0 16 16', 'aria-hidden': 'true' },
   svg('use', { href: `#${name}` }));
 const link = (href, ...children) => h('a', { href }, children);
-const taskLink = (id) => (isUnknown(id) ? '–'
-  : h('a', { class: 'mono', href: `#/tasks/${id}`, title: id }, shortId(id)));
+const taskLink = (id) => (isUnknown(id) ? '–' : h('a', { class: 'mono', href: `#/tasks/${id}`, title: id },
+  shortId(id)));
 
 /** A state as shape and word; the colour goes with the shape. */
 function mark(name, text = words(name)) {
@@ -457,10 +459,20 @@ function mark(name, text = words(name)) {
     svg('use', { href: `#${shape}` })), text);
 }
 
+const muted = (...children) => h('p', { class: 'muted' }, children);
+const small = (...children) => h('p', { class: 'muted small' }, children);
+const soft = (...children) => h('span', { class: 'muted' }, children);
+const pair = (...children) => h('div', { class: 'pair' }, children);
+const list = (items, name = 'plain') => h('ul', { class: name }, items.map((item) => h('li', {}, item)));
+const alertOf = (text) => h('p', { class: 'bad', role: 'alert' }, text);
+const pre = (label, text) => h('pre', { tabindex: 0, role: 'region', 'aria-label': label }, text);
+const feed = (rows) => h('ul', { class: 'feed' }, rows.map(([key, name, said, side]) =>
+  h('li', { 'data-key': key }, mark(name, ''), h('span', {}, said), soft(side))));
+
 const block = (title, ...children) => h('section', { class: 'block', 'data-key': title }, h('h2', {}, title), children);
 const sheet = (...children) => h('div', { class: 'sheet stack' }, children);
-const facts = (pairs) => h('dl', { class: 'facts' },
-  pairs.map(([name, ...value]) => [h('dt', {}, name), h('dd', {}, value)]));
+const facts = (pairs) => h('dl', { class: 'facts' }, pairs.map(([name, ...value]) => [h('dt', {}, name),
+  h('dd', {}, value)]));
 const empty = (title, ...children) => h('div', { class: 'empty' }, h('strong', {}, title), children);
 const button = (action, text, more = {}) => h('button', { type: 'button', 'data-do': action, ...more }, text);
 
@@ -485,12 +497,12 @@ const lockedOut = () => h('div', { class: 'empty' }, h('strong', {}, 'tbmon asks
 function unlock() {
   return h('form', { class: 'sheet unlock', 'data-submit': 'login', 'data-key': 'unlock' },
     h('h2', {}, 'This is private'),
-    h('p', { class: 'muted' }, 'Log entries and task data ask for the task-data password. The session it opens ends after 24 hours.'),
+    muted('Log entries and task data ask for a password. What it opens closes after 24 hours.'),
     username(), h('label', { for: 'password' }, 'Task-data password'),
     h('div', { class: 'actions' }, h('input', { id: 'password', name: 'secret', type: 'password',
       autocomplete: 'current-password', required: true, 'aria-describedby': 'password-hint' }),
       h('button', { class: 'main' }, 'Unlock')),
-    h('p', { class: 'bad', role: 'alert' }, state.loginError),
+    alertOf(state.loginError),
     h('p', { class: 'muted small', id: 'password-hint' }, passwordPlace()));
 }
 
@@ -511,10 +523,6 @@ const CHOICES = {
   span: ['Time', ['24h', '24 hours'], ['', '7 days'], ['30d', '30 days'], ['all', 'all']],
   operation: ['Outcome', ['', 'any'], ['pay', 'paid'], ['penalty', 'penalised']],
   task: ['Task', ['', 'any'], ['true', 'known'], ['false', 'unknown']],
-  level: ['Level', ['', 'any'], 'error', 'warn', 'info', 'debug', 'verbose'],
-  kind: ['Kind', ['', 'any'], 'task_received', 'task_download', 'task_start', 'execution_output', 'task_completed',
-    'task_failed',
-    'task_published', 'invoice', 'semaphore', 'registration', 'info', 'raw'],
 };
 
 /** A filter; what is chosen stands in the address. */
@@ -526,10 +534,10 @@ function choice(name, query) {
   })));
 }
 
-const filters = (names, query, ...more) => h('form',
-  { class: 'actions filters', 'data-change': 'filter', 'data-submit': 'filter', 'data-key': 'filters' },
-  names.map((name) => choice(name, query)), more, query.size > 0
-    && button('unfilter', 'Clear filters', { class: 'bare' }));
+const filters = (names, query, ...more) => h('form', { class: 'actions filters', 'data-change': 'filter',
+  'data-submit': 'filter', 'data-key': 'filters' },
+  names.map((name) => choice(name, query)), more, query.size > 0 && button('unfilter', 'Clear filters',
+    { class: 'bare' }));
 
 /** A table whose rows become cards on a phone; columns are [head, row -> cell, class]. */
 function cards(caption, columns, rows, keyOf) {
@@ -571,12 +579,11 @@ function nowPage() {
   const box = need('api/now');
   if (!box.data) return [boxed(box)];
   return [boxed(box, (data) => [
-    !isUnknown(data.recognised) && data.recognised < 0.95
-      && h('p', { class: 'note warn' },
-      `${percent(100 * (1 - data.recognised))} of the last log lines are not recognised: tasks may be missing. The node may be newer than tbmon.`),
-    h('div', { 'data-key': 'metrics' }, metrics(nowMetrics(data))), activityChart(data),
-      h('div', { class: 'pair' }, usageCharts(data)), uptimeChart(data),
-    h('div', { class: 'pair' }, block('Latest', recentFeed(data.recent)), block('Node', nodeFacts(data))),
+    !isUnknown(data.recognised) && data.recognised < 0.95 && h('p', { class: 'note warn' },
+      `${percent(100 * (1 - data.recognised))} of the last log lines are not recognised: tasks may be missing.`),
+    h('div', { 'data-key': 'metrics' }, metrics(nowMetrics(data))), activityChart(data), pair(usageCharts(data)),
+      uptimeChart(data),
+    pair(block('Latest', recentFeed(data.recent)), block('Node', nodeFacts(data))),
   ].flat())].flat(Infinity);
 }
 
@@ -609,19 +616,19 @@ const OUTCOMES = [['fill-accent', (cell) => cell.completed], ['fill-bad', (cell)
   ['fill-hollow', (cell) => cell.lost], ['fill-soft', (cell) => cell.open]];
 const outcomeLegend = [['fill-accent', 'completed'], ['fill-bad', 'failed'], ['fill-hollow', 'lost'],
   ['fill-soft', 'open']];
-const outcomeHeads = ['From', 'Completed', 'Failed', 'Lost', 'Open'];
-const outcomeRow = (cell) => [minute(cell.at), `${cell.completed} completed`, `${cell.failed} failed`,
-  `${cell.lost} lost`, `${cell.open} open`];
+const outcomeHeads = ['Completed', 'Failed', 'Lost', 'Open'];
+const outcomeRow = (cell) => [cell.completed, cell.failed, cell.lost, cell.open];
 const sum = (cells, name) => cells.reduce((total, cell) => total + cell[name], 0);
 
 /** The cells of a series, each with the time it begins. */
-const cellsOf = ({ from, cell_s: length, cells }) =>
-  cells.map((cell, place) => ({ ...cell, at: after(from, 1000 * length * place) }));
+const cellsOf = ({ from, cell_s: length, cells }) => cells.map((cell, place) => ({ ...cell,
+  at: after(from, 1000 * length * place) }));
 
 function activityChart({ activity }) {
   const cells = cellsOf(activity);
   const total = sum(cells, 'completed') + sum(cells, 'failed') + sum(cells, 'lost') + sum(cells, 'open');
-  const summary = total ? `${plural(total, 'task')}: ${sum(cells, 'completed')} completed, ${sum(cells, 'failed')} failed, ${sum(cells, 'lost')} lost` : 'No task; days without one are normal';
+  const parts = ['completed', 'failed', 'lost'].map((name) => `${sum(cells, name)} ${name}`).join(', ');
+  const summary = total ? `${plural(total, 'task')}: ${parts}` : 'No task; days without one are normal';
   return chart({ id: 'activity', title: 'Last 24 hours', summary, cells, heads: outcomeHeads, row: outcomeRow,
     axis: dayAxis, legend: outcomeLegend, low: true, marks: () => stacked(cells, OUTCOMES) });
 }
@@ -632,23 +639,25 @@ function usageCharts({ usage, stats, container }) {
   const one = (id, title, name, unit, current, limit) => {
     const known = cells.map((cell) => cell[name]).filter((value) => !isUnknown(value));
     const most = Math.max(...known, name === 'cpu' ? 10 : 1) * 1.1;
-    const summary = known.length ? `${or(current, decimal)}${unit} now, at most ${decimal(Math.max(...known))}${unit}${limit}` : container ? 'Not measured yet' : 'Not known: no container is seen';
-    return chart({ id, title, summary, cells, heads: ['From', title], axis, top: known.length
-      ? `${decimal(most)}${unit}` : '', row: (cell) =>
-      [minute(cell.at), or(cell[name], (value) => `${decimal(value)}${unit}`)],
+    const nothing = container ? 'Not measured yet' : 'Not known: no container is seen';
+    const peak = `at most ${decimal(Math.max(...known))}${unit}${limit}`;
+    const summary = known.length ? `${or(current, decimal)}${unit} now, ${peak}` : nothing;
+    return chart({ id, title, summary, cells, heads: [title], axis, top: known.length ? `${decimal(most)}${unit}` : '',
+      row: (cell) => [or(cell[name], (value) => `${decimal(value)}${unit}`)],
       marks: () => [gridLine(cells), lineOf(cells, (cell) => cell[name], most, '', true)] });
   };
-  return [one('cpu', 'Processor', 'cpu', ' %', stats?.cpu, ''),
-    one('memory', 'Memory', 'memory_mb', ' MB', stats?.memory.usage, stats ? ` of ${count(stats.memory.limit)} MB`
-    : '')];
+  return [one('cpu', 'Processor', 'cpu', ' %', stats?.cpu, ''), one('memory', 'Memory', 'memory_mb', ' MB',
+    stats?.memory.usage, stats ? ` of ${count(stats.memory.limit)} MB` : '')];
 }
 
 function uptimeChart({ uptime }) {
   const cells = cellsOf(uptime);
-  const outages = uptime.outages ? `${plural(uptime.outages, 'outage')}, longest ${plural(uptime.longest_outage_min, 'minute')}` : 'no outage seen';
+  const longest = plural(uptime.longest_outage_min, 'minute');
+  const outages = uptime.outages ? `${plural(uptime.outages, 'outage')}, longest ${longest}` : 'no outage seen';
   const seen = watched(uptime);
   const summary = uptime.percent_30d === null ? 'Not known yet: looked at once a minute from now on'
-    : `24 hours ${percent(uptime.percent_24h)}, 7 days ${percent(uptime.percent_7d)}, 30 days ${percent(uptime.percent_30d)}; ${outages}${seen}`;
+    : `${['24h', '7d', '30d'].map((name) => `${name} ${percent(uptime[`percent_${name}`])}`).join(', ')};`
+      + ` ${outages}${seen}`;
   const marks = () => cells.map((cell, at) => {
     const name = cell.down ? 'fill-bad' : cell.up ? 'fill-good' : 'fill-none';
     const height = cell.down ? 100 : cell.up ? 62 : 14; // an outage stands out by its height too
@@ -657,16 +666,14 @@ function uptimeChart({ uptime }) {
   return chart({ id: 'uptime', title: 'Uptime, 30 days', summary, cells, axis: ['30 days ago', '15 days ago', 'now'],
     low: true, marks,
     legend: [['fill-good', 'up'], ['fill-bad', 'down for a while'], ['fill-none', 'tbmon did not see']],
-    heads: ['From', 'Up', 'Down', 'Unknown'], row: (cell) =>
-      [minute(cell.at), `${cell.up} min up`, `${cell.down} min down`, `${cell.unknown} min unknown`] });
+    heads: ['Minutes up', 'Down', 'Unknown'], row: (cell) => [cell.up, cell.down, cell.unknown] });
 }
 
 function recentFeed(recent) {
   if (!recent.length) return empty('Nothing has happened yet',
     'Being idle is normal. The first task appears here by itself.');
-  return h('ul', { class: 'feed' }, recent.slice(0,
-    9).map((one) => h('li', { 'data-key': `${one.at} ${one.what} ${one.execution_id}` }, mark(one.what, ''),
-    h('span', {}, recentWords(one)), time(one.at))));
+  return feed(recent.slice(0, 9).map((one) => [`${one.at} ${one.what} ${one.execution_id}`, one.what, recentWords(one),
+    time(one.at)]));
 }
 
 function recentWords({ what, execution_id: id, detail }) {
@@ -674,19 +681,19 @@ function recentWords({ what, execution_id: id, detail }) {
   if (what === 'gap') return `Log lines may be missing: ${detail}`;
   if (['pay', 'penalty', 'invoice'].includes(what)) return [`Invoice ${what === 'invoice' ? 'received' : words(what)}`,
     id && [' for task ', taskLink(id)]];
-  return ['Task ', taskLink(id), ` ${words(what)}`, detail && h('span', { class: 'muted' }, `, ${detail}`)];
+  return ['Task ', taskLink(id), ` ${words(what)}`, detail && soft(`, ${detail}`)];
 }
 
 function nodeFacts({ node, container, stats }) {
-  const own = [['Address', node.address ?? '–'], ['Version', node.version ?? '–'],
-    ['Registered', isUnknown(node.registered) ? 'not told yet' : node.registered ? 'yes' : 'no'],
-    ['Last log line', time(node.last_seen)]];
-  if (!container) return [facts(own), h('p', { class: 'muted small' },
-    'No container is seen: it is missing, Docker cannot be asked, or tbmon reads log files instead.')];
+  const own = [['Address', node.address ?? '–'], ['Version', node.version ?? '–'], ['Registered',
+    isUnknown(node.registered) ? 'not told yet' : node.registered ? 'yes' : 'no'], ['Last log line',
+    time(node.last_seen)]];
+  if (!container) return [facts(own),
+    small('No container is seen: it is missing, Docker cannot be asked, or tbmon reads log files instead.')];
   return facts([...own, ['Container', `${container.name}, ${container.state}`], ['Image', container.image],
     ['Started', time(container.startedAt)],
-    ['Restarts', count(container.restartCount)], stats
-      && ['Memory', meter(stats.memory.usage, stats.memory.limit, (value) => `${count(value)} MB`)]].filter(Boolean));
+    ['Restarts', count(container.restartCount)], stats && ['Memory', meter(stats.memory.usage, stats.memory.limit,
+      (value) => `${count(value)} MB`)]].filter(Boolean));
 }
 
 // Tasks
@@ -698,13 +705,13 @@ function tasksPage({ id, query }) {
   const chosen = query.get('span') || '7d';
   const length = SPANS_MS[chosen];
   const asked = new URLSearchParams([...query].filter(([name, value]) => name !== 'span' && value));
-  if (length) asked.set('since', `${new Date(Math.floor((now() - length) / 300000) * 300000).toISOString().slice(0, 19)}Z`);
+  const since = length && new Date(Math.floor((now() - length) / 300000) * 300000);
+  if (length) asked.set('since', since.toISOString());
   const path = `api/tasks?${asked}`;
   const charts = need(`api/tasks/stats/chart?span=${length ? chosen : '30d'}`);
-  return [head('Tasks', 'What the node was given, and what became of it.'),
-    filters(['status', 'type', 'matched', 'span'], query),
-    boxed(charts, (data) => [h('div', { class: 'pair' }, taskCharts(data, length ? chosen : '30d')),
-      failuresBlock(data.failures)]),
+  return [head('Tasks', 'What the node was given, and what became of it.'), filters(['status', 'type', 'matched',
+    'span'], query),
+    boxed(charts, (data) => [pair(taskCharts(data, length ? chosen : '30d')), failuresBlock(data.failures)]),
     block('All tasks of this choice', boxed(need(path), () => tasksTable(path)))].flat(Infinity);
 }
 
@@ -721,9 +728,7 @@ function taskCharts(data, chosen) {
       top: `${peak}`, legend: outcomeLegend, marks: () => [gridLine(cells), stacked(cells, OUTCOMES)] }),
     chart({ id: 'durations', title: 'Time a task takes', cells, axis, top: slow.length ? duration(most) : '',
       summary: slow.length ? `slowest twentieth at ${duration(Math.max(...slow))} or less` : 'no finished task',
-      heads: ['From', 'Half are faster than', '95 % are faster than'],
-        row: (cell) => [minute(cell.at), `half within ${or(cell.p50_ms, duration)}`,
-        `95 % within ${or(cell.p95_ms, duration)}`],
+      heads: ['Half within', '95 % within'], row: (cell) => [or(cell.p50_ms, duration), or(cell.p95_ms, duration)],
       legend: [['fill-accent', 'half are faster'], ['fill-wash', 'up to here 95 % of them']],
       marks: () => [gridLine(cells), ranges(cells, most * 1.05)] }),
   ];
@@ -731,9 +736,9 @@ function taskCharts(data, chosen) {
 
 function failuresBlock(failures) {
   if (!failures.length) return null;
-  return block('Why tasks failed', h('ul', { class: 'feed' },
-    failures.map((one) => h('li', { 'data-key': one.reason }, mark('failed', ''),
-    h('span', {}, `${plural(one.tasks, 'task')}: ${one.reason === 'unknown' ? 'no reason was logged' : words(one.reason)}`), h('span', { class: 'muted' }, 'last ', time(one.last_at))))));
+  const reason = (name) => (name === 'unknown' ? 'no reason was logged' : words(name));
+  return block('Why tasks failed', feed(failures.map((one) =>
+    [one.reason, 'failed', `${plural(one.tasks, 'task')}: ${reason(one.reason)}`, ['last ', time(one.last_at)]])));
 }
 
 function tasksTable(path) {
@@ -747,9 +752,8 @@ function tasksTable(path) {
       ['Language', (task) => task.task_type ?? '–'],
     ['Received', (task) => time(task.received_at)], ['Took', (task) => or(task.elapsed_ms, duration), 'end'],
     ['Gas', (task) => or(task.gas_used, (gas) => h('span', { title: `${gas} steps` }, compact(gas))), 'end roomy'],
-    ['Memory', (task) => or(task.memory_peak, pages), 'end roomy'],
-      ['Reason', (task) => (task.error ? words(task.error) : task.exit_code ? `exit code ${task.exit_code}` : ''),
-      'reason-cell'],
+    ['Memory', (task) => or(task.memory_peak, pages), 'end roomy'], ['Reason', (task) =>
+      (task.error ? words(task.error) : task.exit_code ? `exit code ${task.exit_code}` : ''), 'reason-cell'],
   ], rows, (task) => task.execution_id), moreOf(path, 'tasks', box)];
 }
 
@@ -766,21 +770,19 @@ function taskPage(id) {
   const back = h('p', { class: 'small' }, link(state.tasksAt ?? '#/tasks', '← All tasks'));
   return [h('div', {}, back, h('h1', {}, 'Task ', h('span', { class: 'mono' }, shortId(id)))),
     boxed(need(path), (task) => [
-    h('div', { class: 'pair' }, block('Result', facts(resultFacts(task))),
-      block('Course', timeline(task), facts(moreFacts(task)))),
-    block('Input and output', boxed(need(`${path}/data`),
-      (data) => sheet(dataPart('Input', data.inputData), dataPart('Output', data.outputData),
-      dataPart('Errors', data.errorText)))),
-    need(`${path}/data`).locked ? null : [block('Program',
-      boxed(need(`${path}/artifacts`), (data) => artifactList(path, data))),
-      block('Log entries of this task', boxed(need(`api/logs?execution_id=${id}&limit=100`), entryList))],
+    pair(block('Result', facts(resultFacts(task))), block('Course', timeline(task), facts(moreFacts(task)))),
+    block('Input and output', boxed(need(`${path}/data`), (data) => sheet(dataPart('Input', data.inputData),
+      dataPart('Output', data.outputData), dataPart('Errors', data.errorText)))),
+    need(`${path}/data`).locked ? null : [block('Program', boxed(need(`${path}/artifacts`),
+      (data) => artifactList(path, data))), block('Log entries of this task',
+      boxed(need(`api/logs?execution_id=${id}&limit=100`), entryList))],
   ])].flat(Infinity).filter(Boolean);
 }
 
 const resultFacts = (task) => [['Status', mark(task.status)], ['Reason', or(task.error, words)],
   ['Exit code', or(task.exit_code, count)], ['Took', or(task.elapsed_ms, duration)],
-  ['Gas', meter(task.gas_used, task.gas_limit, compact)],
-    ['Memory peak', meter(task.memory_peak, task.memory_limit, pages)],
+  ['Gas', meter(task.gas_used, task.gas_limit, compact)], ['Memory peak', meter(task.memory_peak, task.memory_limit,
+    pages)],
   ['From cache', isUnknown(task.cached) ? '–' : task.cached ? 'yes' : 'no'], ['Language', task.task_type ?? '–'],
     ['Invoice', task.invoice_id ? link(`#/invoices?execution_id=${task.execution_id}`, task.invoice_id) : 'not yet']];
 
@@ -788,32 +790,27 @@ const moreFacts = (task) => [['Execution', h('span', { class: 'mono' }, task.exe
   ['Program', h('span', { class: 'mono' }, task.task_id ?? '–')], ['Chain', task.chain_id ?? '–'],
   ['Block', task.block_number ?? '–']];
 
-const timeline = ({ events }) => (events.length
-  ? h('ol', { class: 'timeline' }, events.map((one) =>
-  h('li', {}, upper(words(one.event)), h('span', { class: 'muted' }, utc(one.at)))))
-  : h('p', { class: 'muted' }, 'No event of this task is known.'));
+const timeline = ({ events }) => (events.length ? h('ol', { class: 'timeline' }, events.map((one) =>
+  h('li', {}, upper(words(one.event)), soft(utc(one.at))))) : muted('No event of this task is known.'));
 
 function dataPart(name, text) {
-  if (isUnknown(text)) return [h('h3', {}, name), h('p', { class: 'muted small' }, 'None is known.')];
+  if (isUnknown(text)) return [h('h3', {}, name), small('None is known.')];
   return [h('h3', {}, name, ' ', h('span', { class: 'muted small' }, plural(text.length, 'character'))),
-    h('pre', { tabindex: 0, role: 'region', 'aria-label': name }, text)];
+    pre(name, text)];
 }
 
 function artifactList(path, { artifacts }) {
-  if (!artifacts.length) return h('p', { class: 'muted' },
-    'The node’s cache does not have this task’s module, or has dropped it.');
-  return h('ul', { class: 'plain' }, artifacts.map((one) =>
-    h('li', {}, h('a', { href: `${path}/artifacts/${one.hash}`, download: `${one.hash}.${one.type}` }, 'Download the ',
-    one.type, ' module'), ` (${count(one.size_bytes / 1024)} KiB) `, h('code', {}, one.hash))));
+  if (!artifacts.length) return muted('The node’s cache does not have this task’s module, or has dropped it.');
+  return list(artifacts.map((one) => [h('a', { href: `${path}/artifacts/${one.hash}`,
+    download: `${one.hash}.${one.type}` }, 'Download the ', one.type, ' module'),
+    ` (${count(one.size_bytes / 1024)} KiB) `, h('code', {}, one.hash)]));
 }
 
 function entryList({ logs }) {
-  if (!logs.length) return h('p', { class: 'muted' },
-    'No entry names this task; entries go after the time set for them.');
-  return h('ul', { class: 'feed entries' }, logs.map((one) =>
-    h('li', { 'data-key': one.id }, mark(one.level, ''),
-    h('a', { class: 'mono', href: permalink(one) }, clip(one.message, 160)),
-    h('span', { class: 'muted small' }, utc(one.timestamp)))));
+  if (!logs.length) return muted('No entry names this task; entries go after the time set for them.');
+  return h('ul', { class: 'feed entries' }, logs.map((one) => h('li', { 'data-key': one.id }, mark(one.level, ''),
+    h('a', { class: 'mono', href: permalink(one) }, clip(one.message, 160)), h('span', { class: 'muted small' },
+    utc(one.timestamp)))));
 }
 
 // Invoices
@@ -824,11 +821,12 @@ function invoicesPage({ query }) {
   const path = `api/invoices?${asked}`;
   const download = h('p', {}, h('a', { href: `api/invoices?format=csv&limit=1000&${asked}`, download: 'invoices.csv' },
     'Download as CSV'));
-  return [head('Invoices', 'What the network says it owes this node. Gas units are steps times the price of a step; they are no amount of money.', download),
-    boxed(need('api/invoices/summary'), (data) =>
-      [h('div', { 'data-key': 'metrics' }, metrics(invoiceMetrics(data))), monthsChart(data.months)]),
-    filters(['operation', 'task'], query, query.has('execution_id')
-      && h('p', { class: 'small' }, `of task ${shortId(query.get('execution_id'))}`)),
+  const words = 'What the network says it owes this node. Gas units are steps times their price, no amount of money.';
+  return [head('Invoices', words, download),
+    boxed(need('api/invoices/summary'), (data) => [h('div', { 'data-key': 'metrics' }, metrics(invoiceMetrics(data))),
+      monthsChart(data.months)]),
+    filters(['operation', 'task'], query, query.has('execution_id') && h('p', { class: 'small' },
+      `of task ${shortId(query.get('execution_id'))}`)),
     block('All invoices of this choice', boxed(need(path), (data) => invoicesTable(path, data)))].flat(Infinity);
 }
 
@@ -844,32 +842,30 @@ function monthsChart(months) {
   if (!months.some((one) => one.month)) return null;
   const [year, last] = months.find((one) => one.month).month.split('-').map(Number);
   const nothing = { invoices: 0, paid: 0, penalised: 0, gas_units_paid: 0, gas_units_penalised: 0 };
-  const cells = Array.from({ length: Math.max(12, Math.min(36, known.size)) },
-    (_, back) => new Date(Date.UTC(year, last - 1 - back, 1)).toISOString().slice(0, 7))
+  const cells = Array.from({ length: Math.max(12, Math.min(36, known.size)) }, (_, back) =>
+    new Date(Date.UTC(year, last - 1 - back, 1)).toISOString().slice(0, 7))
     .reverse().map((month) => known.get(month) ?? { ...nothing, month });
   const units = (value) => compact(Number(value));
   const total = cells.reduce((all, one) => all + one.invoices, 0);
   return chart({ id: 'months', title: 'By month',
     summary: `${plural(total, 'invoice')} in ${plural(cells.length, 'month')}`, cells,
     axis: [cells[0].month, cells.at(-1).month],
-    heads: ['Month', 'Invoices', 'Paid', 'Penalised', 'Gas units paid', 'Gas units penalised'],
-    row: (one) => [one.month, plural(one.invoices, 'invoice'), `${one.paid} paid`, `${one.penalised} penalised`,
-      `${units(one.gas_units_paid)} gas units`, `${units(one.gas_units_penalised)} taken`],
+    first: (one) => one.month, heads: ['Invoices', 'Paid', 'Penalised', 'Gas units paid', 'Gas units penalised'],
+    row: (one) => [one.invoices, one.paid, one.penalised, units(one.gas_units_paid), units(one.gas_units_penalised)],
     legend: [['fill-accent', 'paid'], ['fill-bad', 'penalised'], ['fill-soft', 'neither']],
       top: `${Math.max(...cells.map((one) => one.invoices))}`,
-    marks: () => [gridLine(cells), stacked(cells,
-      [['fill-accent', (one) => one.paid], ['fill-bad', (one) => one.penalised],
-      ['fill-soft', (one) => one.invoices - one.paid - one.penalised]])] });
+    marks: () => [gridLine(cells), stacked(cells, [['fill-accent', (one) => one.paid],
+      ['fill-bad', (one) => one.penalised], ['fill-soft', (one) => one.invoices - one.paid - one.penalised]])] });
 }
 
 function invoicesTable(path, data) {
   if (!data.invoices.length) return empty('No invoice here',
     'The network sends one after a task it has accepted, sometimes hours later.');
   return [cards('Newest first. Confirmed: the node’s event database has it too.', [
-    ['Invoice', (one) => h('span', { class: 'mono', title: one.invoice_id ?? '' },
-      or(one.invoice_id, (id) => `…${String(id).slice(-8)}`))], ['Task', (one) => taskLink(one.execution_id)],
-    ['Time', (one) => time(one.timestamp)], ['Outcome',
-      (one) => (one.operation ? mark(one.operation) : mark('invoice', 'no line of this node'))],
+    ['Invoice', (one) => h('span', { class: 'mono', title: one.invoice_id ?? '' }, or(one.invoice_id,
+      (id) => `…${String(id).slice(-8)}`))], ['Task', (one) => taskLink(one.execution_id)],
+    ['Time', (one) => time(one.timestamp)], ['Outcome', (one) => (one.operation ? mark(one.operation)
+      : mark('invoice', 'no line of this node'))],
     ['Steps', (one) => or(one.steps, (value) => h('span', { title: `${value} steps` }, compact(Number(value)))), 'end'],
       ['Gas units', (one) => or(one.gas_units, (value) => compact(Number(value))), 'end roomy'],
     ['Confirmed', (one) => (one.confirmed ? 'yes' : 'not yet')],
@@ -879,8 +875,10 @@ function invoicesTable(path, data) {
 // Federation
 
 const LIMITS = [
-  'The hub’s operator sees your address and when you are connected, can link your messages to each other and, after a few of them, to your wallet. The messages hide you from other participants and from outsiders, not from the hub.',
-  'Messages about tasks and invoices leave late, at a random time of up to an hour or a day after the event, in ranges instead of figures, and under an id that all nodes share.',
+  'The hub’s operator sees your address and when you are connected, and can link your messages to each other and,'
+    + ' after a few of them, to your wallet. They hide you from other participants and outsiders, not from the hub.',
+  'Messages about tasks and invoices leave late, at a random time within an hour or a day, in ranges instead of'
+    + ' figures, and under an id that all nodes share.',
   'No wallet, no task id, no block, no version and no place leaves. What leaves is listed, byte for byte, under Setup.',
   'Figures of the network come from machines nobody vouches for: take them as hearsay.',
 ];
@@ -889,54 +887,47 @@ function federationPage() {
   const status = need('api/federation/status');
   const parts = status.data?.enabled ? joinedParts() : outsideParts();
   return [head('Federation', 'How all the nodes do that share a little of themselves. Off until you opt in.'),
-    boxed(status, (data) => [data.enabled && federationState(data), state.said
-    && h('p', { class: 'note', role: 'status' }, state.said), parts])].flat(Infinity).filter(Boolean);
+    boxed(status, (data) => [data.enabled && federationState(data), state.said && h('p',
+    { class: 'note', role: 'status' }, state.said), parts])].flat(Infinity).filter(Boolean);
 }
 
-const federationState = (data) => h('div', { 'data-key': 'metrics' },
-  metrics([['State', upper(data.status), '', data.lastError ?? 'nothing is wrong'],
-  ['Messages sent', count(data.stats.messagesSent), '', `${count(data.stats.queued)} wait`],
+const federationState = (data) => h('div', { 'data-key': 'metrics' }, metrics([['State', upper(data.status), '',
+  data.lastError ?? 'nothing is wrong'], ['Messages sent', count(data.stats.messagesSent), '',
+  `${count(data.stats.queued)} wait`],
   ['Statistics received', count(data.stats.messagesReceived), '', `${count(data.stats.ignored)} ignored`],
     ['Held back', count(data.stats.refused), '', 'by the last check before sending']]));
 
 function outsideParts() {
-  return [block('Before you join', h('ul', { class: 'plain' }, LIMITS.map((text) => h('li', {}, text)))),
-    block('The exact bytes', boxed(need('api/federation/preview'),
-      (data) => h('div', { class: 'stack' }, h('p', { class: 'muted' },
-      'What a heartbeat, your newest task and your newest invoice would look like, with keys made for this look only.'),
+  return [block('Before you join', list(LIMITS)),
+    block('The exact bytes', boxed(need('api/federation/preview'), (data) => h('div', { class: 'stack' },
+      muted('Your heartbeat, newest task and newest invoice, with keys made for this look only.'),
       data.examples.map(message)))),
-    block('Join', boxed(need('api/federation/settings'),
-      (data) => h('form', { class: 'sheet stack', 'data-submit': 'join', 'data-key': 'join' }, settingsFields(data),
-      h('p', { class: 'muted small' }, 'Hub: ', data.natsServers.join(', ')),
-      h('p', { class: 'bad', role: 'alert' }, state.federationError),
-        h('button', { class: 'main' }, 'Enable Federation'))))];
+    block('Join', boxed(need('api/federation/settings'), (data) => h('form', { class: 'sheet stack',
+      'data-submit': 'join', 'data-key': 'join' }, settingsFields(data), small('Hub: ', data.natsServers.join(', ')),
+      alertOf(state.federationError), h('button', { class: 'main' }, 'Enable Federation'))))];
 }
 
 const message = (one) => h('div', { class: 'stack',
-  'data-key': `${one.subject} ${one.dueAt ?? one.timestamp ?? ''} ${one.id ?? ''}` },
-  h('h3', { class: 'mono' }, one.subject, one.dueAt && [' leaves ', utc(one.dueAt)]),
-  h('pre', { tabindex: 0, role: 'region', 'aria-label': one.subject }, one.payload));
+  'data-key': `${one.subject} ${one.dueAt ?? one.timestamp ?? ''} ${one.id ?? ''}` }, h('h3', { class: 'mono' },
+  one.subject, one.dueAt && [' leaves ', utc(one.dueAt)]), pre(one.subject, one.payload));
 
-const settingsFields = (data) => [h('label', {}, 'How late messages leave',
-  h('select', { name: 'privacyLevel', 'data-value': data.privacyLevel },
-  [['minimal', 'up to 60 minutes'], ['balanced', 'up to 24 hours'],
-  ['maximum', 'never: presence only']].map(([value, text]) => h('option', { value }, text)))),
+const settingsFields = (data) => [h('label', {}, 'How late messages leave', h('select',
+  { name: 'privacyLevel', 'data-value': data.privacyLevel }, [['minimal', 'up to 60 minutes'],
+  ['balanced', 'up to 24 hours'], ['maximum', 'never: presence only']].map(([value, text]) =>
+  h('option', { value }, text)))),
   h('label', { class: 'check' }, h('input', { type: 'checkbox', name: 'shareTasks',
-    'data-checked': String(data.shareTasks) }), 'Tasks, in ranges'),
-    h('label', { class: 'check' }, h('input', { type: 'checkbox', name: 'shareStats',
-    'data-checked': String(data.shareStats) }), 'Invoices, in ranges')];
+    'data-checked': String(data.shareTasks) }), 'Tasks, in ranges'), h('label', { class: 'check' },
+    h('input', { type: 'checkbox', name: 'shareStats', 'data-checked': String(data.shareStats) }),
+    'Invoices, in ranges')];
 
 function joinedParts() {
   return [boxed(need('api/federation/network-stats'), networkParts), boxed(need('api/federation/stats'), historyChart),
     boxed(need('api/federation/peers'), peersBlock),
-    h('div', { class: 'pair' }, block('What waits to leave',
-      boxed(need('api/federation/preview'), ({ queued }) =>
+    pair(block('What waits to leave', boxed(need('api/federation/preview'), ({ queued }) =>
       (queued.length ? h('div', { class: 'stack' }, queued.slice(0, 5).map(message), queued.length > 5
-      && h('p', { class: 'muted small' }, `and ${queued.length - 5} more`))
-      : h('p', { class: 'muted' }, 'Nothing waits.')))),
-      block('Sharing', boxed(need('api/federation/settings'),
-        (data) => h('form', { class: 'sheet stack', 'data-submit': 'sharing', 'data-key': 'sharing' },
-        settingsFields(data), h('p', { class: 'bad', role: 'alert' }, state.federationError),
+      && small(`and ${queued.length - 5} more`)) : muted('Nothing waits.')))),
+      block('Sharing', boxed(need('api/federation/settings'), (data) => h('form', { class: 'sheet stack',
+        'data-submit': 'sharing', 'data-key': 'sharing' }, settingsFields(data), alertOf(state.federationError),
         h('div', { class: 'actions' }, h('button', { class: 'main' }, 'Save'), button('reset', 'New id and keys'),
           button('leave', 'Disable Federation', { class: 'danger' }))))))];
 }
@@ -951,12 +942,12 @@ function networkParts(data) {
     ? '' : '%', 'of finished tasks'],
     ['From cache', or(data.cacheHitRate, decimal), data.cacheHitRate === null ? '' : '%', 'of finished tasks'],
       ['Invoices', shown(data.totalInvoices), '', `${shown(data.invoicesLast24h)} in 24 hours`]])),
-  h('p', { class: 'muted small' }, 'Received ', time(data.lastUpdated), data.snapshotAt
-    && [', counted ', time(data.snapshotAt)], '. A dash is a figure withheld because too few nodes stand behind it.'),
-  h('div', { class: 'pair' }, distribution('Time a task takes', data.executionTimeDistribution),
-    distribution('Gas used', data.gasUsageDistribution), distribution('Memory used', data.memoryUsedDistribution),
-    distribution('Steps of invoices', data.stepsComputedDistribution),
-    distribution('Languages', data.taskTypeDistribution))];
+  small('Received ', time(data.lastUpdated), data.snapshotAt && [', counted ', time(data.snapshotAt)],
+    '. A dash is a figure withheld because too few nodes stand behind it.'),
+  pair(distribution('Time a task takes', data.executionTimeDistribution), distribution('Gas used',
+    data.gasUsageDistribution), distribution('Memory used', data.memoryUsedDistribution),
+    distribution('Steps of invoices', data.stepsComputedDistribution), distribution('Languages',
+    data.taskTypeDistribution))];
 }
 
 function historyChart({ history }) {
@@ -967,63 +958,60 @@ function historyChart({ history }) {
   return chart({ id: 'history', title: 'Tasks of the network, by snapshot',
     summary: `${plural(cells.length, 'snapshot')}, newest ${or(cells.at(-1).totalTasks, count)} tasks`, cells,
     top: compact(most), axis: [minute(cells[0].lastUpdated), minute(cells.at(-1).lastUpdated)],
-    heads: ['Received', 'Active nodes', 'Tasks'],
-      row: (cell) => [minute(cell.lastUpdated), `${or(cell.activeNodes, count)} nodes`,
-      `${or(cell.totalTasks, count)} tasks`], marks: () =>
-      [gridLine(cells), lineOf(cells, (cell) => cell.totalTasks, most, '', true)] });
+    heads: ['Active nodes', 'Tasks'], first: (cell) => minute(cell.lastUpdated), row: (cell) =>
+      [or(cell.activeNodes, count), or(cell.totalTasks, count)], marks: () => [gridLine(cells),
+      lineOf(cells, (cell) => cell.totalTasks, most, '', true)] });
 }
 
 const peersBlock = ({ peers, count: number }) =>
-  block('Nodes seen', peers.length ? [h('p', { class: 'muted small' },
-  `${plural(number, 'node')}, under handles that are new each day.`),
+  block('Nodes seen', peers.length ? [small(`${plural(number, 'node')}, under handles that are new each day.`),
   h('details', { 'data-fold': 'peers' }, h('summary', {}, 'Show handles'), state.open.has('peers')
-  && h('ul', { class: 'plain mono' }, peers.map((peer) => h('li', {}, `${peer.handle}, ${peer.seen}`))))]
-  : h('p', { class: 'muted' }, 'None is published yet.'));
+  && list(peers.map((peer) => `${peer.handle}, ${peer.seen}`), 'plain mono'))] : muted('None is published yet.'));
 
 // Privacy and setup
+
+const curlLine = (path) => `curl -N '${new URL(`api/${path}`, location.href)}'`;
 
 function setupPage() {
   const setup = need('api/setup');
   return [head('Privacy and setup', 'What leaves this machine, who can read this page, and what tbmon may do here.'),
     block('What leaves this machine', boxed(need('api/federation/privacy'), leavesPart)),
     block('Everything that ever left', boxed(need('api/federation/sent?limit=50'), sentPart)),
-    boxed(setup, (data) => [h('div', { class: 'pair' },
-      block('Who can read this page', h('ul', { class: 'plain' }, readers(data).map((text) => h('li', {}, text)))),
+    boxed(setup, (data) => [pair(block('Who can read this page', list(readers(data))),
       block('Rights in Docker', dockerPart(data))),
-      h('div', { class: 'pair' }, block('Database', databasePart(data.database)),
-        block('This tbmon', programPart(data)))]),
+      pair(block('Database', databasePart(data.database)), block('This tbmon', programPart(data)))]),
     block('Doctor’s findings', boxed(need('api/doctor'), doctorPart)), need('api/doctor').locked ? null
       : block('Who logged in', boxed(need('api/audit-log?limit=20'), auditPart)),
     block('Ask by yourself', sheet(h('p', {}, 'All that this page shows comes from an API that curl can ask.'),
-      h('pre', { tabindex: 0, role: 'region', 'aria-label': 'Examples' },
-      `curl ${new URL('api/status', location.href)}\ncurl '${new URL('api/tasks?status=failed', location.href)}'\ncurl -N ${new URL('api/events', location.href)}`), h('p', {}, h('a', { href: 'api/openapi.json' }, 'All paths, as an OpenAPI document')))),
+      pre('Examples', ['status', 'tasks?status=failed', 'events'].map(curlLine).join('\n')),
+      h('p', {}, h('a', { href: 'api/openapi.json' }, 'All paths, as an OpenAPI document')))),
     block('This browser', h('div', { class: 'actions' }, button('theme', `Theme: ${themeNow() || 'system'}`),
       button('keys', 'Keys'), auth()?.session && button('logout', 'Log out'))),
-    block('About', h('ul', { class: 'plain' }, ABOUT.map((text) => h('li', {}, text))))].flat(Infinity).filter(Boolean);
+    block('About', list(ABOUT))].flat(Infinity).filter(Boolean);
 }
 
 const ABOUT = ['tbmon is an independent project. It is not made, endorsed or supported by TrueBit.',
   'It only watches: it starts, stops and changes nothing, and it holds no key of the node.',
-  'What it shows is read from the node’s own log and files. An invoice here is what the node was told, no proof of a payment; gas units are no amount of money.', 'You use it at your own risk; it comes without any warranty. Licence: MIT.'];
+  'What it shows is read from the node’s log and files. An invoice is what the node was told, no proof of payment.',
+  'You use it at your own risk; it comes without any warranty. Licence: MIT.'];
 
 function leavesPart(data) {
   if (!data.enabled) return h('p', { class: 'note' },
     'Nothing. tbmon opens no connection but the one to the Docker Engine. That changes only if you ',
     link('#/federation', 'join the federation'), '.');
   return facts([['Connects to', data.connectsTo.join(', ')],
-    ['Kinds of messages', data.kindsShared.map(words).join(', ')],
-    ['Longest delay', or(data.delayUpToMinutes, (value) => span(value * 60))],
-    ['Sent so far', count(data.messagesSent)], ['Waiting', count(data.messagesWaiting)],
+    ['Kinds of messages', data.kindsShared.map(words).join(', ')], ['Longest delay', or(data.delayUpToMinutes,
+    (value) => span(value * 60))], ['Sent so far', count(data.messagesSent)], ['Waiting', count(data.messagesWaiting)],
     ['Held back', count(data.messagesRefused)]]);
 }
 
 function sentPart({ messages, pagination }) {
-  if (!messages.length) return h('p', { class: 'muted' }, 'No message has ever left.');
-  return [h('div', { class: 'stack' }, messages.map((one) =>
-    h('details', { 'data-fold': `sent-${one.id}`, 'data-key': one.id },
-    h('summary', {}, `${utc(one.timestamp)}: ${one.subject}${one.times > 1 ? `, ${count(one.times)} times` : ''}`),
-    h('pre', { tabindex: 0, role: 'region', 'aria-label': one.subject }, one.payload)))), pagination.next
-    && moreOf('api/federation/sent?limit=50', 'messages', need('api/federation/sent?limit=50'))];
+  if (!messages.length) return muted('No message has ever left.');
+  return [h('div', { class: 'stack' }, messages.map((one) => h('details', { 'data-fold': `sent-${one.id}`,
+    'data-key': one.id }, h('summary', {},
+    `${utc(one.timestamp)}: ${one.subject}${one.times > 1 ? `, ${count(one.times)} times` : ''}`),
+    pre(one.subject, one.payload)))), pagination.next && moreOf('api/federation/sent?limit=50', 'messages',
+    need('api/federation/sent?limit=50'))];
 }
 
 function readers(data) {
@@ -1032,7 +1020,8 @@ function readers(data) {
     : `Every machine that reaches port ${data.port} of ${data.host}.`,
     data.apiKey ? 'Everything asks for the API key.'
       : `Status, tasks and invoices ask for nothing${isNear ? '.' : ': set API_KEY to change that.'}`,
-    `Log entries, input and output of tasks, and artifacts ask for the task-data password, which ${data.passwordFrom === 'setting' ? 'was set by the operator' : 'tbmon made and keeps in a file'}.`,
+    'Log entries, input and output of tasks, and artifacts ask for the task-data password, which'
+      + (data.passwordFrom === 'setting' ? ' was set by the operator.' : ' tbmon made and keeps in a file.'),
     data.allowedOrigins.length ? `Pages of other sites that may ask: ${data.allowedOrigins.join(', ')}.`
       : 'Pages of other sites are refused.', data.allowedHosts.length > 0
       && `Further host names: ${data.allowedHosts.join(', ')}.`, data.trustedProxy.length > 0
@@ -1043,241 +1032,41 @@ function dockerPart(data) {
   if (!data.dockerUrl) return h('p', {}, data.source === 'demo' ? 'None: this is a demo with a simulated node.'
     : 'None: tbmon reads log files and does not use Docker.');
   return [h('p', {}, 'GET and HEAD only, on ', h('code', {}, data.dockerUrl), ', and only these paths:'),
-    h('ul', { class: 'plain mono' }, data.dockerCalls.map((call) => h('li', {}, call))),
-    h('p', { class: 'muted small' }, 'Files are read under ', data.dockerFolders.join(', '),
-    ' only. Whoever may use the Docker socket could do more than tbmon asks of it: a socket proxy can hold it to this list.')];
+    list(data.dockerCalls, 'plain mono'), small('Files are read under ', data.dockerFolders.join(', '),
+    ' only. The socket itself allows more: a socket proxy can hold tbmon to this list.')];
 }
 
 const databasePart = (data) => facts([['Size', meter(data.size_bytes, data.limit_bytes, megabytes)],
   ['Log entries kept', plural(data.retention_days, 'day')], ['Oldest log entry', time(data.oldestLogAt)],
   ['Tasks', count(data.tasks)], ['Invoices', count(data.invoices)], ['Gaps in the log', count(data.gaps)]]);
 const programPart = (data) => facts([['Version', data.version], ['Running since', time(data.startedAt)],
-  ['Memory', or(data.memory_bytes, megabytes)],
-  ['Follows', { engine: `container ${data.container}`, directory: 'log files', demo: 'a simulated node' }[data.source]],
-  ['Live stream', data.streamToken ? 'asks for its token' : 'open to readers']]);
-const doctorPart = ({ findings }) => h('ul', { class: 'feed' },
-  findings.map((one) => h('li', {}, mark(one.level, ''),
-  h('span', {}, one.what, one.remedy && h('span', { class: 'muted' }, `. ${one.remedy}`)),
-  h('span', { class: 'muted small' }, one.level))));
-const auditPart = ({ entries }) => (entries.length
-  ? h('ul', { class: 'feed' }, entries.map((one) =>
-  h('li', { 'data-key': one.id }, mark(one.event === 'refused' ? 'failed' : 'pay', ''),
-  h('span', {}, `${one.event}: ${one.detail} (${one.address})`), time(one.timestamp))))
-  : h('p', { class: 'muted' }, 'Nobody yet.'));
+  ['Memory', or(data.memory_bytes, megabytes)], ['Follows', { engine: `container ${data.container}`,
+  directory: 'log files', demo: 'a simulated node' }[data.source]], ['Live stream', data.streamToken
+  ? 'asks for its token' : 'open to readers']]);
+const doctorPart = ({ findings }) => feed(findings.map((one) => [one.what, one.level, [one.what, one.remedy
+  && soft(`. ${one.remedy}`)], one.level]));
+const auditPart = ({ entries }) => (entries.length ? feed(entries.map((one) => [one.id, one.event === 'refused'
+  ? 'failed' : 'pay', `${one.event}: ${one.detail} (${one.address})`, time(one.timestamp)])) : muted('Nobody yet.'));
+
+let log = null; // the module of the log's page
+
+function logsPage(route) {
+  if (log) return log.logsPage(route);
+  import('./log.js').then((module) => {
+    log = module;
+    Object.assign(ACTIONS, log.LOG_ACTIONS);
+    schedule();
+  }, () => { state.trouble = 'tbmon does not answer'; });
+  return [h('p', { class: 'loading', role: 'status' }, 'Asking tbmon …')];
+}
+
+const clip = (text, most) => (text.length > most ? `${text.slice(0, most)} …` : text);
+const permalink = (entry) => `#/logs?at=${encodeURIComponent(entry.timestamp)}&entry=${entry.id}`;
 
 const PAGES = { now: nowPage, tasks: tasksPage, invoices: invoicesPage, logs: logsPage, federation: federationPage,
   setup: setupPage };
 
-// --- 8. Log ---
-
-// The list keeps ENTRIES entries at most, each cut to CLIP characters; the rest of one is asked for when it is opened.
-const [ENTRIES, CLIP, FIRST, DETAIL_REM] = [2000, 400, 200, 20];
-const tail = { key: null, entries: [], byId: new Map(), pending: [], following: true, waiting: 0, errors: 0,
-  done: false, busy: false, locked: false, error: null, open: null, full: null, painting: 0 };
-
-const clip = (text, most = CLIP) => (text.length > most ? `${text.slice(0, most)} …` : text);
-const slim = ({ id, timestamp, level, type, execution_id, message: text }) =>
-  ({ id, timestamp, level, type, execution_id, text: clip(text.split('\n', 1)[0]) });
-const permalink = (entry) => `#/logs?at=${encodeURIComponent(entry.timestamp)}&entry=${entry.id}`;
-const logFilters = (query) => Object.entries({ level: query.get('level'), type: query.get('kind'),
-  search: query.get('search') }).filter(([, value]) => value);
-
-function logsPage({ query }) {
-  const chartBox = need('api/logs/chart?span=24h');
-  const source = need('api/logs/status').data;
-  const isLocked = tail.locked || chartBox.locked;
-  if (tail.key !== query.toString() && !tail.busy && !chartBox.locked) openTail(query);
-  const search = [h('label', {}, 'Text', h('input',
-    { type: 'search', name: 'search', 'data-value': query.get('search') ?? '' })),
-    h('label', {}, 'Until (UTC)', h('input', { type: 'datetime-local', name: 'until',
-    'data-value': (query.get('until') ?? '').slice(0, 16) }))];
-  return [head('Logs', source ? ['From ', { engine: 'the container', directory: 'log files',
-    demo: 'a simulated node' }[source.source], '; last entry ', time(source.lastLogAt), '.'] : ''),
-    source?.gaps.length > 0 && h('p', { class: 'note warn' }, `Lines may be missing: ${source.gaps[0].reason}, `,
-      both(source.gaps[0].to ?? source.gaps[0].from)),
-    isLocked ? unlock() : [boxed(chartBox, densityChart), filters(['level', 'kind'], query, search),
-      logFrame(query)]].flat(Infinity);
-}
-
-function densityChart(data) {
-  const { most } = data;
-  const cells = cellsOf(data);
-  const total = sum(cells, 'entries');
-  const isCut = cells.some((cell) => cell.entries === most);
-  return chart({ id: 'density', title: 'Entries in 24 hours',
-    summary: `${isCut ? 'at least ' : ''}${count(total)}, ${count(sum(cells, 'errors'))} errors, ${count(sum(cells, 'warnings'))} warnings; Enter goes to a place`, cells, low: true, axis: dayAxis,
-    heads: ['From', 'Entries', 'Errors', 'Warnings'],
-      row: (cell) => [minute(cell.at), plural(cell.entries, 'entry', 'entries'), plural(cell.errors, 'error'),
-      plural(cell.warnings, 'warning')],
-    legend: [['fill-bad', 'error'], ['fill-warn', 'warning'], ['fill-soft', 'other']],
-      marks: () => stacked(cells, [['fill-bad', (cell) => cell.errors], ['fill-warn', (cell) => cell.warnings],
-      ['fill-soft', (cell) => cell.entries - cell.errors - cell.warnings]]) });
-}
-
-function logFrame(query) {
-  const isPast = query.has('until') || query.has('at');
-  const status = tail.error ? `Not read: ${tail.error}` : tail.busy ? 'Reading …' : isPast ? 'An earlier time'
-    : tail.following ? 'Following' : `Paused${tail.waiting ? `, ${plural(tail.waiting, 'new entry', 'new entries')}` : ''}`;
-  return h('div', { class: 'log-frame', 'data-key': 'log-frame' },
-    h('div', { class: 'log-bar' }, h('span', { role: 'status' }, status), tail.errors > 0
-      && h('span', { class: 'bad', role: 'status' }, plural(tail.errors, 'new error')),
-      isPast && button('later', 'Later'), isPast || !tail.following ? button('follow', 'Follow')
-        : button('pause', 'Pause'), h('span', {}, `${count(tail.entries.length)} here`)),
-    !tail.busy && !tail.entries.length ? empty(query.size ? 'No entry of this choice' : 'No entry yet', query.size
-      ? 'Loosen the filters, or choose another time.'
-      : 'The node writes one about every two minutes. If none comes, run “tbmon.py doctor” on this host.') : null,
-    h('div', { class: 'log', 'data-keep': 'log', role: 'log', 'aria-live': 'off',
-      'aria-label': 'Log entries, oldest first', tabindex: 0 }, h('div', { class: 'log-space' })));
-}
-
-/** Read the entries that the address asks for: the newest, or those before a time. */
-async function openTail(query) {
-  const key = query.toString();
-  const end = query.has('at') ? after(query.get('at'), 1000) : query.has('until')
-    ? new Date(`${query.get('until').slice(0, 16)}Z`).toISOString() : null;
-  Object.assign(tail, { key, entries: [], pending: [], waiting: 0, errors: 0, done: false, error: null, locked: false,
-    following: !end, open: query.get('entry'), full: null, filters: logFilters(query) });
-  tail.byId.clear();
-  await readOlder(end);
-  if (tail.key !== key) return;
-  if (tail.open) openEntry(tail.open, true);
-}
-
-/** Put older entries before those that are here; the reader's place stays. */
-async function readOlder(until = tail.entries[0] && after(tail.entries[0].timestamp, 1)) {
-  if (tail.busy || tail.done) return;
-  const { key } = tail;
-  tail.busy = true;
-  schedule();
-  try {
-    const asked = new URLSearchParams([...tail.filters, ['limit', FIRST], ...(until ? [['until', until]] : [])]);
-    const { logs } = await ask(`api/logs?${asked}`);
-    if (tail.key === key) {
-      addEntries(logs.reverse().map(slim), true);
-      tail.done = logs.length < FIRST;
-    }
-  } catch (error) {
-    Object.assign(tail, { locked: error.status === 401, error: error.status === 401 ? null : error.message,
-      done: true });
-  }
-  tail.busy = false;
-  schedule();
-}
-
-function addEntries(entries, atFront = false) {
-  const fresh = entries.filter((entry) => !tail.byId.has(entry.id));
-  for (const entry of fresh) tail.byId.set(entry.id, entry);
-  const list = find('.log');
-  const height = rowHeight(list);
-  if (atFront) {
-    tail.entries = [...fresh, ...tail.entries];
-    const cut = tail.entries.splice(ENTRIES);
-    for (const entry of cut) tail.byId.delete(entry.id);
-    if (cut.length) Object.assign(tail, { following: false, waiting: tail.waiting + cut.length });
-    if (list) paintLog(list.scrollTop + height * fresh.length);
-  } else {
-    tail.entries.push(...fresh);
-    for (const entry of tail.entries.splice(0, Math.max(0, tail.entries.length - ENTRIES))) {
-      tail.byId.delete(entry.id);
-      tail.done = false;
-    }
-    paintLog();
-  }
-}
-
-const matches = (entry, text) => tail.filters.every(([name, value]) =>
-  (name === 'search' ? text.toLowerCase().includes(value.toLowerCase()) : entry[name] === value));
-
-/** A live entry: kept until the next frame, or only counted while the reader looks at something else. */
-function hearEntry(entry) {
-  if (tail.key === null || document.body.dataset.page !== 'logs' || !matches(entry, entry.message)) return;
-  const known = tail.byId.get(entry.id);
-  if (known) {
-    Object.assign(known, slim(entry));
-    return;
-  }
-  if (entry.level === 'error') tail.errors += 1;
-  if (tail.following) tail.pending.push(slim(entry));
-  else tail.waiting += 1;
-  if (tail.pending.length > ENTRIES) tail.pending.shift();
-  tail.painting ||= setTimeout(flushEntries, 100);
-}
-
-function flushEntries() {
-  tail.painting = 0;
-  addEntries(tail.pending.splice(0));
-  schedule();
-}
-
-const rowHeight = (list) => (list ? parseFloat(getComputedStyle(list).getPropertyValue('--row')) : 28);
-
-/** Only the rows in view exist; the rest of the list is empty space of the same height. */
-function paintLog(scrollTop) {
-  const list = find('.log');
-  if (!list) return;
-  const [space, height, detail] = [list.firstElementChild, rowHeight(list), DETAIL_REM * 16];
-  const openAt = tail.open ? tail.entries.findIndex((entry) => entry.id === tail.open) : -1;
-  const topOf = (at) => at * height + (openAt >= 0 && at > openAt ? detail : 0);
-  space.style.height = `${topOf(tail.entries.length - 1) + height + (openAt === tail.entries.length - 1 && openAt >= 0 ? detail : 0)}px`;
-  if (scrollTop !== undefined) list.scrollTop = scrollTop;
-  else if (tail.following) list.scrollTop = list.scrollHeight;
-  const from = Math.max(0, Math.floor((list.scrollTop - detail) / height) - 4);
-  const to = Math.min(tail.entries.length, Math.ceil((list.scrollTop + list.clientHeight) / height) + 4);
-  const rows = tail.entries.slice(from, to).map((entry, at) => entryRow(entry, topOf(from + at)));
-  if (openAt >= from && openAt < to) rows.push(entryDetail(tail.entries[openAt], topOf(openAt) + height));
-  morph(space, rows);
-}
-
-const entryRow = (entry, top) => h('button', { type: 'button',
-  class: `log-row ${entry.level === 'error' ? 'error' : entry.level === 'warn' ? 'warn' : ''}`,
-  style: { top: `${top}px` }, 'data-key': entry.id, 'data-do': 'expand', 'data-id': entry.id,
-  'aria-expanded': String(entry.id === tail.open) },
-  h('span', { class: 'when', title: utc(entry.timestamp) }, entry.timestamp.slice(11, 19)),
-    h('span', { class: 'level' }, entry.level ?? '–'), h('span', { class: 'kind' }, words(entry.type)),
-    h('span', { class: 'text' }, entry.text));
-
-function entryDetail(entry, top) {
-  const full = tail.full?.id === entry.id ? tail.full : null;
-  return h('div', { class: 'log-detail', style: { top: `${top}px` }, 'data-key': `detail-${entry.id}`, tabindex: 0,
-    role: 'region', 'aria-label': 'The entry in full' },
-    h('p', { class: 'actions small' }, h('span', {}, utc(entry.timestamp)), full
-      && h('span', { class: 'muted' },
-      `the node wrote ${full.timestamp_original}; read from ${full.source === 'both' ? 'engine and files' : full.source}`), full?.suspect && h('span', { class: 'warn' }, 'may not be the node’s own line'),
-      entry.execution_id && h('span', {}, 'Task ', taskLink(entry.execution_id)),
-        h('a', { href: permalink(entry) }, 'Link to this entry'), full
-        && button('copy', state.copied === entry.id ? 'Copied' : 'Copy', { class: 'bare' })),
-    full ? h('pre', { tabindex: 0 }, full.message) : h('p', { class: 'muted' }, 'Reading …'), full?.data !== null
-      && full?.data !== undefined && [h('p', { class: 'muted' }, 'Payload'),
-      h('pre', { tabindex: 0 }, JSON.stringify(full.data, null, 2))]);
-}
-
-async function openEntry(id, isLinked = false) {
-  const at = tail.entries.findIndex((entry) => entry.id === id);
-  tail.open = id;
-  if (at < 0) return;
-  if (tail.following) tail.following = false;
-  schedule();
-  paintLog(isLinked ? Math.max(0, at * rowHeight(find('.log')) - 60) : find('.log').scrollTop);
-  const { timestamp } = tail.entries[at];
-  const found = await ask(`api/logs?limit=1000&since=${timestamp}&until=${after(timestamp, 1)}`).catch(() =>
-    ({ logs: [] }));
-  if (tail.open !== id) return;
-  tail.full = found.logs.find((entry) => entry.id === id) ?? null;
-  paintLog(find('.log')?.scrollTop);
-}
-
-function scrolled(list) {
-  const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 4;
-  const isPast = /[?&](until|at)=/.test(location.hash);
-  if (!atEnd && tail.following && list.scrollTop < list.dataset.before) tail.following = false;
-  else if (atEnd && !tail.waiting && !isPast && !tail.open) tail.following = true;
-  list.dataset.before = list.scrollTop;
-  paintLog(list.scrollTop);
-  if (list.scrollTop < 300 && tail.entries.length) readOlder();
-  schedule();
-}
-
-// --- 9. Actions: by the names in data-do, data-submit and data-change ---
+// --- 8. Actions: by the names in data-do, data-submit and data-change ---
 
 const go = (page, query) => { location.hash = `#/${page}${query.size ? `?${query}` : ''}`; };
 
@@ -1291,41 +1080,6 @@ const ACTIONS = {
   theme: () => setTheme({ '': 'light', light: 'dark', dark: '' }[themeNow()]),
   keys: () => showKeys(),
   'close-keys': () => find('#keys').close(),
-  pause: () => { tail.following = false; schedule(); },
-  follow: () => {
-    const query = readRoute().query;
-    tail.open = null;
-    if (query.has('until') || query.has('at')) for (const name of ['until', 'at', 'entry']) query.delete(name);
-    else if (tail.waiting) tail.key = null;
-    tail.following = true;
-    go('logs', query);
-    schedule();
-    paintLog();
-  },
-  later: async () => {
-    const query = readRoute().query;
-    const last = tail.entries.at(-1)?.timestamp ?? query.get('at') ?? query.get('until');
-    for (let ms = 900000, from = after(last, 1000); Date.parse(from) < now(); ms *= 4) {
-      const until = after(from, ms);
-      const asked = new URLSearchParams([...tail.filters, ['since', from], ['until', until], ['limit', 1]]);
-      if ((await ask(`api/logs?${asked}`).catch(() => ({ logs: [] }))).logs.length) {
-        for (const name of ['at', 'entry']) query.delete(name);
-        query.set('until', after(until, 60000).slice(0, 16));
-        return go('logs', query);
-      }
-    }
-    return ACTIONS.follow();
-  },
-  expand: ({ dataset: { id } }) => {
-    if (tail.open !== id) return openEntry(id);
-    tail.open = null;
-    return paintLog(find('.log').scrollTop);
-  },
-  copy: async () => {
-    await navigator.clipboard?.writeText(tail.full.message).catch(() => null);
-    state.copied = tail.full.id;
-    paintLog(find('.log').scrollTop);
-  },
   more: async ({ dataset: { path, list } }) => {
     const box = state.boxes.get(path);
     const next = await ask(`${path}&cursor=${encodeURIComponent(box.data.pagination.next)}`.replace('?&',
@@ -1382,10 +1136,9 @@ function askSecret(title, label) {
   const dialog = find('#login');
   if (dialog.open) return;
   dialog.replaceChildren(h('form', { class: 'stack', 'data-submit': 'login' }, h('h2', { id: 'login-title' }, title),
-    h('p', { class: 'muted' }, 'What you were looking at stays as it is.'), username(),
-    h('label', { for: 'secret' }, label),
+    muted('What you were looking at stays as it is.'), username(), h('label', { for: 'secret' }, label),
     h('input', { id: 'secret', type: 'password', autocomplete: 'current-password', required: true, autofocus: true }),
-      h('p', { class: 'bad', role: 'alert' }),
+      alertOf(),
     h('div', { class: 'actions' }, h('button', { class: 'main' }, 'Log in'), button('close-login', 'Not now'))));
   dialog.showModal();
 }
@@ -1400,14 +1153,14 @@ function setTheme(theme) {
   schedule();
 }
 
-const KEYS = [['g then n, t, i, l, f, s', 'go to a page'], ['/', 'go to the text filter of the log'],
-  ['j, k', 'next and previous row'], ['Esc', 'close'], ['?', 'this list']];
+const KEYS = [['g then n, t, i, l, f, s', 'go to a page'], ['/', 'go to the text filter of the log'], ['Esc', 'close'],
+  ['?', 'this list']];
 
 function showKeys() {
   find('#keys').replaceChildren(h('div', { class: 'stack' }, h('h2', { id: 'keys-title' }, 'Keys'),
     facts(KEYS.map(([key, text]) => [key, text])),
-    h('form', { 'data-change': 'shortcuts' }, h('label', { class: 'check' },
-      h('input', { type: 'checkbox', checked: hasShortcuts() }), 'Single keys work')), button('close-keys', 'Close')));
+    h('form', { 'data-change': 'shortcuts' }, h('label', { class: 'check' }, h('input',
+      { type: 'checkbox', checked: hasShortcuts() }), 'Single keys work')), button('close-keys', 'Close')));
   find('#keys').showModal();
 }
 
@@ -1425,7 +1178,6 @@ function pressed(event) {
   if (page) go(page === 'now' ? '' : page, new URLSearchParams());
   else if (event.key === '?') showKeys();
   else if (event.key === '/') (find('[name="search"]') ?? { focus: () => go('logs', new URLSearchParams()) }).focus();
-  else if ('jk'.includes(event.key)) stepRow(event.key === 'j' ? 1 : -1);
   else return null;
   return event.preventDefault();
 }
@@ -1434,26 +1186,11 @@ function chartKey(drawing, key) {
   const at = Number(find('.cursor', drawing).dataset.at ?? -1);
   const step = { ArrowLeft: -1, ArrowRight: 1, Home: -1e6, End: 1e6 }[key];
   if (step) readChart(drawing, at + step);
-  else if (key === 'Enter') openPlace(drawing);
+  else if (key === 'Enter') log?.openPlace(drawing);
   return Boolean(step);
 }
 
-/** The place of the log's chart under the cursor, as a time in the address. */
-function openPlace(drawing) {
-  const cell = drawing.dataset.chart === 'density'
-    && cellsOf(state.boxes.get('api/logs/chart?span=24h').data)[Number(find('.cursor', drawing).dataset.at)];
-  if (!cell) return;
-  const query = readRoute().query;
-  query.set('until', after(cell.at, 1800000).slice(0, 16));
-  go('logs', query);
-}
-
-function stepRow(step) {
-  const rows = [...document.querySelectorAll('.log-row, tbody a, .feed a')];
-  (rows[rows.indexOf(document.activeElement) + step] ?? rows[0])?.focus();
-}
-
-// --- 10. Start ---
+// --- 9. Start ---
 
 /** Everything that the address and the answers say. */
 function draw() {
@@ -1468,7 +1205,7 @@ function draw() {
   drawVerdict();
   drawSide();
   drawTrouble();
-  if (route.page === 'logs') paintLog(tail.following ? undefined : find('.log')?.scrollTop);
+  if (route.page === 'logs') log?.repaint();
   if (isNew && state.seen !== null) {
     scrollTo(0, 0);
     find('#main').focus({ preventScroll: true });
@@ -1518,10 +1255,10 @@ function drawSide() {
     verdict && readRoute().page !== 'now' && h('a', { href: '#/', class: 'small' }, mark(verdict, upper(verdict))),
     h('span', { title: why, role: 'status' }, h('span', { class: `beat ${mode}` }), h('span', {}, MODES[mode]), why
       && h('span', { class: 'wide' }, `: ${why}`)),
-    needsToken && button('login', 'Log in', { class: 'bare' }), known?.session
-      && button('logout', 'Log out', { class: 'bare wide' }),
-    button('theme', `Theme: ${themeNow() || 'system'}`, { class: 'bare wide' }),
-      button('keys', 'Keys', { class: 'bare wide' })].filter(Boolean));
+    needsToken && button('login', 'Log in', { class: 'bare' }), known?.session && button('logout', 'Log out',
+      { class: 'bare wide' }),
+    button('theme', `Theme: ${themeNow() || 'system'}`, { class: 'bare wide' }), button('keys', 'Keys',
+      { class: 'bare wide' })].filter(Boolean));
 }
 
 function drawTrouble() {
@@ -1557,13 +1294,19 @@ function hideOrShow() {
   poll();
 }
 
+export {
+  after, ask, both, boxed, button, cellsOf, chart, CHOICES, clip, count, dayAxis, empty, filters, find, go, h, head,
+    minute, morph, muted, need, now, permalink, plural, readRoute, schedule, sentence, soft, stacked, state, sum,
+    taskLink, time, unlock, utc, words,
+};
+
 const on = (name, act, options) => document.addEventListener(name, act, options);
 const at = (event, name) => event.target.closest?.(`[data-${name}]`);
 
 on('click', (event) => {
   const target = at(event, 'do');
   if (target) ACTIONS[target.dataset.do](target, event);
-  else if (at(event, 'chart')) openPlace(at(event, 'chart'));
+  else if (at(event, 'chart')) log?.openPlace(at(event, 'chart'));
 });
 on('submit', (event) => {
   event.preventDefault();
@@ -1582,7 +1325,7 @@ on('toggle', (event) => {
   state.open[event.target.open ? 'add' : 'delete'](name);
   schedule();
 }, true);
-on('scroll', (event) => event.target.matches?.('.log') && scrolled(event.target), true);
+on('scroll', (event) => event.target.matches?.('.log') && log.scrolled(event.target), true);
 on('keydown', pressed);
 on('visibilitychange', hideOrShow);
 addEventListener('hashchange', schedule);
