@@ -4174,7 +4174,7 @@ SHAPES = {
     "Setup": "version text, startedAt time, memory_bytes int?, source engine|directory|demo, container text, host text,"
     " port int, apiKey bool, passwordFrom setting|file, streamToken bool, allowedHosts [text], allowedOrigins [text],"
     " trustedProxy [text], dockerUrl text?, dockerCalls [text], dockerFolders [text], database Database",
-    "Finding": "level OK|WARN|FAIL, what text, remedy text",
+    "Finding": "level ok|warn|fail, what text, remedy text",
     "Doctor": "findings [Finding]",
     "Sharing": "enabled bool, nodeId text?, privacyLevel minimal|balanced|maximum, shareTasks bool, shareStats bool,"
     " natsServers [text]",
@@ -5284,7 +5284,9 @@ def doctor_json(api: Api) -> dict[str, Any]:
     if not api.doctor_lock.acquire(timeout=10):
         raise Refusal(503, "doctor is at work already", {"Retry-After": "5"})
     try:
-        return {"findings": [dict(zip(("level", "what", "remedy"), one, strict=True)) for one in api.monitor.doctor()]}
+        return {"findings": [
+            {"level": level.lower(), "what": what, "remedy": remedy} for level, what, remedy in api.monitor.doctor()
+        ]}  # fmt: skip
     finally:
         api.doctor_lock.release()
 

@@ -1,13 +1,14 @@
 // tbmon's dashboard: one state, pages as functions from answers to elements, and one stream that says what has changed.
-// Parts: 1 Formats, 2 Elements, 3 Answers, 4 Live, 5 Charts, 6 Components, 7 Pages, 8 Actions, 9 Start. The log's page is log.js, loaded when it is first looked at.
+// Parts: 1 Formats, 2 Elements, 3 Answers, 4 Live, 5 Charts, 6 Components, 7 Pages, 8 Actions, 9 Start. The page of
+// the log is log.js, which is loaded when it is first looked at.
 // Texts from a log are only ever text nodes; nothing here makes markup out of words.
 
 const [POLL_MS, RENEW_MS, QUIET_MS, TIMEOUT_MS, REST_MS] = [5000, 60000, 40000, 20000, 3000];
 const STARTING = { state: 'blind', reason: 'tbmon has just started', advice: 'Wait a few seconds.', since: null };
 const MARKS = {
-  working: 'check', completed: 'check', pay: 'check', OK: 'check', degraded: 'half', warn: 'half', WARN: 'half',
+  working: 'check', completed: 'check', pay: 'check', ok: 'check', degraded: 'half', warn: 'half', 
     penalty: 'half',
-  down: 'cross', failed: 'cross', error: 'cross', FAIL: 'cross', idle: 'diamond', received: 'diamond', invoice: 'coin',
+  down: 'cross', failed: 'cross', error: 'cross', fail: 'cross', idle: 'diamond', received: 'diamond', invoice: 'coin',
   blind: 'question', lost: 'question', executing: 'run', start: 'start', gap: 'gap',
 };
 const WORDS = { // for names that do not read well as they are
@@ -183,8 +184,8 @@ async function load(path, box) {
   } catch (error) {
     box.error = error;
     box.locked = error.status === 401;
-    if (box.locked) Object.assign(state.boxes.get(AUTH), { stale: true, askedAt: 0, isLate: true });
     if (box.locked) box.data = null;
+    if (box.locked) checkAccess();
     if ([0, 429, 500, 503].includes(error.status)) state.trouble = error.message;
   }
   box.loading = false;
@@ -203,6 +204,13 @@ function forgetUnused() {
   for (const [path, box] of state.boxes) {
     if (path !== 'api/now' && !box.loading && Date.now() - box.usedAt > 120000) state.boxes.delete(path);
   }
+}
+
+/** The session may have ended elsewhere: look, and if it has, let go of what it opened. */
+async function checkAccess() {
+  const before = JSON.stringify(auth());
+  const known = await ask(AUTH).catch(() => null);
+  if (known && JSON.stringify(known) !== before) changeAccess();
 }
 
 /** After a login, logout or an expired session: ask for everything again, and let go of what was private. */
@@ -260,6 +268,7 @@ async function listen() {
     live.aborter = null;
     setMode('polling', error instanceof TypeError ? 'the stream broke' : error.message);
     live.timer = setTimeout(listen, waitMs);
+    checkAccess();
   }
 }
 
@@ -821,8 +830,8 @@ function invoicesPage({ query }) {
   const path = `api/invoices?${asked}`;
   const download = h('p', {}, h('a', { href: `api/invoices?format=csv&limit=1000&${asked}`, download: 'invoices.csv' },
     'Download as CSV'));
-  const words = 'What the network says it owes this node. Gas units are steps times their price, no amount of money.';
-  return [head('Invoices', words, download),
+  const lead = 'What the network says it owes this node. Gas units are steps times their price, no amount of money.';
+  return [head('Invoices', lead, download),
     boxed(need('api/invoices/summary'), (data) => [h('div', { 'data-key': 'metrics' }, metrics(invoiceMetrics(data))),
       monthsChart(data.months)]),
     filters(['operation', 'task'], query, query.has('execution_id') && h('p', { class: 'small' },
@@ -1149,7 +1158,8 @@ const themeNow = () => document.documentElement.dataset.theme ?? '';
 function setTheme(theme) {
   if (theme) document.documentElement.dataset.theme = theme;
   else delete document.documentElement.dataset.theme;
-  document.cookie = `tbmon-theme=${theme}; Max-Age=${theme ? 31536000 : 0}; SameSite=Strict; Path=${new URL('.', location.href).pathname}`;
+  const place = new URL('.', location.href).pathname;
+  document.cookie = `tbmon-theme=${theme}; Max-Age=${theme ? 31536000 : 0}; SameSite=Strict; Path=${place}`;
   schedule();
 }
 

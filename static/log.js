@@ -9,7 +9,7 @@ import {
 // The list keeps ENTRIES entries at most, each cut to CLIP characters; the rest of one is asked for when it is opened.
 const [ENTRIES, CLIP, FIRST, DETAIL_REM] = [2000, 400, 200, 20];
 const tail = { key: null, entries: [], byId: new Map(), pending: [], following: true, waiting: 0, errors: 0,
-  done: false, busy: false, locked: false, error: null, open: null, full: null, painting: 0 };
+  done: false, busy: false, locked: false, error: null, open: null, full: null, aim: null, painting: 0 };
 
 const slim = ({ id, timestamp, level, type, execution_id, message: text }) => ({ id, timestamp, level, type,
   execution_id, text: clip(text.split('\n', 1)[0], CLIP) });
@@ -45,7 +45,8 @@ function densityChart(data) {
   const total = sum(cells, 'entries');
   const isCut = cells.some((cell) => cell.entries === most);
   const [errors, warnings] = [sum(cells, 'errors'), sum(cells, 'warnings')];
-  const summary = `${isCut ? 'at least ' : ''}${count(total)}, ${plural(errors, 'error')}, ${plural(warnings, 'warning')}`;
+  const least = isCut ? 'at least ' : '';
+  const summary = `${least}${count(total)}, ${plural(errors, 'error')}, ${plural(warnings, 'warning')}`;
   return chart({ id: 'density', title: 'Entries in 24 hours', summary: `${summary}; a click or Enter goes there`,
     cells, low: true, axis: dayAxis,
     heads: ['Entries', 'Errors', 'Warnings'], row: (cell) => [cell.entries, cell.errors, cell.warnings],
@@ -83,11 +84,11 @@ async function openTail(query) {
   const end = query.has('at') ? after(query.get('at'), 1000) : query.has('until')
     ? new Date(`${query.get('until').slice(0, 16)}Z`).toISOString() : null;
   Object.assign(tail, { key, entries: [], pending: [], waiting: 0, errors: 0, done: false, error: null, locked: false,
-    following: !end, open: query.get('entry'), full: null, filters: logFilters(query) });
+    following: !end, open: query.get('entry'), aim: end && (query.get('entry') ?? 'end'), full: null, filters: logFilters(query) });
   tail.byId.clear();
   await readOlder(end);
   if (tail.key !== key) return;
-  if (tail.open) openEntry(tail.open, true);
+  if (tail.open) openEntry(tail.open);
 }
 
 /** Put older entries before those that are here; the reader's place stays. */
@@ -163,7 +164,15 @@ export function forget() {
   Object.assign(tail, { key: null, entries: [], full: null, locked: false });
 }
 
-export const repaint = () => paintLog(tail.following ? undefined : find('.log')?.scrollTop);
+/** Paint again, at the place that the address asks for if it has just been opened. */
+export function repaint() {
+  const list = find('.log');
+  if (tail.aim && list && tail.entries.length) {
+    const at = tail.entries.findIndex((entry) => entry.id === tail.aim);
+    tail.aim = null;
+    paintLog(at < 0 ? list.scrollHeight + tail.entries.length * rowHeight(list) : Math.max(0, at * rowHeight(list) - 60));
+  } else paintLog(tail.following ? undefined : list?.scrollTop);
+}
 
 /** Only the rows in view exist; the rest of the list is empty space of the same height. */
 function paintLog(scrollTop) {
@@ -211,13 +220,13 @@ function originOf({ timestamp_original: stamp, source, suspect }) {
     suspect && h('span', { class: 'warn' }, 'may not be the node’s own line')];
 }
 
-async function openEntry(id, isLinked = false) {
+async function openEntry(id) {
   const at = tail.entries.findIndex((entry) => entry.id === id);
   tail.open = id;
   if (at < 0) return;
   if (tail.following) tail.following = false;
   schedule();
-  paintLog(isLinked ? Math.max(0, at * rowHeight(find('.log')) - 60) : find('.log').scrollTop);
+  repaint();
   const { timestamp } = tail.entries[at];
   const found = await ask(`api/logs?limit=1000&since=${timestamp}&until=${after(timestamp, 1)}`).catch(() =>
     ({ logs: [] }));
