@@ -5255,6 +5255,7 @@ def log_chart(api: Api, call: Call) -> dict[str, Any]:
 # What the page Setup shows
 
 def database_json(api: Api) -> dict[str, Any]:
+    """What is kept, how much that is, and how much it may become."""
     store, config = api.store, api.monitor.config
     return {
         "size_bytes": store.size_bytes(), "limit_bytes": config.max_db_bytes,

@@ -341,7 +341,8 @@ function poll() {
   if (document.hidden) return;
   for (const [path, box] of state.boxes) {
     if (path === AUTH && box.data && !box.error) continue;
-    const isOld = Date.now() - (box.askedAt ?? box.at) > RENEW_MS;
+    const isLively = path.startsWith('api/federation/'); // its stream tells of figures, not of the connection
+    const isOld = Date.now() - (box.askedAt ?? box.at) > (isLively ? REST_MS : RENEW_MS);
     if (isOld || (!box.locked && (state.live.mode !== 'live' || box.error))) box.stale = true;
   }
   forgetUnused();
@@ -381,7 +382,8 @@ const legendOf = (items) => h('ul', { class: 'legend' }, items.map(([fill, text]
 /** The figures of a chart as a table, made when it is unfolded. */
 function asTable(id, title, heads, rows) {
   const key = `table-${id}`;
-  return h('details', { 'data-fold': key }, h('summary', {}, 'As a table'), state.open.has(key) && h('div', {
+  const isOpen = state.open.has(key);
+  return h('details', { 'data-fold': key, open: isOpen }, h('summary', {}, 'As a table'), isOpen && h('div', {
     class: 'scroll', tabindex: 0, role: 'region', 'aria-label': `${title}, as a table`,
   }, h('table', {}, h('thead', {}, h('tr', {}, heads.map((head) => h('th', { scope: 'col' }, head)))),
     h('tbody', {}, rows.map(([first, ...others]) => h('tr', {}, h('th', { scope: 'row' }, first),
@@ -443,7 +445,7 @@ const dayAxis = ['24 h ago', '12 h ago', 'now'];
 function distribution(title, counts, name = words) {
   const all = Object.entries(counts ?? {});
   const total = all.reduce((sum, [, number]) => sum + number, 0);
-  return h('section', { class: 'block', 'data-key': title }, h('h3', {}, title), total === 0
+  return h('section', { class: 'block', 'data-key': title }, h('h2', {}, title), total === 0
     ? small('Nothing is published yet.')
     : h('dl', { class: 'dist' }, all.map(([range, number]) => [h('dt', {}, name(range)),
       h('dd', {}, svg('svg', { class: 'bar', 'aria-hidden': 'true' }, svg('rect', { width: `${(100 * number) / total}%`,
@@ -974,7 +976,8 @@ function historyChart({ history }) {
 
 const peersBlock = ({ peers, count: number }) =>
   block('Nodes seen', peers.length ? [small(`${plural(number, 'node')}, under handles that are new each day.`),
-  h('details', { 'data-fold': 'peers' }, h('summary', {}, 'Show handles'), state.open.has('peers')
+  h('details', { 'data-fold': 'peers', open: state.open.has('peers') }, h('summary', {}, 'Show handles'),
+    state.open.has('peers')
   && list(peers.map((peer) => `${peer.handle}, ${peer.seen}`), 'plain mono'))] : muted('None is published yet.'));
 
 // Privacy and setup

@@ -84,7 +84,8 @@ async function openTail(query) {
   const end = query.has('at') ? after(query.get('at'), 1000) : query.has('until')
     ? new Date(`${query.get('until').slice(0, 16)}Z`).toISOString() : null;
   Object.assign(tail, { key, entries: [], pending: [], waiting: 0, errors: 0, done: false, error: null, locked: false,
-    following: !end, open: query.get('entry'), aim: end && (query.get('entry') ?? 'end'), full: null, filters: logFilters(query) });
+    following: !end, open: query.get('entry'), aim: end && (query.get('entry') ?? 'end'), full: null,
+    filters: logFilters(query) });
   tail.byId.clear();
   await readOlder(end);
   if (tail.key !== key) return;
@@ -170,7 +171,8 @@ export function repaint() {
   if (tail.aim && list && tail.entries.length) {
     const at = tail.entries.findIndex((entry) => entry.id === tail.aim);
     tail.aim = null;
-    paintLog(at < 0 ? list.scrollHeight + tail.entries.length * rowHeight(list) : Math.max(0, at * rowHeight(list) - 60));
+    const place = at < 0 ? tail.entries.length : at;
+    paintLog(Math.max(0, place * rowHeight(list) - 60));
   } else paintLog(tail.following ? undefined : list?.scrollTop);
 }
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import http.server
 import importlib.util
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +113,50 @@ class Tab:
         metrics = {one["name"]: one["value"] for one in tools.send("Performance.getMetrics")["metrics"]}
         tools.detach()
         return int(metrics["JSHeapUsedSize"])
+
+
+class SubPath(http.server.ThreadingHTTPServer):
+    """A proxy that serves a program under /tbmon/, as an operator's web server may."""
+
+    daemon_threads = True
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(("127.0.0.1", 0), Passing)
+        self.to = program.port
+        self.base = f"http://127.0.0.1:{self.server_port}/tbmon/"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class Passing(http.server.BaseHTTPRequestHandler):
+    """Passes a request on without the prefix, and its answer back as it comes."""
+
+    server: SubPath
+
+    def do_GET(self) -> None:
+        if not self.path.startswith("/tbmon/"):
+            self.send_error(404)
+            return
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.server.to, timeout=30)) as inner:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            inner.request(self.command, self.path.removeprefix("/tbmon"), body, dict(self.headers))
+            answer = inner.getresponse()
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("transfer-encoding", "connection", "date", "server"):
+                    self.send_header(name, value)
+            self.end_headers()
+            with contextlib.suppress(OSError):  # the browser has gone
+                while piece := answer.read1(65536):
+                    self.wfile.write(piece)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Nothing: the tests say what they saw."""
 
 
 def streams(program: Program) -> int:

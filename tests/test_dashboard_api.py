@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ def test_tasks_fall_into_the_cell_they_were_received_in_with_their_durations(sto
     made = [tbmon.Task(f"{number:036}", status="completed", elapsed_ms=number * 10) for number in range(1, 101)]
     made += [tbmon.Task("f" * 36, status="failed"), tbmon.Task("l" * 36, status="lost")]
     with store.write() as db:
-        store.save_tasks(db, [tbmon.replace(one, received_at=cells[10] + 5) for one in made])
+        store.save_tasks(db, [replace(one, received_at=cells[10] + 5) for one in made])
         early = tbmon.Task("e" * 36, status="completed", received_at=cells.start - 1, elapsed_ms=7)
         store.save_tasks(db, [early, tbmon.Task("o" * 36, status="executing", received_at=NOW)])
     found = tbmon.task_series(store, cells, "TimedCell")["cells"]
@@ -87,7 +88,7 @@ def test_upkeep_notes_each_minute_and_forgets_after_a_month(tmp_path: Path) -> N
         assert all(at % MINUTE == 0 and at > old + DAY for at in times) and len(times) <= 2
 
 
-def test_the_log_is_counted_by_the_clock_of_utc_and_within_bounds(program: type[Program]) -> None:
+def test_the_log_is_counted_by_the_clock_of_utc_and_within_bounds(program: Callable[..., Program]) -> None:
     one = program(NODE_TIMEZONE="Asia/Kolkata")
     (one.folder / "logs").mkdir()
     one.env["LOG_DIR"] = str(one.folder / "logs")
@@ -104,7 +105,7 @@ def test_the_log_is_counted_by_the_clock_of_utc_and_within_bounds(program: type[
     assert list(filled)[1] in (43, 44)  # two hours ago, in half hours
 
 
-def test_now_goes_on_where_its_stream_begins(program: type[Program]) -> None:
+def test_now_goes_on_where_its_stream_begins(program: Callable[..., Program]) -> None:
     one = follow(program(), task("3f1c9d2e-5b7a-4c11-9a60-0d5e8f7a1b2c"))
     wait_for(lambda: one.get("/api/tasks/stats/summary")[1]["total"] == 1)
     now = one.get("/api/now")[1]
@@ -116,7 +117,7 @@ def test_now_goes_on_where_its_stream_begins(program: type[Program]) -> None:
     assert len(boot) == 8 and int(number) > 0
 
 
-def test_setup_and_doctor_tell_how_this_tbmon_stands(program: type[Program]) -> None:
+def test_setup_and_doctor_tell_how_this_tbmon_stands(program: Callable[..., Program]) -> None:
     one = follow(program(API_KEY="short"), "Starting services")
     key = {"Authorization": "Bearer short"}
     setup = one.get("/api/setup", **key)[1]

@@ -86,7 +86,7 @@ def test_older_entries_come_when_scrolled_to_and_the_place_stays(tab: Tab) -> No
     log = tab.page.locator(".log")
     for goal in (300, 500, 700):
         log.evaluate("list => { list.scrollTop = 0; }")
-        wait_for(lambda goal=goal: held(tab) >= goal)
+        wait_for(lambda: held(tab) >= goal)  # noqa: B023
     numbers = [int(found[1]) for text in rows(tab) if (found := re.match(r"line (\d+) of", text))]
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers))) and numbers[0] < LINES - 400
     assert len(tab.page.locator(".log-row").all()) < 80
