@@ -4678,7 +4678,7 @@ class Api:
         self.boot = secrets.token_hex(4)  # numbers of happenings mean nothing to another process
         self.streams: Counter[str] = Counter()  # by address
         self.streams_lock, self.module_lock, self.sharing_lock = threading.Lock(), threading.Lock(), threading.RLock()
-        self.doctor_lock = threading.Lock()
+        self.doctor_lock, self.fronts = threading.Lock(), Limiter(monitor.config.api_rate_limit, 60)
         assert monitor.outbox is not None and monitor.federation is not None
         self.outbox, self.federation = monitor.outbox, monitor.federation
 
@@ -5510,8 +5510,9 @@ def is_text(path: str) -> bool:
 def page_facts(api: Api, environ: Mapping[str, Any]) -> dict[str, Any]:
     """What the reader of the page may see, as /api/now and /api/auth/status say it; raises Refusal if nothing."""
     caller = api.guard.find_caller(environ, api.guard.check_origin(environ))
-    api.guard.admit(caller)
     api.guard.check("local", caller)
+    if api.fronts.most and api.fronts.take(caller.address):  # a quota of its own: the page does not count as a request
+        raise Refusal(429, "the page was loaded too often")
     session = caller.session
     auth = {"session": session is not None, "expiresAt": utc(session.ends_at) if session else None}
     now = {**now_json(api), "timestamp": None}  # it would make every page a new one

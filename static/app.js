@@ -23,6 +23,7 @@ const state = {
   open: new Set(), // what the reader has unfolded
   live: { mode: 'connecting', why: '', last: null, heardAt: 0, aborter: null, timer: 0 },
   trouble: '', loginError: '', said: '', skewMs: 0, seen: null,
+  parts: 3, // of the page Now are drawn; the others follow one by one, so that the first load never holds the reader up
 };
 
 // --- 1. Formats ---
@@ -109,7 +110,7 @@ function renew(old, fresh) {
     if (old.data !== fresh.data) old.data = fresh.data;
     return;
   }
-  if (old.dataset.keep) return;
+  if (old.dataset.keep || fresh.dataset.keep) return;
   if (old.style && old.style.cssText !== fresh.style.cssText) old.style.cssText = fresh.style.cssText;
   for (const { name } of [...old.attributes]) {
     if (!fresh.hasAttribute(name) && name !== 'open' && name !== 'style') old.removeAttribute(name);
@@ -353,8 +354,19 @@ function poll() {
 
 const plots = new Map(); // chart: what the readout says at each place
 
-/** A chart of cells from left to right: title, summary, drawing, legend, and the same as a table. */
-function chart({ id, title, summary, cells, heads, row, marks, axis, top = '', legend = [], low = false,
+const drawn = new Map(); // chart: what it was drawn from, so that it is drawn again only for something else
+
+/** A chart of what `source` holds: title, summary, drawing, legend, and the same as a table. */
+function chart(options) {
+  const { id, source, summary } = options;
+  const made = [source, summary, state.open.has(`table-${id}`)];
+  const isSame = drawn.get(id)?.every((part, place) => part === made[place]);
+  if (isSame && find(`figure[data-key="${id}"]`)) return h('figure', { 'data-key': id, 'data-keep': 'as it is' });
+  drawn.set(id, made);
+  return drawChart(options);
+}
+
+function drawChart({ id, title, summary, cells, heads, row, marks, axis, top = '', legend = [], low = false,
   first = (cell) => minute(cell.at) }) {
   const rows = cells.map((cell) => [first(cell), ...row(cell)]);
   plots.set(id, rows.map(([name, ...values]) =>
@@ -496,13 +508,14 @@ function boxed(box, show) {
   if (!box.data && !box.error) return h('p', { class: 'loading', role: 'status' }, 'Asking tbmon …');
   if (!box.data) return h('p', { class: 'note warn' }, sentence(box.error.message),
     '. It is asked for again by itself.');
-  const age = box.error && h('p', { class: 'small warn' }, 'Not renewed since ',
-    time(new Date(box.at + state.skewMs).toISOString()), `: ${box.error.message}`);
-  return [age, show(box.data)];
+  return [box.error && notRenewed(box), show(box.data)];
 }
 
 const lockedOut = () => h('div', { class: 'empty' }, h('strong', {}, 'tbmon asks for its API key'),
   button('login', 'Log in', { class: 'main' }));
+
+const notRenewed = (box) => h('p', { class: 'small warn' }, 'Not renewed since ',
+  time(new Date(box.at + state.skewMs).toISOString()), `: ${box.error.message}`);
 
 /** Ask for the task-data password where what needs it will stand. */
 function unlock() {
@@ -588,14 +601,18 @@ const head = (title, ...children) => h('div', { class: 'page-head', 'data-key': 
 
 function nowPage() {
   const box = need('api/now');
-  if (!box.data) return [boxed(box)];
-  return [boxed(box, (data) => [
-    !isUnknown(data.recognised) && data.recognised < 0.95 && h('p', { class: 'note warn' },
-      `${percent(100 * (1 - data.recognised))} of the last log lines are not recognised: tasks may be missing.`),
-    h('div', { 'data-key': 'metrics' }, metrics(nowMetrics(data))), activityChart(data), pair(usageCharts(data)),
-      uptimeChart(data),
-    pair(block('Latest', recentFeed(data.recent)), block('Node', nodeFacts(data))),
-  ].flat())].flat(Infinity);
+  if (!box.data) return [boxed(box)].flat();
+  const { data } = box;
+  const share = percent(100 * (1 - data.recognised));
+  const parts = [
+    () => box.error && notRenewed(box),
+    () => !isUnknown(data.recognised) && data.recognised < 0.95
+      && h('p', { class: 'note warn' }, `${share} of the last log lines are not recognised: tasks may be missing.`),
+    () => h('div', { 'data-key': 'metrics' }, metrics(nowMetrics(data))), () => activityChart(data),
+    () => pair(usageCharts(data)), () => uptimeChart(data),
+    () => pair(block('Latest', recentFeed(data.recent)), block('Node', nodeFacts(data))),
+  ];
+  return parts.slice(0, state.parts).map((part) => part());
 }
 
 function nowMetrics({ tasks, invoices, uptime, node }) {
@@ -640,7 +657,8 @@ function activityChart({ activity }) {
   const total = sum(cells, 'completed') + sum(cells, 'failed') + sum(cells, 'lost') + sum(cells, 'open');
   const parts = ['completed', 'failed', 'lost'].map((name) => `${sum(cells, name)} ${name}`).join(', ');
   const summary = total ? `${plural(total, 'task')}: ${parts}` : 'No task; days without one are normal';
-  return chart({ id: 'activity', title: 'Last 24 hours', summary, cells, heads: outcomeHeads, row: outcomeRow,
+  return chart({ id: 'activity', source: activity, title: 'Last 24 hours', summary, cells, heads: outcomeHeads,
+    row: outcomeRow,
     axis: dayAxis, legend: outcomeLegend, low: true, marks: () => stacked(cells, OUTCOMES) });
 }
 
@@ -653,7 +671,8 @@ function usageCharts({ usage, stats, container }) {
     const nothing = container ? 'Not measured yet' : 'Not known: no container is seen';
     const peak = `at most ${decimal(Math.max(...known))}${unit}${limit}`;
     const summary = known.length ? `${or(current, decimal)}${unit} now, ${peak}` : nothing;
-    return chart({ id, title, summary, cells, heads: [title], axis, top: known.length ? `${decimal(most)}${unit}` : '',
+    return chart({ id, source: usage, title, summary, cells, heads: [title], axis, top: known.length
+      ? `${decimal(most)}${unit}` : '',
       row: (cell) => [or(cell[name], (value) => `${decimal(value)}${unit}`)],
       marks: () => [gridLine(cells), lineOf(cells, (cell) => cell[name], most, '', true)] });
   };
@@ -674,7 +693,8 @@ function uptimeChart({ uptime }) {
     const height = cell.down ? 100 : cell.up ? 62 : 14; // an outage stands out by its height too
     return svg('rect', { class: name, x: at + 0.12, y: 100 - height, width: 0.76, height, rx: 0.1 });
   });
-  return chart({ id: 'uptime', title: 'Uptime, 30 days', summary, cells, axis: ['30 days ago', '15 days ago', 'now'],
+  return chart({ id: 'uptime', source: uptime, title: 'Uptime, 30 days', summary, cells,
+    axis: ['30 days ago', '15 days ago', 'now'],
     low: true, marks,
     legend: [['fill-good', 'up'], ['fill-bad', 'down for a while'], ['fill-none', 'tbmon did not see']],
     heads: ['Minutes up', 'Down', 'Unknown'], row: (cell) => [cell.up, cell.down, cell.unknown] });
@@ -735,9 +755,10 @@ function taskCharts(data, chosen) {
   const slow = cells.map((cell) => cell.p95_ms).filter((value) => !isUnknown(value));
   const peak = Math.max(1, ...cells.map((cell) => cell.completed + cell.failed + cell.lost + cell.open));
   return [
-    chart({ id: 'outcomes', title: 'Outcomes', summary, cells, heads: outcomeHeads, row: outcomeRow, axis,
+    chart({ id: 'outcomes', source: data, title: 'Outcomes', summary, cells, heads: outcomeHeads, row: outcomeRow, axis,
       top: `${peak}`, legend: outcomeLegend, marks: () => [gridLine(cells), stacked(cells, OUTCOMES)] }),
-    chart({ id: 'durations', title: 'Time a task takes', cells, axis, top: slow.length ? duration(most) : '',
+    chart({ id: 'durations', source: data, title: 'Time a task takes', cells, axis, top: slow.length ? duration(most)
+      : '',
       summary: slow.length ? `slowest twentieth at ${duration(Math.max(...slow))} or less` : 'no finished task',
       heads: ['Half within', '95 % within'], row: (cell) => [or(cell.p50_ms, duration), or(cell.p95_ms, duration)],
       legend: [['fill-accent', 'half are faster'], ['fill-wash', 'up to here 95 % of them']],
@@ -858,7 +879,7 @@ function monthsChart(months) {
     .reverse().map((month) => known.get(month) ?? { ...nothing, month });
   const units = (value) => compact(Number(value));
   const total = cells.reduce((all, one) => all + one.invoices, 0);
-  return chart({ id: 'months', title: 'By month',
+  return chart({ id: 'months', source: months, title: 'By month',
     summary: `${plural(total, 'invoice')} in ${plural(cells.length, 'month')}`, cells,
     axis: [cells[0].month, cells.at(-1).month],
     first: (one) => one.month, heads: ['Invoices', 'Paid', 'Penalised', 'Gas units paid', 'Gas units penalised'],
@@ -966,7 +987,7 @@ function historyChart({ history }) {
   const cells = history.filter((_, at) => at % step === 0).reverse();
   if (cells.length < 2) return null;
   const most = Math.max(1, ...cells.map((cell) => cell.totalTasks ?? 0));
-  return chart({ id: 'history', title: 'Tasks of the network, by snapshot',
+  return chart({ id: 'history', source: history, title: 'Tasks of the network, by snapshot',
     summary: `${plural(cells.length, 'snapshot')}, newest ${or(cells.at(-1).totalTasks, count)} tasks`, cells,
     top: compact(most), axis: [minute(cells[0].lastUpdated), minute(cells.at(-1).lastUpdated)],
     heads: ['Active nodes', 'Tasks'], first: (cell) => minute(cell.lastUpdated), row: (cell) =>
@@ -1224,6 +1245,10 @@ function draw() {
     find('#main').focus({ preventScroll: true });
   }
   state.seen = `${route.page}/${route.id}`;
+  if (state.parts < 7) {
+    state.parts += 1;
+    setTimeout(schedule);
+  }
   if (auth() && !auth().open.local && !state.isDeclined) askSecret('tbmon asks for its API key', 'API key');
 }
 

@@ -47,7 +47,8 @@ function densityChart(data) {
   const [errors, warnings] = [sum(cells, 'errors'), sum(cells, 'warnings')];
   const least = isCut ? 'at least ' : '';
   const summary = `${least}${count(total)}, ${plural(errors, 'error')}, ${plural(warnings, 'warning')}`;
-  return chart({ id: 'density', title: 'Entries in 24 hours', summary: `${summary}; a click or Enter goes there`,
+  return chart({ id: 'density', source: data, title: 'Entries in 24 hours',
+    summary: `${summary}; a click or Enter goes there`,
     cells, low: true, axis: dayAxis,
     heads: ['Entries', 'Errors', 'Warnings'], row: (cell) => [cell.entries, cell.errors, cell.warnings],
     legend: [['fill-bad', 'error'], ['fill-warn', 'warning'], ['fill-soft', 'other']],
