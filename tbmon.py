@@ -3880,13 +3880,16 @@ class SimulatedNode:
 
     def samples(self) -> Iterator[tuple[int, bool, float, int]]:
         """A month of minutes as upkeep would have kept them: two outages, and an hour that nobody watched."""
-        dice, cpu = random.Random(self.seed), 8.0
         for minute in range(30 * 1440, 0, -1):
-            cpu = min(60.0, max(2.0, cpu + dice.uniform(-3, 3)))
+            at = self.live_at // 60 - minute
             up = not 9600 < minute <= 9641 and not 1437 < minute <= 1440
             if not 15000 < minute <= 15060:
-                at = (self.live_at // 60 - minute) * MINUTE_MS
-                yield at, up, cpu if up else 0.0, int((170 + 2 * cpu) * MIB) if up else 0
+                yield at * MINUTE_MS, up, *(self.use(60 * at) if up else (0.0, 0))
+
+    def use(self, at: float) -> tuple[float, int]:
+        """The processor (percent) and memory (bytes) that it takes at a time."""
+        wave = (3 + math.sin(at / 5000) + math.sin(at / 1300) + math.sin(at / 331)) / 6
+        return 4 + 40 * wave, int((180 + 60 * wave) * MIB)
 
     def work(self, dice: random.Random) -> Iterator[tuple[float, str]]:
         at = float(self.begin)
@@ -3949,8 +3952,7 @@ def play_demo(monitor: Monitor) -> None:
         while at > monitor.clock():
             feed.caught_up()
             feed.go_live()
-            wave, monitor.problem = monitor.clock() % 60 / 60, None
-            monitor.stats = Stats(4 + 30 * wave, int((180 + 40 * wave) * MIB), 2048 * MIB)
+            monitor.problem, monitor.stats = None, Stats(*node.use(monitor.clock()), 2048 * MIB)
             if monitor.stop.wait(min(1.0, at - monitor.clock())):
                 return
         stamp = f"{second_text(int(at)).replace(' ', 'T')}.{at % 1 * 1e9:09.0f}Z"

@@ -671,13 +671,16 @@ function usageCharts({ usage, stats, container }) {
     const nothing = container ? 'Not measured yet' : 'Not known: no container is seen';
     const peak = `at most ${decimal(Math.max(...known))}${unit}${limit}`;
     const summary = known.length ? `${or(current, decimal)}${unit} now, ${peak}` : nothing;
-    return chart({ id, source: usage, title, summary, cells, heads: [title], axis, top: known.length
-      ? `${decimal(most)}${unit}` : '',
+    return chart({
+      id, source: usage, title, summary, cells, axis, heads: [title], top: known.length ? `${decimal(most)}${unit}`
+        : '',
       row: (cell) => [or(cell[name], (value) => `${decimal(value)}${unit}`)],
-      marks: () => [gridLine(cells), lineOf(cells, (cell) => cell[name], most, '', true)] });
+      marks: () => [gridLine(cells), lineOf(cells, (cell) => cell[name], most, '', true)],
+    });
   };
-  return [one('cpu', 'Processor', 'cpu', ' %', stats?.cpu, ''), one('memory', 'Memory', 'memory_mb', ' MB',
-    stats?.memory.usage, stats ? ` of ${count(stats.memory.limit)} MB` : '')];
+  const limit = stats ? ` of ${count(stats.memory.limit)} MB` : '';
+  return [one('cpu', 'Processor', 'cpu', ' %', stats?.cpu, ''),
+    one('memory', 'Memory', 'memory_mb', ' MB', stats?.memory.usage, limit)];
 }
 
 function uptimeChart({ uptime }) {
@@ -693,11 +696,12 @@ function uptimeChart({ uptime }) {
     const height = cell.down ? 100 : cell.up ? 62 : 14; // an outage stands out by its height too
     return svg('rect', { class: name, x: at + 0.12, y: 100 - height, width: 0.76, height, rx: 0.1 });
   });
-  return chart({ id: 'uptime', source: uptime, title: 'Uptime, 30 days', summary, cells,
+  return chart({
+    id: 'uptime', source: uptime, title: 'Uptime, 30 days', summary, cells, low: true, marks,
     axis: ['30 days ago', '15 days ago', 'now'],
-    low: true, marks,
     legend: [['fill-good', 'up'], ['fill-bad', 'down for a while'], ['fill-none', 'tbmon did not see']],
-    heads: ['Minutes up', 'Down', 'Unknown'], row: (cell) => [cell.up, cell.down, cell.unknown] });
+    heads: ['Minutes up', 'Down', 'Unknown'], row: (cell) => [cell.up, cell.down, cell.unknown],
+  });
 }
 
 function recentFeed(recent) {
@@ -740,10 +744,12 @@ function tasksPage({ id, query }) {
   if (length) asked.set('since', since.toISOString());
   const path = `api/tasks?${asked}`;
   const charts = need(`api/tasks/stats/chart?span=${length ? chosen : '30d'}`);
-  return [head('Tasks', 'What the node was given, and what became of it.'), filters(['status', 'type', 'matched',
-    'span'], query),
+  return [
+    head('Tasks', 'What the node was given, and what became of it.'),
+    filters(['status', 'type', 'matched', 'span'], query),
     boxed(charts, (data) => [pair(taskCharts(data, length ? chosen : '30d')), failuresBlock(data.failures)]),
-    block('All tasks of this choice', boxed(need(path), () => tasksTable(path)))].flat(Infinity);
+    block('All tasks of this choice', boxed(need(path), () => tasksTable(path))),
+  ].flat(Infinity);
 }
 
 function taskCharts(data, chosen) {
@@ -755,14 +761,17 @@ function taskCharts(data, chosen) {
   const slow = cells.map((cell) => cell.p95_ms).filter((value) => !isUnknown(value));
   const peak = Math.max(1, ...cells.map((cell) => cell.completed + cell.failed + cell.lost + cell.open));
   return [
-    chart({ id: 'outcomes', source: data, title: 'Outcomes', summary, cells, heads: outcomeHeads, row: outcomeRow, axis,
-      top: `${peak}`, legend: outcomeLegend, marks: () => [gridLine(cells), stacked(cells, OUTCOMES)] }),
-    chart({ id: 'durations', source: data, title: 'Time a task takes', cells, axis, top: slow.length ? duration(most)
-      : '',
+    chart({
+      id: 'outcomes', source: data, title: 'Outcomes', summary, cells, axis, top: `${peak}`, legend: outcomeLegend,
+      heads: outcomeHeads, row: outcomeRow, marks: () => [gridLine(cells), stacked(cells, OUTCOMES)],
+    }),
+    chart({
+      id: 'durations', source: data, title: 'Time a task takes', cells, axis, top: slow.length ? duration(most) : '',
       summary: slow.length ? `slowest twentieth at ${duration(Math.max(...slow))} or less` : 'no finished task',
       heads: ['Half within', '95 % within'], row: (cell) => [or(cell.p50_ms, duration), or(cell.p95_ms, duration)],
       legend: [['fill-accent', 'half are faster'], ['fill-wash', 'up to here 95 % of them']],
-      marks: () => [gridLine(cells), ranges(cells, most * 1.05)] }),
+      marks: () => [gridLine(cells), ranges(cells, most * 1.05)],
+    }),
   ];
 }
 
@@ -773,20 +782,29 @@ function failuresBlock(failures) {
     [one.reason, 'failed', `${plural(one.tasks, 'task')}: ${reason(one.reason)}`, ['last ', time(one.last_at)]])));
 }
 
+const reasonOf = ({ error, exit_code: code }) => (error ? words(error) : code ? `exit code ${code}` : '');
+
+const TASK_COLUMNS = [ // head, task -> cell, class
+  ['Task', (task) => taskLink(task.execution_id)],
+  ['Status', (task) => mark(task.status)],
+  ['Language', (task) => task.task_type ?? '–'],
+  ['Received', (task) => time(task.received_at)],
+  ['Took', (task) => or(task.elapsed_ms, duration), 'end'],
+  ['Gas', (task) => or(task.gas_used, (gas) => h('span', { title: `${gas} steps` }, compact(gas))), 'end roomy'],
+  ['Memory', (task) => or(task.memory_peak, pages), 'end roomy'],
+  ['Reason', reasonOf, 'reason-cell'],
+];
+
 function tasksTable(path) {
   const box = need(path);
-  const rows = box.data.tasks;
-  const fresh = box.fresh?.size ? button('renew', `Show ${plural(box.fresh.size, 'new task')}`,
-    { class: 'pill', 'data-path': path }) : null;
-  if (!rows.length) return [fresh, emptyTasks()];
-  return [fresh, cards('Newest first. A task’s id leads to its details.', [
-    ['Task', (task) => taskLink(task.execution_id)], ['Status', (task) => mark(task.status)],
-      ['Language', (task) => task.task_type ?? '–'],
-    ['Received', (task) => time(task.received_at)], ['Took', (task) => or(task.elapsed_ms, duration), 'end'],
-    ['Gas', (task) => or(task.gas_used, (gas) => h('span', { title: `${gas} steps` }, compact(gas))), 'end roomy'],
-    ['Memory', (task) => or(task.memory_peak, pages), 'end roomy'], ['Reason', (task) =>
-      (task.error ? words(task.error) : task.exit_code ? `exit code ${task.exit_code}` : ''), 'reason-cell'],
-  ], rows, (task) => task.execution_id), moreOf(path, 'tasks', box)];
+  const { tasks } = box.data;
+  const number = box.fresh?.size;
+  const fresh = number > 0
+    && button('renew', `Show ${plural(number, 'new task')}`, { class: 'pill', 'data-path': path });
+  if (!tasks.length) return [fresh, emptyTasks()];
+  const table = cards('Newest first. A task’s id leads to its details.', TASK_COLUMNS, tasks,
+    (task) => task.execution_id);
+  return [fresh, table, moreOf(path, 'tasks', box)];
 }
 
 function emptyTasks() {
@@ -800,27 +818,40 @@ function emptyTasks() {
 function taskPage(id) {
   const path = `api/tasks/${encodeURIComponent(id)}`;
   const back = h('p', { class: 'small' }, link(state.tasksAt ?? '#/tasks', '← All tasks'));
-  return [h('div', {}, back, h('h1', {}, 'Task ', h('span', { class: 'mono' }, shortId(id)))),
+  return [
+    h('div', {}, back, h('h1', {}, 'Task ', h('span', { class: 'mono' }, shortId(id)))),
     boxed(need(path), (task) => [
-    pair(block('Result', facts(resultFacts(task))), block('Course', timeline(task), facts(moreFacts(task)))),
-    block('Input and output', boxed(need(`${path}/data`), (data) => sheet(dataPart('Input', data.inputData),
-      dataPart('Output', data.outputData), dataPart('Errors', data.errorText)))),
-    need(`${path}/data`).locked ? null : [block('Program', boxed(need(`${path}/artifacts`),
-      (data) => artifactList(path, data))), block('Log entries of this task',
-      boxed(need(`api/logs?execution_id=${id}&limit=100`), entryList))],
-  ])].flat(Infinity).filter(Boolean);
+      pair(block('Result', facts(resultFacts(task))), block('Course', timeline(task), facts(moreFacts(task)))),
+      privateParts(path, id),
+    ]),
+  ].flat(Infinity).filter(Boolean);
 }
 
-const resultFacts = (task) => [['Status', mark(task.status)], ['Reason', or(task.error, words)],
-  ['Exit code', or(task.exit_code, count)], ['Took', or(task.elapsed_ms, duration)],
-  ['Gas', meter(task.gas_used, task.gas_limit, compact)], ['Memory peak', meter(task.memory_peak, task.memory_limit,
-    pages)],
-  ['From cache', isUnknown(task.cached) ? '–' : task.cached ? 'yes' : 'no'], ['Language', task.task_type ?? '–'],
-    ['Invoice', task.invoice_id ? link(`#/invoices?execution_id=${task.execution_id}`, task.invoice_id) : 'not yet']];
+function privateParts(path, id) {
+  const data = need(`${path}/data`);
+  const inAndOut = block('Input and output', boxed(data, ({ inputData, outputData, errorText }) => sheet(
+    dataPart('Input', inputData), dataPart('Output', outputData), dataPart('Errors', errorText))));
+  if (data.locked) return inAndOut;
+  return [
+    inAndOut,
+    block('Program', boxed(need(`${path}/artifacts`), (found) => artifactList(path, found))),
+    block('Log entries of this task', boxed(need(`api/logs?execution_id=${id}&limit=100`), entryList)),
+  ];
+}
 
-const moreFacts = (task) => [['Execution', h('span', { class: 'mono' }, task.execution_id)],
-  ['Program', h('span', { class: 'mono' }, task.task_id ?? '–')], ['Chain', task.chain_id ?? '–'],
-  ['Block', task.block_number ?? '–']];
+const resultFacts = (task) => [
+  ['Status', mark(task.status)], ['Reason', or(task.error, words)], ['Exit code', or(task.exit_code, count)],
+  ['Took', or(task.elapsed_ms, duration)], ['Gas', meter(task.gas_used, task.gas_limit, compact)],
+  ['Memory peak', meter(task.memory_peak, task.memory_limit, pages)],
+  ['From cache', isUnknown(task.cached) ? '–' : task.cached ? 'yes' : 'no'], ['Language', task.task_type ?? '–'],
+  ['Invoice', task.invoice_id ? link(`#/invoices?execution_id=${task.execution_id}`, task.invoice_id) : 'not yet'],
+];
+
+const moreFacts = (task) => [
+  ['Execution', h('span', { class: 'mono' }, task.execution_id)],
+  ['Program', h('span', { class: 'mono' }, task.task_id ?? '–')],
+  ['Chain', task.chain_id ?? '–'], ['Block', task.block_number ?? '–'],
+];
 
 const timeline = ({ events }) => (events.length ? h('ol', { class: 'timeline' }, events.map((one) =>
   h('li', {}, upper(words(one.event)), soft(utc(one.at))))) : muted('No event of this task is known.'));
@@ -917,69 +948,88 @@ const LIMITS = [
 
 function federationPage() {
   const status = need('api/federation/status');
+  const said = state.said && h('p', { class: 'note', role: 'status' }, state.said);
   const parts = status.data?.enabled ? joinedParts() : outsideParts();
-  return [head('Federation', 'How all the nodes do that share a little of themselves. Off until you opt in.'),
-    boxed(status, (data) => [data.enabled && federationState(data), state.said && h('p',
-    { class: 'note', role: 'status' }, state.said), parts])].flat(Infinity).filter(Boolean);
+  return [
+    head('Federation', 'How all the nodes do that share a little of themselves. Off until you opt in.'),
+    boxed(status, (data) => [data.enabled && federationState(data), said, parts]),
+  ].flat(Infinity).filter(Boolean);
 }
 
-const federationState = (data) => h('div', { 'data-key': 'metrics' }, metrics([['State', upper(data.status), '',
-  data.lastError ?? 'nothing is wrong'], ['Messages sent', count(data.stats.messagesSent), '',
-  `${count(data.stats.queued)} wait`],
-  ['Statistics received', count(data.stats.messagesReceived), '', `${count(data.stats.ignored)} ignored`],
-    ['Held back', count(data.stats.refused), '', 'by the last check before sending']]));
+const federationState = ({ status, lastError, stats }) => h('div', { 'data-key': 'metrics' }, metrics([
+  ['State', upper(status), '', lastError ?? 'nothing is wrong'],
+  ['Messages sent', count(stats.messagesSent), '', `${count(stats.queued)} wait`],
+  ['Statistics received', count(stats.messagesReceived), '', `${count(stats.ignored)} ignored`],
+  ['Held back', count(stats.refused), '', 'by the last check before sending'],
+]));
 
 function outsideParts() {
-  return [block('Before you join', list(LIMITS)),
-    block('The exact bytes', boxed(need('api/federation/preview'), (data) => h('div', { class: 'stack' },
-      muted('Your heartbeat, newest task and newest invoice, with keys made for this look only.'),
-      data.examples.map(message)))),
-    block('Join', boxed(need('api/federation/settings'), (data) => h('form', { class: 'sheet stack',
-      'data-submit': 'join', 'data-key': 'join' }, settingsFields(data), small('Hub: ', data.natsServers.join(', ')),
-      alertOf(state.federationError), h('button', { class: 'main' }, 'Enable Federation'))))];
+  const bytes = ({ examples }) => h('div', { class: 'stack' },
+    muted('Your heartbeat, newest task and newest invoice, with keys made for this look only.'), examples.map(message));
+  return [
+    block('Before you join', list(LIMITS)),
+    block('The exact bytes', boxed(need('api/federation/preview'), bytes)),
+    block('Join', boxed(need('api/federation/settings'), (data) => sharingForm('join', data,
+      small('Hub: ', data.natsServers.join(', ')), h('button', { class: 'main' }, 'Enable Federation')))),
+  ];
 }
 
-const message = (one) => h('div', { class: 'stack',
-  'data-key': `${one.subject} ${one.dueAt ?? one.timestamp ?? ''} ${one.id ?? ''}` }, h('h3', { class: 'mono' },
-  one.subject, one.dueAt && [' leaves ', utc(one.dueAt)]), pre(one.subject, one.payload));
+const sharingForm = (name, data, hub, ...buttons) => h('form',
+  { class: 'sheet stack', 'data-submit': name, 'data-key': name },
+  settingsFields(data), hub, alertOf(state.federationError), h('div', { class: 'actions' }, buttons));
 
-const settingsFields = (data) => [h('label', {}, 'How late messages leave', h('select',
-  { name: 'privacyLevel', 'data-value': data.privacyLevel }, [['minimal', 'up to 60 minutes'],
-  ['balanced', 'up to 24 hours'], ['maximum', 'never: presence only']].map(([value, text]) =>
-  h('option', { value }, text)))),
-  h('label', { class: 'check' }, h('input', { type: 'checkbox', name: 'shareTasks',
-    'data-checked': String(data.shareTasks) }), 'Tasks, in ranges'), h('label', { class: 'check' },
-    h('input', { type: 'checkbox', name: 'shareStats', 'data-checked': String(data.shareStats) }),
-    'Invoices, in ranges')];
+const message = (one) => h('div', { class: 'stack', 'data-key': `${one.subject} ${one.dueAt ?? one.timestamp ?? ''}` },
+  h('h3', { class: 'mono' }, one.subject, one.dueAt && [' leaves ', utc(one.dueAt)]), pre(one.subject, one.payload));
+
+const checkbox = (name, value, text) => h('label', { class: 'check' },
+  h('input', { type: 'checkbox', name, 'data-checked': String(value) }), text);
+
+const LATENESS = [['minimal', 'up to 60 minutes'], ['balanced', 'up to 24 hours'], ['maximum', 'never: presence only']];
+
+const settingsFields = ({ privacyLevel, shareTasks, shareStats }) => [
+  h('label', {}, 'How late messages leave', h('select', { name: 'privacyLevel', 'data-value': privacyLevel },
+    LATENESS.map(([value, text]) => h('option', { value }, text)))),
+  checkbox('shareTasks', shareTasks, 'Tasks, in ranges'), checkbox('shareStats', shareStats, 'Invoices, in ranges'),
+];
+
+function waitingMessages({ queued }) {
+  if (!queued.length) return muted('Nothing waits.');
+  const rest = queued.length - 5;
+  return h('div', { class: 'stack' }, queued.slice(0, 5).map(message), rest > 0 && small(`and ${rest} more`));
+}
 
 function joinedParts() {
-  return [boxed(need('api/federation/network-stats'), networkParts), boxed(need('api/federation/stats'), historyChart),
+  const buttons = [h('button', { class: 'main' }, 'Save'), button('reset', 'New id and keys'),
+    button('leave', 'Disable Federation', { class: 'danger' })];
+  return [
+    boxed(need('api/federation/network-stats'), networkParts),
+    boxed(need('api/federation/stats'), historyChart),
     boxed(need('api/federation/peers'), peersBlock),
-    pair(block('What waits to leave', boxed(need('api/federation/preview'), ({ queued }) =>
-      (queued.length ? h('div', { class: 'stack' }, queued.slice(0, 5).map(message), queued.length > 5
-      && small(`and ${queued.length - 5} more`)) : muted('Nothing waits.')))),
-      block('Sharing', boxed(need('api/federation/settings'), (data) => h('form', { class: 'sheet stack',
-        'data-submit': 'sharing', 'data-key': 'sharing' }, settingsFields(data), alertOf(state.federationError),
-        h('div', { class: 'actions' }, h('button', { class: 'main' }, 'Save'), button('reset', 'New id and keys'),
-          button('leave', 'Disable Federation', { class: 'danger' }))))))];
+    pair(block('What waits to leave', boxed(need('api/federation/preview'), waitingMessages)),
+      block('Sharing', boxed(need('api/federation/settings'), (data) => sharingForm('sharing', data, null, buttons)))),
+  ];
 }
 
 function networkParts(data) {
-  if (data.status === 'awaiting_data') return empty('No figures yet',
-    'The aggregator publishes them every 30 seconds, once enough nodes take part. They appear here by themselves.');
+  if (data.status === 'awaiting_data') {
+    return empty('No figures yet', 'The aggregator publishes them once enough nodes take part.');
+  }
   const shown = (value) => or(value, count);
-  return [h('div', { 'data-key': 'network' }, metrics([['Active nodes', shown(data.activeNodes), '',
-    `${shown(data.totalNodes)} known`], ['Tasks', shown(data.totalTasks), '',
-    `${shown(data.tasksLast24h)} in 24 hours`], ['Success', or(data.successRate, decimal), data.successRate === null
-    ? '' : '%', 'of finished tasks'],
-    ['From cache', or(data.cacheHitRate, decimal), data.cacheHitRate === null ? '' : '%', 'of finished tasks'],
-      ['Invoices', shown(data.totalInvoices), '', `${shown(data.invoicesLast24h)} in 24 hours`]])),
-  small('Received ', time(data.lastUpdated), data.snapshotAt && [', counted ', time(data.snapshotAt)],
-    '. A dash is a figure withheld because too few nodes stand behind it.'),
-  pair(distribution('Time a task takes', data.executionTimeDistribution), distribution('Gas used',
-    data.gasUsageDistribution), distribution('Memory used', data.memoryUsedDistribution),
-    distribution('Steps of invoices', data.stepsComputedDistribution), distribution('Languages',
-    data.taskTypeDistribution))];
+  const share = (value) => [or(value, decimal), isUnknown(value) ? '' : '%', 'of finished tasks'];
+  return [
+    h('div', { 'data-key': 'network' }, metrics([
+      ['Active nodes', shown(data.activeNodes), '', `${shown(data.totalNodes)} known`],
+      ['Tasks', shown(data.totalTasks), '', `${shown(data.tasksLast24h)} in 24 hours`],
+      ['Success', ...share(data.successRate)], ['From cache', ...share(data.cacheHitRate)],
+      ['Invoices', shown(data.totalInvoices), '', `${shown(data.invoicesLast24h)} in 24 hours`],
+    ])),
+    small('Received ', time(data.lastUpdated), data.snapshotAt && [', counted ', time(data.snapshotAt)],
+      '. A dash is a figure withheld because too few nodes stand behind it.'),
+    pair(distribution('Time a task takes', data.executionTimeDistribution),
+      distribution('Gas used', data.gasUsageDistribution), distribution('Memory used', data.memoryUsedDistribution),
+      distribution('Steps of invoices', data.stepsComputedDistribution),
+      distribution('Languages', data.taskTypeDistribution)),
+  ];
 }
 
 function historyChart({ history }) {
@@ -1006,59 +1056,67 @@ const peersBlock = ({ peers, count: number }) =>
 const curlLine = (path) => `curl -N '${new URL(`api/${path}`, location.href)}'`;
 
 function setupPage() {
-  const setup = need('api/setup');
-  return [head('Privacy and setup', 'What leaves this machine, who can read this page, and what tbmon may do here.'),
+  const doctor = need('api/doctor');
+  return [
+    head('Privacy and setup', 'What leaves this machine, who can read this page, and what tbmon may do here.'),
     block('What leaves this machine', boxed(need('api/federation/privacy'), leavesPart)),
-    block('Everything that ever left', boxed(need('api/federation/sent?limit=50'), sentPart)),
-    boxed(setup, (data) => [pair(block('Who can read this page', list(readers(data))),
-      block('Rights in Docker', dockerPart(data))),
-      pair(block('Database', databasePart(data.database)), block('This tbmon', programPart(data)))]),
-    block('Doctor’s findings', boxed(need('api/doctor'), doctorPart)), need('api/doctor').locked ? null
-      : block('Who logged in', boxed(need('api/audit-log?limit=20'), auditPart)),
+    block('Everything that ever left', boxed(need(SENT), sentPart)),
+    boxed(need('api/setup'), (data) => [
+      pair(block('Who can read this page', list(readers(data))), block('Rights in Docker', dockerPart(data))),
+      pair(block('Database', databasePart(data.database)), block('This tbmon', programPart(data))),
+    ]),
+    block('Doctor’s findings', boxed(doctor, doctorPart)),
+    !doctor.locked && block('Who logged in', boxed(need('api/audit-log?limit=20'), auditPart)),
     block('Ask by yourself', sheet(h('p', {}, 'All that this page shows comes from an API that curl can ask.'),
       pre('Examples', ['status', 'tasks?status=failed', 'events'].map(curlLine).join('\n')),
       h('p', {}, h('a', { href: 'api/openapi.json' }, 'All paths, as an OpenAPI document')))),
     block('This browser', h('div', { class: 'actions' }, button('theme', `Theme: ${themeNow() || 'system'}`),
       button('keys', 'Keys'), auth()?.session && button('logout', 'Log out'))),
-    block('About', list(ABOUT))].flat(Infinity).filter(Boolean);
+    block('About', list(ABOUT)),
+  ].flat(Infinity).filter(Boolean);
 }
 
+const SENT = 'api/federation/sent?limit=50';
 const ABOUT = ['tbmon is an independent project. It is not made, endorsed or supported by TrueBit.',
   'It only watches: it starts, stops and changes nothing, and it holds no key of the node.',
   'What it shows is read from the node’s log and files. An invoice is what the node was told, no proof of payment.',
   'You use it at your own risk; it comes without any warranty. Licence: MIT.'];
 
 function leavesPart(data) {
-  if (!data.enabled) return h('p', { class: 'note' },
-    'Nothing. tbmon opens no connection but the one to the Docker Engine. That changes only if you ',
-    link('#/federation', 'join the federation'), '.');
-  return facts([['Connects to', data.connectsTo.join(', ')],
-    ['Kinds of messages', data.kindsShared.map(words).join(', ')], ['Longest delay', or(data.delayUpToMinutes,
-    (value) => span(value * 60))], ['Sent so far', count(data.messagesSent)], ['Waiting', count(data.messagesWaiting)],
-    ['Held back', count(data.messagesRefused)]]);
+  if (!data.enabled) {
+    return h('p', { class: 'note' }, 'Nothing. tbmon opens no connection but the one to the Docker Engine.',
+      ' That changes only if you ', link('#/federation', 'join the federation'), '.');
+  }
+  return facts([
+    ['Connects to', data.connectsTo.join(', ')], ['Kinds of messages', data.kindsShared.map(words).join(', ')],
+    ['Longest delay', or(data.delayUpToMinutes, (value) => span(value * 60))], ['Sent so far',
+      count(data.messagesSent)],
+    ['Waiting', count(data.messagesWaiting)], ['Held back', count(data.messagesRefused)],
+  ]);
 }
 
-function sentPart({ messages, pagination }) {
+function sentPart({ messages }) {
   if (!messages.length) return muted('No message has ever left.');
-  return [h('div', { class: 'stack' }, messages.map((one) => h('details', { 'data-fold': `sent-${one.id}`,
-    'data-key': one.id }, h('summary', {},
-    `${utc(one.timestamp)}: ${one.subject}${one.times > 1 ? `, ${count(one.times)} times` : ''}`),
-    pre(one.subject, one.payload)))), pagination.next && moreOf('api/federation/sent?limit=50', 'messages',
-    need('api/federation/sent?limit=50'))];
+  const times = (number) => (number > 1 ? `, ${count(number)} times` : '');
+  return [h('div', { class: 'stack' }, messages.map((one) => h('details', { 'data-key': one.id },
+    h('summary', {}, `${utc(one.timestamp)}: ${one.subject}${times(one.times)}`), pre(one.subject, one.payload)))),
+  moreOf(SENT, 'messages', need(SENT))];
 }
 
 function readers(data) {
   const isNear = /^(127\.|::1$|localhost$)/.test(data.host);
-  return [isNear ? `This machine only: tbmon listens on ${data.host}, port ${data.port}.`
-    : `Every machine that reaches port ${data.port} of ${data.host}.`,
+  return [
+    isNear ? `This machine only: tbmon listens on ${data.host}, port ${data.port}.`
+      : `Every machine that reaches port ${data.port} of ${data.host}.`,
     data.apiKey ? 'Everything asks for the API key.'
       : `Status, tasks and invoices ask for nothing${isNear ? '.' : ': set API_KEY to change that.'}`,
     'Log entries, input and output of tasks, and artifacts ask for the task-data password, which'
       + (data.passwordFrom === 'setting' ? ' was set by the operator.' : ' tbmon made and keeps in a file.'),
     data.allowedOrigins.length ? `Pages of other sites that may ask: ${data.allowedOrigins.join(', ')}.`
-      : 'Pages of other sites are refused.', data.allowedHosts.length > 0
-      && `Further host names: ${data.allowedHosts.join(', ')}.`, data.trustedProxy.length > 0
-      && `Proxies believed: ${data.trustedProxy.join(', ')}.`].filter(Boolean);
+      : 'Pages of other sites are refused.',
+    data.allowedHosts.length > 0 && `Further host names: ${data.allowedHosts.join(', ')}.`,
+    data.trustedProxy.length > 0 && `Proxies believed: ${data.trustedProxy.join(', ')}.`,
+  ].filter(Boolean);
 }
 
 function dockerPart(data) {
@@ -1069,17 +1127,29 @@ function dockerPart(data) {
     ' only. The socket itself allows more: a socket proxy can hold tbmon to this list.')];
 }
 
-const databasePart = (data) => facts([['Size', meter(data.size_bytes, data.limit_bytes, megabytes)],
-  ['Log entries kept', plural(data.retention_days, 'day')], ['Oldest log entry', time(data.oldestLogAt)],
-  ['Tasks', count(data.tasks)], ['Invoices', count(data.invoices)], ['Gaps in the log', count(data.gaps)]]);
-const programPart = (data) => facts([['Version', data.version], ['Running since', time(data.startedAt)],
-  ['Memory', or(data.memory_bytes, megabytes)], ['Follows', { engine: `container ${data.container}`,
-  directory: 'log files', demo: 'a simulated node' }[data.source]], ['Live stream', data.streamToken
-  ? 'asks for its token' : 'open to readers']]);
-const doctorPart = ({ findings }) => feed(findings.map((one) => [one.what, one.level, [one.what, one.remedy
-  && soft(`. ${one.remedy}`)], one.level]));
-const auditPart = ({ entries }) => (entries.length ? feed(entries.map((one) => [one.id, one.event === 'refused'
-  ? 'failed' : 'pay', `${one.event}: ${one.detail} (${one.address})`, time(one.timestamp)])) : muted('Nobody yet.'));
+const databasePart = (data) => facts([
+  ['Size', meter(data.size_bytes, data.limit_bytes, megabytes)], ['Log entries kept', plural(data.retention_days,
+    'day')],
+  ['Oldest log entry', time(data.oldestLogAt)], ['Tasks', count(data.tasks)], ['Invoices', count(data.invoices)],
+  ['Gaps in the log', count(data.gaps)],
+]);
+
+const SOURCES = { engine: 'the container', directory: 'log files', demo: 'a simulated node' };
+
+const programPart = (data) => facts([
+  ['Version', data.version], ['Running since', time(data.startedAt)], ['Memory', or(data.memory_bytes, megabytes)],
+  ['Follows', SOURCES[data.source]], ['Container', data.container],
+  ['Live stream', data.streamToken ? 'asks for its token' : 'open to readers'],
+]);
+
+const doctorPart = ({ findings }) => feed(findings.map(({ what, level, remedy }) =>
+  [what, level, [what, remedy && soft(`. ${remedy}`)], level]));
+
+function auditPart({ entries }) {
+  if (!entries.length) return muted('Nobody yet.');
+  return feed(entries.map((one) => [one.id, one.event === 'refused' ? 'failed' : 'pay',
+    `${one.event}: ${one.detail} (${one.address})`, time(one.timestamp)]));
+}
 
 let log = null; // the module of the log's page
 

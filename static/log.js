@@ -229,7 +229,9 @@ async function openEntry(id) {
   if (at < 0) return;
   if (tail.following) tail.following = false;
   schedule();
-  repaint();
+  const list = find('.log');
+  const [top, height] = [at * rowHeight(list), rowHeight(list) + DETAIL_REM * 16];
+  if (!tail.aim && list) paintLog(Math.max(list.scrollTop, Math.min(top, top + height - list.clientHeight)));
   const { timestamp } = tail.entries[at];
   const found = await ask(`api/logs?limit=1000&since=${timestamp}&until=${after(timestamp, 1)}`).catch(() =>
     ({ logs: [] }));
