@@ -879,26 +879,32 @@ function entryList({ logs }) {
 // Invoices
 
 function invoicesPage({ query }) {
-  const asked = new URLSearchParams([...query].filter(([, value]) => value).map(([name, value]) =>
-    [name === 'task' ? 'matched' : name, value]));
+  const given = [...query].filter(([, value]) => value);
+  const asked = new URLSearchParams(given.map(([name, value]) => [name === 'task' ? 'matched' : name, value]));
   const path = `api/invoices?${asked}`;
-  const download = h('p', {}, h('a', { href: `api/invoices?format=csv&limit=1000&${asked}`, download: 'invoices.csv' },
-    'Download as CSV'));
+  const file = { href: `api/invoices?format=csv&limit=1000&${asked}`, download: 'invoices.csv' };
   const lead = 'What the network says it owes this node. Gas units are steps times their price, no amount of money.';
-  return [head('Invoices', lead, download),
-    boxed(need('api/invoices/summary'), (data) => [h('div', { 'data-key': 'metrics' }, metrics(invoiceMetrics(data))),
-      monthsChart(data.months)]),
-    filters(['operation', 'task'], query, query.has('execution_id') && h('p', { class: 'small' },
-      `of task ${shortId(query.get('execution_id'))}`)),
-    block('All invoices of this choice', boxed(need(path), (data) => invoicesTable(path, data)))].flat(Infinity);
+  const task = query.has('execution_id') && h('p', { class: 'small' }, `of task ${shortId(query.get('execution_id'))}`);
+  return [
+    head('Invoices', lead, h('p', {}, h('a', file, 'Download as CSV'))),
+    boxed(need('api/invoices/summary'), (data) => [
+      h('div', { 'data-key': 'metrics' }, metrics(invoiceMetrics(data))), monthsChart(data.months),
+    ]),
+    filters(['operation', 'task'], query, task),
+    block('All invoices of this choice', boxed(need(path), ({ invoices }) => invoicesTable(path, invoices))),
+  ].flat(Infinity);
 }
 
-const invoiceMetrics = (data) => [['Invoices', count(data.total), '', data.confirmed
-  ? `${count(data.confirmed)} confirmed by the node’s event database` : 'none confirmed yet'],
-  ['Paid', count(data.paid), '', 'lines of this node'],
-  ['Penalised', count(data.penalised), '', data.penalised ? 'look at these tasks first' : 'none'],
+function invoiceMetrics(data) {
+  const confirmed = data.confirmed ? `${count(data.confirmed)} confirmed by the node’s event database`
+    : 'none confirmed yet';
+  return [
+    ['Invoices', count(data.total), '', confirmed], ['Paid', count(data.paid), '', 'lines of this node'],
+    ['Penalised', count(data.penalised), '', data.penalised ? 'look at these tasks first' : 'none'],
     ['Tasks without one', count(data.tasks_without_invoice), '', 'completed; an invoice may take hours'],
-  ['Without a task', count(data.invoices_without_task), '', 'tbmon did not see their task']];
+    ['Without a task', count(data.invoices_without_task), '', 'tbmon did not see their task'],
+  ];
+}
 
 function monthsChart(months) {
   const known = new Map(months.map((one) => [one.month, one]));
@@ -910,29 +916,36 @@ function monthsChart(months) {
     .reverse().map((month) => known.get(month) ?? { ...nothing, month });
   const units = (value) => compact(Number(value));
   const total = cells.reduce((all, one) => all + one.invoices, 0);
-  return chart({ id: 'months', source: months, title: 'By month',
-    summary: `${plural(total, 'invoice')} in ${plural(cells.length, 'month')}`, cells,
-    axis: [cells[0].month, cells.at(-1).month],
+  const others = (one) => one.invoices - one.paid - one.penalised;
+  return chart({
+    id: 'months', source: months, title: 'By month', cells, axis: [cells[0].month, cells.at(-1).month],
+    summary: `${plural(total, 'invoice')} in ${plural(cells.length, 'month')}`,
     first: (one) => one.month, heads: ['Invoices', 'Paid', 'Penalised', 'Gas units paid', 'Gas units penalised'],
     row: (one) => [one.invoices, one.paid, one.penalised, units(one.gas_units_paid), units(one.gas_units_penalised)],
     legend: [['fill-accent', 'paid'], ['fill-bad', 'penalised'], ['fill-soft', 'neither']],
-      top: `${Math.max(...cells.map((one) => one.invoices))}`,
-    marks: () => [gridLine(cells), stacked(cells, [['fill-accent', (one) => one.paid],
-      ['fill-bad', (one) => one.penalised], ['fill-soft', (one) => one.invoices - one.paid - one.penalised]])] });
+    top: `${Math.max(...cells.map((one) => one.invoices))}`,
+    marks: () => [gridLine(cells), stacked(cells, [
+      ['fill-accent', (one) => one.paid], ['fill-bad', (one) => one.penalised], ['fill-soft', others],
+    ])],
+  });
 }
 
-function invoicesTable(path, data) {
-  if (!data.invoices.length) return empty('No invoice here',
-    'The network sends one after a task it has accepted, sometimes hours later.');
-  return [cards('Newest first. Confirmed: the node’s event database has it too.', [
-    ['Invoice', (one) => h('span', { class: 'mono', title: one.invoice_id ?? '' }, or(one.invoice_id,
-      (id) => `…${String(id).slice(-8)}`))], ['Task', (one) => taskLink(one.execution_id)],
-    ['Time', (one) => time(one.timestamp)], ['Outcome', (one) => (one.operation ? mark(one.operation)
-      : mark('invoice', 'no line of this node'))],
-    ['Steps', (one) => or(one.steps, (value) => h('span', { title: `${value} steps` }, compact(Number(value)))), 'end'],
-      ['Gas units', (one) => or(one.gas_units, (value) => compact(Number(value))), 'end roomy'],
-    ['Confirmed', (one) => (one.confirmed ? 'yes' : 'not yet')],
-  ], data.invoices, (one) => one.id), moreOf(path, 'invoices', need(path))];
+const INVOICE_COLUMNS = [ // head, invoice -> cell, class
+  ['Invoice', ({ invoice_id: id }) => h('span', { class: 'mono', title: id }, or(id, (text) => `…${text.slice(-8)}`))],
+  ['Task', (one) => taskLink(one.execution_id)],
+  ['Time', (one) => time(one.timestamp)],
+  ['Outcome', (one) => (one.operation ? mark(one.operation) : mark('invoice', 'no line of this node'))],
+  ['Steps', (one) => or(one.steps, (value) => h('span', { title: `${value} steps` }, compact(Number(value)))), 'end'],
+  ['Gas units', (one) => or(one.gas_units, (value) => compact(Number(value))), 'end roomy'],
+  ['Confirmed', (one) => (one.confirmed ? 'yes' : 'not yet')],
+];
+
+function invoicesTable(path, invoices) {
+  if (!invoices.length) {
+    return empty('No invoice here', 'The network sends one after a task it has accepted, sometimes hours later.');
+  }
+  const caption = 'Newest first. Confirmed: the node’s event database has it too.';
+  return [cards(caption, INVOICE_COLUMNS, invoices, (one) => one.id), moreOf(path, 'invoices', need(path))];
 }
 
 // Federation
