@@ -41,6 +41,7 @@ import gzip
 import hashlib
 import heapq
 import hmac
+import html
 import importlib.util
 import io
 import ipaddress
@@ -1155,6 +1156,8 @@ AUDIT_ROWS = 10_000  # the newest are kept
 OUTBOX_ROWS, OUTBOX_MS = 10_000, 7 * DAY_MS  # what waits for the federation beyond these is dropped and counted
 SNAPSHOTS = 1000  # of the network's figures are kept
 SENT_MS = 400 * DAY_MS  # how long what it was told is kept
+SAMPLE_MS = 31 * DAY_MS  # how long the node's state at each minute is kept
+CELL_ENTRIES = 2000  # counted of one cell of the log's chart at most, so that a flood costs no more than a day
 RECEIVED, ENDED = 1, 2  # bits of task.told
 ENGINE, FILES = 1, 2  # bits of log.sources
 SUSPECT, UNRECOGNISED, UNSTAMPED = 1, 2, 4  # bits of log.flags
@@ -1220,6 +1223,12 @@ MIGRATIONS = (
     CREATE TABLE network_stats (id INTEGER PRIMARY KEY, snapshot_at TEXT NOT NULL UNIQUE, at INTEGER NOT NULL,
         stats TEXT NOT NULL);
     """,
+    """
+    CREATE TABLE sample (                 -- the node at each minute tbmon could see it; what is missing is unknown
+        at INTEGER PRIMARY KEY, up INTEGER NOT NULL, cpu REAL, memory INTEGER
+    );
+    CREATE INDEX sample_down ON sample (at) WHERE NOT up;
+    """,
 )
 
 TASK_COLUMNS = tuple(item.name for item in fields(Task))
@@ -1259,6 +1268,8 @@ WRITES = {  # by `Store.put`
     " WHERE id <= (SELECT id FROM network_stats ORDER BY id DESC LIMIT 1 OFFSET ?)",
     "audit": "INSERT INTO audit (at, event, address, detail) VALUES (?, ?, ?, ?)",
     "gap": "INSERT INTO gap (from_at, to_at, reason) VALUES (?, ?, ?)",
+    "sample": "INSERT OR REPLACE INTO sample (at, up, cpu, memory) VALUES (?, ?, ?, ?)",
+    "old_samples": "DELETE FROM sample WHERE at < ?",
 }
 SAVE_INVOICE = """
     INSERT INTO invoice (name, invoice_id, execution_id, task_id, at, step_gas_price, line_items, operation, steps,
@@ -1333,6 +1344,47 @@ QUERIES = {  # by `Store.get` and `Store.first`
         SUM(IFNULL(received_at, 0) >= ?) AS tasks_24h
     FROM task
     """,
+    "invoices_since": "SELECT COUNT(*) FROM invoice WHERE IFNULL(at, 0) >= ?",
+    "waiting_since": "SELECT COUNT(*) FROM task WHERE status = 'completed' AND IFNULL(received_at, 0) >= ?"
+    " AND NOT EXISTS (SELECT 1 FROM invoice WHERE invoice.execution_id = task.execution_id)",
+    "recent_tasks": "SELECT IFNULL(completed_at, IFNULL(started_at, received_at)) AS at, status AS what, execution_id,"
+    " task_type AS detail FROM task ORDER BY IFNULL(received_at, 0) DESC, id DESC LIMIT 12",
+    "recent_invoices": "SELECT at, IFNULL(operation, 'invoice') AS what, execution_id, NULL AS detail FROM invoice"
+    " ORDER BY IFNULL(at, 0) DESC, id DESC LIMIT 12",
+    "recent_starts": "SELECT started_at AS at, 'start' AS what, NULL AS execution_id, NULL AS detail FROM start"
+    " ORDER BY started_at DESC LIMIT 12",
+    "recent_gaps": "SELECT IFNULL(to_at, from_at) AS at, 'gap' AS what, NULL AS execution_id, reason AS detail"
+    " FROM gap ORDER BY id DESC LIMIT 12",
+    "up_since": "SELECT IFNULL(SUM(up), 0) AS up, COUNT(*) AS seen FROM sample WHERE at >= ?",
+    "up_cells": "SELECT (at - ?) / ? AS cell, SUM(up) AS up, COUNT(*) AS seen FROM sample WHERE at >= ? GROUP BY cell",
+    "outages": f"""
+    SELECT COUNT(*) AS minutes FROM (
+        SELECT at / {MINUTE_MS} - ROW_NUMBER() OVER (ORDER BY at) AS run FROM sample WHERE NOT up AND at >= ?
+    ) GROUP BY run
+    """,
+    "usage_cells": "SELECT (at - ?) / ? AS cell, AVG(cpu) AS cpu, AVG(memory) AS memory FROM sample WHERE at >= ?"
+    " GROUP BY cell",
+    "first_sample": "SELECT at FROM sample WHERE at >= ? ORDER BY at LIMIT 1",
+    "task_cells": "SELECT (received_at - ?) / ? AS cell, SUM(status = 'completed') AS completed,"
+    " SUM(status = 'failed') AS failed, SUM(status = 'lost') AS lost,"
+    " SUM(status IN ('received', 'executing')) AS open FROM task WHERE IFNULL(received_at, 0) >= ? GROUP BY cell",
+    "duration_cells": """
+    SELECT cell, MAX(CASE WHEN place = (timed + 1) / 2 THEN elapsed_ms END) AS p50_ms,
+        MAX(CASE WHEN place = (timed * 95 + 99) / 100 THEN elapsed_ms END) AS p95_ms
+    FROM (SELECT (received_at - ?1) / ?2 AS cell, elapsed_ms,
+            ROW_NUMBER() OVER (PARTITION BY (received_at - ?1) / ?2 ORDER BY elapsed_ms) AS place,
+            COUNT(*) OVER (PARTITION BY (received_at - ?1) / ?2) AS timed
+        FROM task WHERE IFNULL(received_at, 0) >= ?3 AND elapsed_ms IS NOT NULL)
+    GROUP BY cell
+    """,
+    "failures": "SELECT IFNULL(error, 'unknown') AS reason, COUNT(*) AS tasks,"
+    " MAX(IFNULL(completed_at, received_at)) AS last_at FROM task"
+    " WHERE status = 'failed' AND IFNULL(received_at, 0) >= ? GROUP BY reason ORDER BY tasks DESC LIMIT 20",
+    "newest_entry": "SELECT key, at FROM log ORDER BY key DESC LIMIT 1",
+    "oldest_entry_at": "SELECT at FROM log ORDER BY key LIMIT 1",
+    "log_cell": "SELECT COUNT(*) AS entries, IFNULL(SUM(level = 1), 0) AS errors,"
+    " IFNULL(SUM(level = 2), 0) AS warnings"
+    f" FROM (SELECT level FROM log WHERE key >= ? AND key < ? LIMIT {CELL_ENTRIES})",
 }
 
 PAGE_ORDER = {"task": "received_at", "invoice": "at", "audit": "at", "sent": "at"}  # the time each is listed by
@@ -2737,6 +2789,7 @@ class Monitor:
     federation: Federation | None = None
     started_at: int = 0  # main; ms
     beats: dict[str, float] = field(default_factory=dict)  # each thread its own; what `beat` keeps
+    doctor: Callable[[], Iterable[tuple[str, str, str]]] = tuple  # main: (level, what, remedy) of each finding
 
     def beat(self, name: str) -> None:
         """A thread goes on; systemd's watchdog is fed as long as none stands still."""
@@ -3848,6 +3901,19 @@ class SimulatedNode:
             for words in (received, "processing started - Using slot 1/4", done):
                 yield self.header(at, f"Semaphore InvoiceSubscriber {words}")
 
+    def samples(self) -> Iterator[tuple[int, bool, float, int]]:
+        """A month of minutes as upkeep would have kept them: two outages, and an hour that nobody watched."""
+        for minute in range(30 * 1440, 0, -1):
+            at = self.live_at // 60 - minute
+            up = not 9600 < minute <= 9641 and not 1437 < minute <= 1440
+            if not 15000 < minute <= 15060:
+                yield at * MINUTE_MS, up, *(self.use(60 * at) if up else (0.0, 0))
+
+    def use(self, at: float) -> tuple[float, int]:
+        """The processor (percent) and memory (bytes) that it takes at a time."""
+        wave = (3 + math.sin(at / 5000) + math.sin(at / 1300) + math.sin(at / 331)) / 6
+        return 4 + 40 * wave, int((180 + 60 * wave) * MIB)
+
     def work(self, dice: random.Random) -> Iterator[tuple[float, str]]:
         at = float(self.begin)
         yield self.header(at, "Starting services")
@@ -3902,6 +3968,8 @@ def play_demo(monitor: Monitor) -> None:
     started, created = node.restarted_at * 1000, node.begin * 1000
     name = monitor.config.container_name
     monitor.container = Container("d3" * 32, name, "running", True, started, created, "demo", 0, False, "json-file")
+    with monitor.store.write() as db:
+        monitor.store.put(db, "sample", node.samples())
     feed = EngineFeed(monitor, monitor.container)
     for at, text in node.script():
         monitor.beat("ingest")
@@ -3909,8 +3977,7 @@ def play_demo(monitor: Monitor) -> None:
             monitor.beat("ingest")
             feed.caught_up()
             feed.go_live()
-            wave, monitor.problem = monitor.clock() % 60 / 60, None
-            monitor.stats = Stats(4 + 30 * wave, int((180 + 40 * wave) * MIB), 2048 * MIB)
+            monitor.problem, monitor.stats = None, Stats(*node.use(monitor.clock()), 2048 * MIB)
             if monitor.stop.wait(min(1.0, at - monitor.clock())):
                 return
         stamp = f"{second_text(int(at)).replace(' ', 'T')}.{at % 1 * 1e9:09.0f}Z"
@@ -3940,12 +4007,15 @@ def ingest(monitor: Monitor) -> None:
 def upkeep(monitor: Monitor) -> None:
     """The upkeep thread: container state every 2 s, statistics every 10 s, pruning and the file's check."""
     check_at = time.monotonic() + 600
-    rounds, told = 0, None
+    rounds, told, noted = 0, None, 0
     while not monitor.stop.is_set():
         monitor.beat("upkeep")
         if monitor.engine is not None:
             sample_container(monitor, monitor.engine, with_stats=rounds % 5 == 0)
         set_verdict(monitor)
+        minute = monitor.now() // MINUTE_MS
+        if minute != noted and note_minute(monitor, minute * MINUTE_MS):
+            noted = minute
         seen = monitor.verdict, monitor.container, monitor.container_error, monitor.stats
         if seen != told:
             told = seen
@@ -3969,6 +4039,17 @@ def sample_container(monitor: Monitor, engine: DockerEngine, with_stats: bool) -
             monitor.stats = engine.stats(monitor.config.container_name) if running else None
     except DockerError as error:
         monitor.container_error, monitor.stats = str(error), None
+
+def note_minute(monitor: Monitor, at: int) -> bool:
+    """Keep whether the node is up at this minute, and what it uses; False where tbmon cannot see it."""
+    verdict, stats, store = monitor.verdict, monitor.stats, monitor.store
+    if verdict is None or verdict.state == "blind":
+        return False
+    row = (at, verdict.state != "down", stats and stats.cpu, stats and stats.memory_bytes)
+    with contextlib.suppress(sqlite3.OperationalError), store.write() as db:  # a full disk: ingest says so
+        store.put(db, "sample", [row])
+        store.put(db, "old_samples", [(at - SAMPLE_MS,)])
+    return True
 
 def prune(monitor: Monitor) -> None:
     """Delete what is too old or too much, in slices, so that nobody waits long."""
@@ -4023,6 +4104,7 @@ CONTENT_TYPES = {
     ".svg": "image/svg+xml",
 }  # fmt: skip
 JSON_TYPE, CSV_TYPE = "application/json; charset=utf-8", "text/csv; charset=utf-8"
+SMALLEST = (CONTENT_TYPES[".js"], CONTENT_TYPES[".css"])  # once for each visit, so that time is well spent
 GZIP_BYTES = 1024  # a shorter answer would hardly become shorter
 ANSWERS = 8  # made at once; more in the making would only take memory from each other
 BODY_BYTES, HEADER_BYTES = 64 * KIB, 16 * KIB  # of a request
@@ -4049,6 +4131,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "uuid": {"type": "string", "pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"},
     "hash": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
 }  # fmt: skip
+SERIES = "from time, cell_s int"  # of a chart
 SHAPES = {
     "Error": "error text",
     "Health": "status text, timestamp time, docker connected|disconnected|disabled, version text",
@@ -4100,6 +4183,29 @@ SHAPES = {
     "Audit": "entries [AuditEntry], pagination Pagination",
     "Semaphore": "subscriber text, current int?, total int?",
     "Reset": "reason text",
+    "InvoiceCounts": "total int, invoices_24h int, waiting_24h int",
+    "UptimeCell": "up int, down int, unknown int",
+    "Uptime": "percent_24h number?, percent_7d number?, percent_30d number?, outages int, longest_outage_min int,"
+    f" {SERIES}, cells [UptimeCell]",
+    "UsageCell": "cpu number?, memory_mb number?",
+    "Consumption": f"{SERIES}, cells [UsageCell]",
+    "TaskCell": "completed int, failed int, lost int, open int",
+    "Activity": f"{SERIES}, cells [TaskCell]",
+    "Recent": "at time?, what text, execution_id uuid?, detail text?",
+    "Now": "*Status, tasks Summary, invoices InvoiceCounts, uptime Uptime, usage Consumption, activity Activity,"
+    " recent [Recent], stream text",
+    "TimedCell": "*TaskCell, p50_ms int?, p95_ms int?",
+    "Failures": "reason text, tasks int, last_at time?",
+    "TaskChart": f"{SERIES}, cells [TimedCell], failures [Failures]",
+    "LogCell": "entries int, errors int, warnings int",
+    "LogChart": f"{SERIES}, most int, cells [LogCell]",
+    "Database": "size_bytes int, limit_bytes int, retention_days int, oldestLogAt time?, tasks int, invoices int,"
+    " gaps int",
+    "Setup": "version text, startedAt time, memory_bytes int?, source engine|directory|demo, container text, host text,"
+    " port int, apiKey bool, passwordFrom setting|file, streamToken bool, allowedHosts [text], allowedOrigins [text],"
+    " trustedProxy [text], dockerUrl text?, dockerCalls [text], dockerFolders [text], database Database",
+    "Finding": "level ok|warn|fail, what text, remedy text",
+    "Doctor": "findings [Finding]",
     "Sharing": "enabled bool, nodeId text?, privacyLevel minimal|balanced|maximum, shareTasks bool, shareStats bool,"
     " natsServers [text]",
     "SharingBody": "enabled? bool, privacyLevel? minimal|balanced|maximum, shareTasks? bool, shareStats? bool,"
@@ -4206,6 +4312,8 @@ LANGUAGES = (*TASK_TYPES.values(), "other")
 TABLE = {**PAGE, "format": a_word("json", "csv"), "execution_id": AN_EXECUTION, "matched": MATCHED}
 TASKS_QUERY = {**TABLE, "status": a_word(*STATUSES), "type": a_word(*LANGUAGES)}
 INVOICES_QUERY = {**TABLE, "operation": a_word("pay", "penalty")}
+SPANS = {"24h": (48, HOUR_MS // 2), "7d": (84, 2 * HOUR_MS), "30d": (90, 8 * HOUR_MS)}  # cells, and how long each is
+SPAN_QUERY = {"span": a_word(*SPANS)}
 LOGS_QUERY = {
     **PAGE, "level": a_word(*LEVELS[1:]), "type": a_word(*LOG_TYPES), "execution_id": AN_EXECUTION,
     "search": Parameter("text", str, TEXT), "cursor": PAGE["cursor"]._replace(read=read_log_cursor),
@@ -4600,6 +4708,7 @@ class Api:
         self.boot = secrets.token_hex(4)  # numbers of happenings mean nothing to another process
         self.streams: Counter[str] = Counter()  # by address
         self.streams_lock, self.module_lock, self.sharing_lock = threading.Lock(), threading.Lock(), threading.RLock()
+        self.doctor_lock, self.fronts = threading.Lock(), Limiter(monitor.config.api_rate_limit, 60)
         assert monitor.outbox is not None and monitor.federation is not None
         self.outbox, self.federation = monitor.outbox, monitor.federation
 
@@ -5087,6 +5196,131 @@ class Api:
         text = self.store.show(json.dumps(data))
         return self.event_id(number) + f"event: {kind}\ndata: {text}\n\n".encode()
 
+# The charts: at most 200 cells each, aligned to their length so that they stay the same while time goes on
+
+def cells_of(now: int, number: int, step: int) -> range:
+    """The starts of `number` cells of `step` ms, of which the last holds `now`."""
+    last = now // step * step
+    return range(last - (number - 1) * step, last + 1, step)
+
+def cell_rows(store: Store, what: str, cells: range) -> Sequence[Mapping[str, Any] | None]:
+    """What a query that counts by cell has for each of `cells`; None where it has nothing."""
+    found = {row["cell"]: dict(row) for row in store.get(what, cells.start, cells.step, cells.start)}
+    return [found.get(number) for number in range(len(cells))]
+
+def series(cells: range, shown: list[dict[str, Any]]) -> dict[str, Any]:
+    """A chart's cells, from the oldest; the first begins at `from`, each is `cell_s` long."""
+    return {"from": utc(cells.start), "cell_s": cells.step // 1000, "cells": shown}
+
+def task_series(store: Store, cells: range, shape: str = "TaskCell") -> dict[str, Any]:
+    """Tasks by what became of them, by the time they were received."""
+    counts = cell_rows(store, "task_cells", cells)
+    timed = cell_rows(store, "duration_cells", cells) if shape == "TimedCell" else counts
+    nothing = {name: None if name.endswith("_ms") else 0 for name in fields_of(shape)}
+    known = [{**nothing, **(count or {}), **(times or {})} for count, times in zip(counts, timed, strict=True)]
+    return series(cells, [{name: cell[name] for name in nothing} for cell in known])
+
+def uptime_json(store: Store, now: int) -> dict[str, Any]:
+    """Thirty days in cells of minutes up, down and unknown; shares are of the minutes that tbmon could see."""
+    cells, shown, percent = cells_of(now, *SPANS["30d"]), list[dict[str, Any]](), dict[str, Any]()
+    for at, row in zip(cells, cell_rows(store, "up_cells", cells), strict=True):
+        up, seen = (row["up"], row["seen"]) if row else (0, 0)
+        length = min(cells.step, now - at + MINUTE_MS) // MINUTE_MS
+        shown.append({"up": up, "down": seen - up, "unknown": max(0, length - seen)})
+    for name, days in (("percent_24h", 1), ("percent_7d", 7), ("percent_30d", 30)):
+        up, seen = store.get("up_since", now - days * DAY_MS)[0]
+        percent[name] = math.floor(10_000 * up / seen) / 100 if seen else None
+    outages = [row["minutes"] for row in store.get("outages", now - 30 * DAY_MS)]
+    longest = max(outages, default=0)
+    return {**percent, "outages": len(outages), "longest_outage_min": longest, **series(cells, shown)}
+
+def usage_json(store: Store, now: int) -> dict[str, Any]:
+    """A day of processor and memory; while less than three hours are known, those alone."""
+    first = store.first("first_sample", now - DAY_MS)
+    is_new = first is None or first > now - 3 * HOUR_MS
+    cells = cells_of(now, *((90, 2 * MINUTE_MS) if is_new else (72, 20 * MINUTE_MS)))
+    shown = []
+    for row in cell_rows(store, "usage_cells", cells):
+        cpu, memory = (row["cpu"], row["memory"]) if row else (None, None)
+        shown.append({"cpu": cpu and round(cpu, 1), "memory_mb": memory and round(memory / MIB, 1)})
+    return series(cells, shown)
+
+def recent_json(store: Store) -> list[dict[str, Any]]:
+    """The last twelve things that happened, newest first."""
+    kinds = ("recent_tasks", "recent_invoices", "recent_starts", "recent_gaps")
+    rows = [dict(row) for kind in kinds for row in store.get(kind)]
+    rows.sort(key=lambda row: row["at"] or 0, reverse=True)
+    return [{**row, "at": utc(row["at"])} for row in rows[:12]]
+
+def now_json(api: Api) -> dict[str, Any]:
+    """All that the page Now shows; `stream` is where a live stream that goes on from here begins."""
+    place, store, now = f"{api.boot}-{api.monitor.ring.newest}", api.store, api.monitor.now()
+    day = now - DAY_MS
+    invoices = {
+        "total": store.first("invoice_count"), "invoices_24h": store.first("invoices_since", day),
+        "waiting_24h": store.first("waiting_since", day),
+    }  # fmt: skip
+    return {
+        **api.status(), "tasks": api.summary(), "invoices": invoices, "uptime": uptime_json(store, now),
+        "usage": usage_json(store, now), "activity": task_series(store, cells_of(now, *SPANS["24h"])),
+        "recent": recent_json(store), "stream": place,
+    }  # fmt: skip
+
+def task_chart(api: Api, call: Call) -> dict[str, Any]:
+    cells = cells_of(api.monitor.now(), *SPANS[call.query.get("span", "24h")])
+    failures = [{**row, "last_at": utc(row["last_at"])} for row in map(dict, api.store.get("failures", cells.start))]
+    return {**task_series(api.store, cells, "TimedCell"), "failures": failures}
+
+def log_chart(api: Api, call: Call) -> dict[str, Any]:
+    """Log entries by time. Keys have the node's own clock, whose distance from UTC the newest entry tells."""
+    cells = cells_of(api.monitor.now(), *SPANS[call.query.get("span", "24h")])
+    newest = next(iter(api.store.get("newest_entry")), None)
+    ahead_s = 0 if newest is None else int.from_bytes(newest["key"][:4], "big") - newest["at"] // 1000
+    ahead_s, shown = round(ahead_s / 900) * 900, []
+    for at in cells:
+        low = at // 1000 + ahead_s
+        shown.append(dict(api.store.get("log_cell", key_of(low), key_of(low + cells.step // 1000))[0]))
+    return {**series(cells, shown), "most": CELL_ENTRIES}
+
+# What the page Setup shows
+
+def database_json(api: Api) -> dict[str, Any]:
+    """What is kept, how much that is, and how much it may become."""
+    store, config = api.store, api.monitor.config
+    return {
+        "size_bytes": store.size_bytes(), "limit_bytes": config.max_db_bytes,
+        "retention_days": config.log_retention_days, "oldestLogAt": utc(store.first("oldest_entry_at")),
+        "tasks": store.get("summary", 0)[0]["total"], "invoices": store.first("invoice_count"),
+        "gaps": store.first("gap_count"),
+    }  # fmt: skip
+
+def setup_json(api: Api) -> dict[str, Any]:
+    """How this tbmon is set up: who can read it, what it may ask Docker, what it keeps."""
+    monitor, config, name = api.monitor, api.monitor.config, api.monitor.config.container_name
+    lists = {"allowedHosts": config.allowed_hosts, "allowedOrigins": config.allowed_origins}
+    calls = [f"/containers/{name}/{call}" for call in ("json", "logs", "stats", "archive")]
+    return {
+        "version": __version__, "startedAt": utc(monitor.started_at), "memory_bytes": resident_bytes(),
+        "source": api.log_status()["source"], "container": name, "host": config.host, "port": config.port,
+        "apiKey": bool(config.api_key), "passwordFrom": "setting" if config.task_data_password else "file",
+        "streamToken": bool(config.ws_auth_required), "trustedProxy": split_list(config.trusted_proxy),
+        **{name: split_list(text) for name, text in lists.items()},
+        "dockerUrl": monitor.engine.url if monitor.engine else None,
+        "dockerCalls": ["/_ping", "/version", *calls] if monitor.engine else [],
+        "dockerFolders": list(ARCHIVE_PREFIXES) if monitor.engine else [], "database": database_json(api),
+    }  # fmt: skip
+
+def doctor_json(api: Api) -> dict[str, Any]:
+    """What `doctor` finds now; it reads the log's end, so that one may run at a time."""
+    if not api.doctor_lock.acquire(timeout=10):
+        raise Refusal(503, "doctor is at work already", {"Retry-After": "5"})
+    try:
+        return {"findings": [
+            {"level": level.lower(), "what": what, "remedy": remedy} for level, what, remedy in api.monitor.doctor()
+        ]}  # fmt: skip
+    finally:
+        api.doctor_lock.release()
+
 STREAM_LOOK_S = 0.5  # a stream looks this often whether its client and its session are still there
 STREAM_REST_S = 0.02  # between two chunks, so that a busy log does not wake every stream for each line
 STREAM_BEAT_S = 15
@@ -5124,10 +5358,13 @@ ROUTES = (
     Route("/api/status", "local", "The node, its container and the verdict on both.", "Status",
           lambda api, call: api.status()),
     Route("/api/status/stats", "local", "Figures of tasks and invoices.", "Overview", lambda api, call: api.stats()),
+    Route("/api/now", "local", "All that the page Now shows, in one answer.", "Now", lambda api, call: now_json(api)),
     Route("/api/tasks", "local", "Tasks, newest first. `matched`: whether there is an invoice.", "Tasks",
           lambda api, call: api.page("task", "tasks", task_json, call), TASKS_QUERY, "Task"),
     Route("/api/tasks/stats/summary", "local", "Figures of tasks. `success_rate` is of finished tasks, in percent.",
           "Summary", lambda api, call: api.summary()),
+    Route("/api/tasks/stats/chart", "local", "Tasks and their durations over time, and failures by reason; `span`"
+          " counts back from now.", "TaskChart", task_chart, SPAN_QUERY),
     Route(TASK, "local", "One task and what happened when.", "TaskDetail", Api.task),
     Route(TASK + "/data", "private", f"Input, output and error words of a task. {DATA}", "TaskData", Api.task_data),
     Route(TASK + "/artifacts", "private", f"The task's wasm module, if the node's cache still has it. {DATA}",
@@ -5145,6 +5382,12 @@ ROUTES = (
           Api.logs, LOGS_QUERY),
     Route("/api/logs/status", "local", "Where the log comes from, and where lines may be missing.", "LogStatus",
           lambda api, call: api.log_status()),
+    Route("/api/logs/chart", "private", f"Log entries over time, by level; `span` counts back from now. {DATA}",
+          "LogChart", log_chart, SPAN_QUERY),
+    Route("/api/setup", "local", "How this tbmon is set up: who can read it, what it may ask Docker, what it keeps.",
+          "Setup", lambda api, call: setup_json(api)),
+    Route("/api/doctor", "private", "What `tbmon.py doctor` finds, looked up now. Private: asks for the task-data"
+          " password.", "Doctor", lambda api, call: doctor_json(api)),
     Route("/api/events", "stream", "The live stream (Server-Sent Events).", "text/event-stream", Api.events),
     Route("/api/auth/login", "open", "Opens a session with the API key, the task-data password or the stream token.",
           "Login", Api.login, method="POST", body="LoginBody"),
@@ -5254,7 +5497,7 @@ def dress(reply: Reply, environ: Mapping[str, Any], show: Callable[[str], str]) 
     gzip_wanted = re.search(r"\bgzip\b(?! *; *q=0(\.0*)? *(,|$))", environ.get("HTTP_ACCEPT_ENCODING", ""))
     if len(content) > GZIP_BYTES and gzip_wanted and headers["Content-Type"] != "application/wasm":
         headers["Content-Encoding"] = "gzip"
-        content = gzip.compress(content, 5, mtime=0)
+        content = gzip.compress(content, 9 if headers["Content-Type"] in SMALLEST else 5, mtime=0)
     return Reply(content, headers, reply.status)
 
 def answer(api: Api, route: Route, path: Mapping[str, str], environ: Mapping[str, Any]) -> Reply:
@@ -5294,17 +5537,52 @@ def is_text(path: str) -> bool:
     except UnicodeError:
         return False
 
+def page_facts(api: Api, environ: Mapping[str, Any]) -> dict[str, Any]:
+    """What the reader of the page may see, as /api/now and /api/auth/status say it; raises Refusal if nothing."""
+    caller = api.guard.find_caller(environ, api.guard.check_origin(environ))
+    api.guard.check("local", caller)
+    if api.fronts.most and api.fronts.take(caller.address):  # a quota of its own: the page does not count as a request
+        raise Refusal(429, "the page was loaded too often")
+    session = caller.session
+    auth = {"session": session is not None, "expiresAt": utc(session.ends_at) if session else None}
+    now = {**now_json(api), "timestamp": None}  # it would make every page a new one
+    return {"now": now, "auth": {**auth, "open": api.guard.open_to(caller)}}
+
+def page_words(verdict: Mapping[str, str] | None) -> dict[str, str]:
+    """The verdict as the page says it."""
+    said = verdict or {"state": "blind", "reason": JUST_STARTED, "advice": "Wait a few seconds."}
+    words = {name: re.sub("`([^`]*)`", "\u201c\\1\u201d", said[name]) for name in ("state", "reason", "advice")}
+    words = {name: re.sub(r"^(?!tbmon|\w+://).", lambda at: at[0].upper(), text) for name, text in words.items()}
+    words["reason"] = words["reason"].rstrip(".") + "."
+    return {**words, "since": f"Since {said['since']}" if said.get("since") else ""}
+
+def filled_page(api: Api, environ: Mapping[str, Any], page: str) -> Reply:
+    """The page with the theme chosen, the verdict as text, for whoever has no JavaScript, and the first answer that
+    its script would ask for. Where the reader may see nothing, the script asks and says what is wrong."""
+    theme = re.search(r"(?:^|;) *tbmon-theme=(light|dark)(?:;|$)", environ.get("HTTP_COOKIE", ""), re.ASCII)
+    page = page.replace('<html lang="en"', f'<html lang="en" data-theme="{theme[1]}"', 1) if theme else page
+    with contextlib.suppress(Refusal, sqlite3.OperationalError):
+        facts = page_facts(api, environ)
+        words = page_words(facts["now"]["verdict"])
+        page = re.sub(r'( data-say="(\w+)">)[^<]*', lambda found: found[1] + html.escape(words[found[2]]), page)
+        page = page.replace('data-state="none"', f'data-state="{words["state"].lower()}"', 1)
+        inlined = json.dumps(facts, separators=(",", ":")).replace("<", "\\u003c")
+        page = page.replace(">null</script>", f">{inlined}</script>", 1)
+    kept = "no-store" if api.monitor.config.api_key else SECURITY_HEADERS["Cache-Control"]
+    return Reply(page, {"Content-Type": CONTENT_TYPES[".html"], "Cache-Control": kept})
+
+def read_pages() -> dict[str, Reply]:
+    """The page's files by their paths; none where only tbmon.py was copied."""
+    files = [path for path in STATIC.glob("*.*") if path.suffix in CONTENT_TYPES]
+    pages = {f"/{path.name}": Reply(path.read_bytes(), {"Content-Type": CONTENT_TYPES[path.suffix]}) for path in files}
+    return pages | ({"/": pages["/index.html"]} if "/index.html" in pages else {})
+
 def build_app(api: Api) -> Any:
     """The WSGI application: ROUTES, the page's files, and JSON for every refusal."""
     import bottle  # only where something is served
     app, request = bottle.Bottle(), bottle.request
     room = threading.Semaphore(ANSWERS)
-    files = {f"/{path.name}": path for path in STATIC.glob("*.*") if path.suffix in CONTENT_TYPES}
-    pages = {
-        name: Reply(path.read_bytes(), {"Content-Type": CONTENT_TYPES[path.suffix]}) for name, path in files.items()
-    }
-    if "/index.html" in pages:
-        pages["/"] = pages["/index.html"]
+    pages = read_pages()
 
     def send(reply: Reply) -> Any:
         sent = dress(reply, request.environ, api.store.show)
@@ -5350,8 +5628,12 @@ def build_app(api: Api) -> Any:
     for path, words in GONE.items():
         refusal = Refusal(410, f"this path of the original monitor is gone: {words}")
         app.route(path, ["GET", "POST", "PUT", "DELETE"], lambda refusal=refusal, **_: refuse(refusal))
+    def serve_front() -> Any:
+        with room:
+            return send(filled_page(api, request.environ, bytes(pages["/"].content).decode()))  # type: ignore[arg-type]
+
     for name, page in pages.items():
-        app.route(name, "GET", functools.partial(send, page))
+        app.route(name, "GET", functools.partial(send, page) if name != "/" else serve_front)
     return app
 
 def listen(config: Config) -> socket.socket:
@@ -5583,7 +5865,7 @@ def serve(config: Config, demo: bool = False) -> int:
         with contextlib.closing(Store(Path(config.db_path), local_key)) as store:
             engine = None if demo or config.log_dir else DockerEngine(config)
             monitor = Monitor(config, store, redactor, engine, stop, demo=demo)
-            monitor.started_at = monitor.now()
+            monitor.started_at, monitor.doctor = monitor.now(), functools.partial(findings, config, demo)
             monitor.outbox = Outbox(store, SharingKeys(config.keys), monitor.now, random.SystemRandom())
             monitor.federation = Federation(
                 config, monitor.outbox, functools.partial(take_publication, monitor),
@@ -5641,10 +5923,14 @@ def run_demo(config: Config) -> int:
 def doctor(config: Config) -> int:
     """Check everything the monitor needs; 1 if something fails."""
     worst = 0
-    for finding in itertools.chain(check_source(config), check_host(config)):
+    for finding in findings(config):
         print(f"{finding.level:<4} {finding.what}" + (f"\n     -> {finding.remedy}" if finding.remedy else ""))
         worst = worst or int(finding.level == "FAIL")
     return worst
+
+def findings(config: Config, demo: bool = False) -> Iterator[Finding]:
+    """All that doctor looks at; of a demo only what there is."""
+    return itertools.chain(warnings_of(config) if demo else check_source(config), check_host(config))
 
 def check_source(config: Config) -> Iterator[Finding]:
     """Settings, and what the node's words come from."""

@@ -155,12 +155,12 @@ TARGETS = [
 
 
 def test_no_spelling_of_a_path_leads_out_of_the_page(site: Program) -> None:
-    home = (tbmon.STATIC / "index.html").read_bytes()
+    home = (tbmon.STATIC / "index.html").read_bytes().partition(b"data-state")[0]  # before what is filled in
     wrong = []
     with ThreadPoolExecutor(8) as clients:
         asked = [f"GET {target} HTTP/1.1\r\n".encode() + HOST + b"\r\n" for target in TARGETS]
         for target, (answer, *more) in zip(TARGETS, clients.map(lambda data: converse(site, data), asked), strict=True):
-            if target == "?/../tbmon.py" and answer.body == home:  # the page, with a query that it does not look at
+            if target == "?/../tbmon.py" and answer.body.startswith(home):  # the page, whatever the query
                 continue
             if answer.status not in (400, 404) or [one.status for one in more] not in ([], [404]):
                 wrong.append((target, answer.status, answer.body[:80]))

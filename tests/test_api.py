@@ -578,7 +578,11 @@ def test_every_answer_carries_the_security_headers(site: Program, path: str, hos
 def test_the_page_and_its_parts_are_served_as_they_are(site: Program, path: str, kind: str) -> None:
     answer = ask(site, path)
     assert (answer.status, answer.headers["Content-Type"].partition(";")[0]) == (200, kind)
-    assert answer.body == (tbmon.STATIC / (path.lstrip("/") or "index.html")).read_bytes()
+    written = (tbmon.STATIC / (path.lstrip("/") or "index.html")).read_bytes()
+    if path == "/":  # the verdict and the first answer are filled in; what stands around them is as written
+        assert answer.body.startswith(written[: written.index(b"data-state")]) and answer.body.endswith(written[-16:])
+    else:
+        assert answer.body == written
 
 
 @pytest.mark.parametrize(

@@ -326,9 +326,9 @@ print(json.dumps([events, sorted(heavy), threading.active_count(), tbmon.log.han
 
 def test_the_files_stay_within_their_line_caps() -> None:
     aggregator = ROOT / "aggregator.py"
-    assert len(SOURCE.splitlines()) < 5800
+    assert len(SOURCE.splitlines()) < 6100
     assert not aggregator.exists() or len(aggregator.read_text("utf-8").splitlines()) <= 600
-    assert sum(len(path.read_bytes().splitlines()) for path in static_files()) <= 1800
+    assert sum(len(path.read_bytes().splitlines()) for path in static_files()) <= 2200
 
 
 def test_what_may_leave_and_how_it_is_sent_can_be_read_in_one_sitting() -> None:
