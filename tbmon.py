@@ -2290,7 +2290,7 @@ class Federation:
         async with connect(url, user, ca, self.pace.connect_s, error_cb=failed) as hub:
             self.last_error, self.told_error = None, ""
             await hub.subscribe(STATS_SUBJECT, cb=self.receive, pending_msgs_limit=8)  # more is a flood, and an error
-            await hub.flush(timeout=5)  # the hub has heard of it
+            await hub.flush(timeout=self.pace.connect_s)  # the hub has heard of it
             self.connected = True
             self.add("reconnections")
             log.info("federation: connected to %s", urllib.parse.urlsplit(url).netloc)

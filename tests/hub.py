@@ -280,8 +280,9 @@ class Hostile(Listening):
         finally:
             self.done += 1
 
-    def hear(self, client: socket.socket, number: int, until: bytes) -> None:
-        while until not in self.said[number]:
+    def hear(self, client: socket.socket, number: int, until: bytes, anew: bool = False) -> None:
+        begin = len(self.said[number]) if anew else 0
+        while until not in self.said[number][begin:]:
             data = client.recv(65536)
             if not data:
                 raise ConnectionError
@@ -290,9 +291,9 @@ class Hostile(Listening):
     def greet(self, client: socket.socket, number: int, **info: Any) -> None:
         """Be a hub up to the client's subscription."""
         client.sendall(b"INFO " + json.dumps({**INFO, **info}).encode() + b"\r\n")
-        self.hear(client, number, b"PING\r\n")
-        client.sendall(b"PONG\r\n")
-        self.hear(client, number, b"SUB ")
+        for _ in range(2):  # it has logged in, and has subscribed
+            self.hear(client, number, b"PING\r\n", anew=True)
+            client.sendall(b"PONG\r\n")
 
 
 def unmasked(stream: bytes) -> tuple[bytes, bytes]:
