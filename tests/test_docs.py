@@ -68,10 +68,19 @@ def test_every_name_in_capitals_is_a_setting() -> None:
     assert named - known <= {f"{name}_FILE" for name in known} and len(named) >= 6
 
 
+def test_the_table_has_every_setting_with_its_default_and_meaning() -> None:
+    rows = re.findall(r"^\| ([A-Z_]+) \| (.+) \| (.+) \|$", README, re.M)
+    told = []
+    for item in fields(tbmon.Config):
+        default = str(item.default).lower() if item.type == "bool" else item.default
+        told.append((item.name.upper(), f"`{default}`" if default != "" else "none", item.metadata["help"]))
+    assert rows == told
+
+
 def test_every_file_and_make_target_it_names_exists() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"make ([a-z]+)", README)) <= targets
-    assert all((ROOT / name).exists() for name in re.findall(r"\b(?:tbmon\.py|docs/\S+\.md)\b", README))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"`make ([a-z-]+)", README)) <= targets
+    assert all((ROOT / name).exists() for name in re.findall(r"\b(?:tbmon\.py|docs/[\w.-]+\.\w+)\b", README))
 
 
 def test_the_packages_are_the_same_wherever_they_are_named() -> None:
