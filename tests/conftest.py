@@ -34,6 +34,7 @@ import tbmon  # noqa: E402
 
 SOCKET = "/var/run/docker.sock"
 IMAGE = "tbmon-test/busybox:1"
+BEGUN = float(os.environ.setdefault("TBMON_TESTS_BEGUN", str(time.time())))  # the same in each of pytest's processes
 APPLETS = ("sh", "cat", "sleep", "mkdir", "ln", "mv", "cp")
 WALLET = "0x558fA1b2C3d4E5f60718293a4B5c6D7e8F901234"
 VERSION = "1.120.0-beta.275"

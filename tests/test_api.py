@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import contract
 import pytest
-from conftest import VERSION, WALLET, Program, header, wait_for
+from conftest import BEGUN, VERSION, WALLET, Program, header, wait_for
 
 import tbmon
 
@@ -23,7 +23,7 @@ IDS = [f"{number:08x}-5b7a-4c11-9a60-0d5e8f7a1b2c" for number in range(6)]
 REQUESTER = "0xAbCdEf0123456789aBcDeF0123456789ABCDEF01"
 HASH = "4be1" * 16
 HUGE = 2**60 + 1
-START = int(time.time()) - 7200
+START = int(BEGUN) - 7200
 PASSWORD, KEY, UTF8 = "open sesame", "schlüssel-à", "größe-à"  # the last byte of à is a blank elsewhere
 
 
