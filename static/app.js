@@ -86,11 +86,17 @@ function put(element, attributes, children) {
 
 /** Make the children of `parent` like `fresh`, keeping what is there, so that focus, selection and scroll stay. */
 function morph(parent, fresh) {
-  const keyed = new Map([...parent.children].filter((child) => child.dataset.key).map((child) =>
-    [child.dataset.key, child]));
+  const wanted = new Set(fresh.map((node) => node.dataset?.key));
+  const keyed = new Map();
+  for (const child of [...parent.children].filter((one) => one.dataset.key)) {
+    // What goes, goes first: moving what stays to before it would take the focus away.
+    if (wanted.has(child.dataset.key) && !keyed.has(child.dataset.key)) keyed.set(child.dataset.key, child);
+    else child.remove();
+  }
   let at = parent.firstChild;
   for (const node of fresh) {
     const known = node.dataset?.key ? keyed.get(node.dataset.key) : at && isLike(at, node) ? at : null;
+    keyed.delete(node.dataset?.key); // a second one of the same key is an element of its own
     if (!known) parent.insertBefore(node, at);
     else if (known === at) at = at.nextSibling;
     else parent.insertBefore(known, at);
@@ -340,8 +346,12 @@ function tick() {
 
 function poll() {
   if (document.hidden) return;
+  if (!auth()) { // whoever does not know what it may ask for asks for nothing else
+    if (!state.boxes.get(AUTH).loading) changeAccess();
+    return;
+  }
   for (const [path, box] of state.boxes) {
-    if (path === AUTH && box.data && !box.error) continue;
+    if (path === AUTH) continue;
     const isLively = path.startsWith('api/federation/'); // its stream tells of figures, not of the connection
     const isOld = Date.now() - (box.askedAt ?? box.at) > (isLively ? REST_MS : RENEW_MS);
     if (isOld || (!box.locked && (state.live.mode !== 'live' || box.error))) box.stale = true;
@@ -507,7 +517,7 @@ function boxed(box, show) {
   if (box.locked) return auth()?.open.local === false ? lockedOut() : unlock();
   if (!box.data && !box.error) return h('p', { class: 'loading', role: 'status' }, 'Asking tbmon …');
   if (!box.data) return h('p', { class: 'note warn' }, sentence(box.error.message),
-    '. It is asked for again by itself.');
+    ' It is asked for again by itself.');
   return [box.error && notRenewed(box), show(box.data)];
 }
 
@@ -592,7 +602,7 @@ function meter(used, limit, show) {
 function readRoute() {
   const [, path = '', query = ''] = /^#\/([^?]*)\??(.*)$/.exec(location.hash) ?? [];
   const [page, id] = path.split('/');
-  return { page: Object.hasOwn(PAGES, page) ? page : 'now', id: id ? decodeURIComponent(id) : null,
+  return { page: Object.hasOwn(PAGES, page) ? page : 'now', id: id || null, // of hex digits and hyphens, never escaped
     query: new URLSearchParams(query) };
 }
 
@@ -678,9 +688,9 @@ function usageCharts({ usage, stats, container }) {
       marks: () => [gridLine(cells), lineOf(cells, (cell) => cell[name], most, '', true)],
     });
   };
-  const limit = stats ? ` of ${count(stats.memory.limit)} MB` : '';
+  const limit = stats ? ` of ${count(stats.memory.limit)} MiB` : '';
   return [one('cpu', 'Processor', 'cpu', ' %', stats?.cpu, ''),
-    one('memory', 'Memory', 'memory_mb', ' MB', stats?.memory.usage, limit)];
+    one('memory', 'Memory', 'memory_mb', ' MiB', stats?.memory.usage, limit)];
 }
 
 function uptimeChart({ uptime }) {
@@ -728,7 +738,7 @@ function nodeFacts({ node, container, stats }) {
   return facts([...own, ['Container', `${container.name}, ${container.state}`], ['Image', container.image],
     ['Started', time(container.startedAt)],
     ['Restarts', count(container.restartCount)], stats && ['Memory', meter(stats.memory.usage, stats.memory.limit,
-      (value) => `${count(value)} MB`)]].filter(Boolean));
+      (value) => `${count(value)} MiB`)]].filter(Boolean));
 }
 
 // Tasks
@@ -886,7 +896,7 @@ function invoicesPage({ query }) {
   const lead = 'What the network says it owes this node. Gas units are steps times their price, no amount of money.';
   const task = query.has('execution_id') && h('p', { class: 'small' }, `of task ${shortId(query.get('execution_id'))}`);
   return [
-    head('Invoices', lead, h('p', {}, h('a', file, 'Download as CSV'))),
+    head('Invoices', lead, h('p', {}, h('a', file, 'Download the newest 1,000 as CSV'))),
     boxed(need('api/invoices/summary'), (data) => [
       h('div', { 'data-key': 'metrics' }, metrics(invoiceMetrics(data))), monthsChart(data.months),
     ]),
@@ -1387,7 +1397,7 @@ function drawTrouble() {
   document.body.classList.toggle('stale', Boolean(state.trouble));
   const element = find('#trouble');
   element.hidden = !state.trouble;
-  morph(element, state.trouble ? [h('span', {}, `${sentence(state.trouble)}. `), box?.data
+  morph(element, state.trouble ? [h('span', {}, `${sentence(state.trouble)} `), box?.data
     ? h('span', {}, 'What stands here is from ', time(new Date(box.at + state.skewMs).toISOString()), '.')
     : h('span', {}, 'It is asked again by itself.')] : []);
 }
@@ -1397,6 +1407,12 @@ function takeFacts() {
     usedAt: Infinity });
   const known = JSON.parse(find('#facts').textContent);
   if (!known) return;
+  if (performance.getEntriesByType('navigation')[0]?.transferSize === 0) { // kept by the browser, who knows how long
+    for (const element of document.querySelectorAll('[data-say]')) element.textContent = '';
+    find('[data-say="state"]').textContent = 'No answer yet';
+    find('#verdict').dataset.state = 'none';
+    return;
+  }
   const box = { error: null, locked: false, stale: false, loading: false, at: Date.now(), askedAt: Date.now(),
     usedAt: Date.now() };
   state.boxes.set('api/now', { ...box, data: known.now });

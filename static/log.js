@@ -45,12 +45,13 @@ function densityChart(data) {
   const total = sum(cells, 'entries');
   const isCut = cells.some((cell) => cell.entries === most);
   const [errors, warnings] = [sum(cells, 'errors'), sum(cells, 'warnings')];
-  const least = isCut ? 'at least ' : '';
-  const summary = `${least}${count(total)}, ${plural(errors, 'error')}, ${plural(warnings, 'warning')}`;
+  const summary = [`${count(total)}`, plural(errors, 'error'), plural(warnings, 'warning')]
+    .map((text) => (isCut ? `at least ${text}` : text)).join(', ');
   return chart({ id: 'density', source: data, title: 'Entries in 24 hours',
     summary: `${summary}; a click or Enter goes there`,
     cells, low: true, axis: dayAxis,
-    heads: ['Entries', 'Errors', 'Warnings'], row: (cell) => [cell.entries, cell.errors, cell.warnings],
+    heads: ['Entries', 'Errors', 'Warnings'], row: (cell) =>
+      [cell.entries, cell.errors, cell.warnings].map((value) => (cell.entries === most ? `at least ${value}` : value)),
     legend: [['fill-bad', 'error'], ['fill-warn', 'warning'], ['fill-soft', 'other']],
       marks: () => stacked(cells, [['fill-bad', (cell) => cell.errors], ['fill-warn', (cell) => cell.warnings],
       ['fill-soft', (cell) => cell.entries - cell.errors - cell.warnings]]) });
@@ -82,8 +83,8 @@ function logFrame(query) {
 /** Read the entries that the address asks for: the newest, or those before a time. */
 async function openTail(query) {
   const key = query.toString();
-  const end = query.has('at') ? after(query.get('at'), 1000) : query.has('until')
-    ? new Date(`${query.get('until').slice(0, 16)}Z`).toISOString() : null;
+  const place = Date.parse(query.get('at') ?? `${query.get('until')?.slice(0, 16)}Z`);
+  const end = place ? new Date(place + (query.has('at') ? 1000 : 0)).toISOString() : null;
   Object.assign(tail, { key, entries: [], pending: [], waiting: 0, errors: 0, done: false, error: null, locked: false,
     following: !end, open: query.get('entry'), aim: end && (query.get('entry') ?? 'end'), full: null,
     filters: logFilters(query) });

@@ -140,7 +140,7 @@ def test_invoices_are_counted_by_month_and_can_be_downloaded(tab: Tab, demo: Pro
     tab.see(re.compile(rf"{summary['total']} invoices in 12 months"))
     assert tab.page.locator(".cards tbody tr").count() == summary["penalised"] > 0
     with tab.page.expect_download() as waited:
-        tab.page.get_by_role("link", name="Download as CSV").click()
+        tab.page.get_by_role("link", name="Download the newest 1,000 as CSV").click()
     lines = Path(waited.value.path()).read_text().splitlines()
     assert lines[0].startswith("id,invoice_id") and len(lines) == summary["penalised"] + 1
 
@@ -277,6 +277,23 @@ def test_an_api_key_is_asked_for_without_losing_the_place(browser: Any, program:
         tab.page.get_by_role("button", name="Log out").first.click()
         tab.page.locator("#login #secret").wait_for()
         assert "3f1c9d2e" not in tab.page.locator("main").inner_text()
+
+
+def test_a_question_of_access_that_fails_once_is_asked_again(browser: Any, program: Callable[..., Program]) -> None:
+    one = follow(program(API_KEY=KEY), task(NAME))
+    with Tab(browser, one) as tab:
+        tab.page.locator("#login #secret").wait_for()
+        tab.page.route("**/api/auth/status", lambda route: route.abort(), times=1)
+        tab.page.reload()
+        tab.page.locator("#login #secret").wait_for()
+
+
+def test_an_address_that_means_nothing_breaks_no_page(tab: Tab) -> None:
+    tab.page.goto(f"{tab.base}#/tasks/%E0")
+    tab.see(re.compile("no task", re.I))
+    tab.page.goto(f"{tab.base}#/logs?until=abc")
+    tab.page.locator("#password").wait_for()
+    assert not [one for one in tab.complaints if "URI malformed" in one or "Invalid time" in one]
 
 
 def test_a_session_that_ends_hides_what_is_private_and_keeps_the_place(browser: Any, demo: Program) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 from conftest import Program, Watch, header, wait_for
+from hub import Station, station
 from test_lists import fetch
 from test_page import follow, task
 
 import tbmon
 
+__all__ = ["station"]  # a fixture
 MINUTE, HOUR, DAY = tbmon.MINUTE_MS, tbmon.HOUR_MS, tbmon.DAY_MS
 NOW = 1_800_000_000_000 // (8 * HOUR) * 8 * HOUR + 3 * HOUR  # three hours into a cell
 
@@ -128,3 +130,12 @@ def test_setup_and_doctor_tell_how_this_tbmon_stands(program: Callable[..., Prog
     found = fetch(one, "/api/doctor", **key).json["findings"]
     whats = [row["what"] for row in found]
     assert "API_KEY is short enough to be guessed" in whats and f"tbmon answers on port {one.port}" in whats
+
+
+def test_a_rate_is_of_all_only_if_none_failed(station: Callable[..., Station]) -> None:
+    one = station("nats://127.0.0.1:1")
+    names = [f"{number:08x}-1111-4000-8000-000000000000" for number in range(2500)]
+    tasks = [tbmon.Task(name, status="completed", evidence=tbmon.IN_LOG) for name in names]
+    with one.store.write() as db:
+        one.store.save_tasks(db, [*tasks[1:], replace(tasks[0], status="failed")])
+    assert one.api.summary()["success_rate"] == 99.9

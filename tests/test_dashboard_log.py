@@ -68,6 +68,17 @@ def test_what_the_node_says_appears_by_itself_unless_paused(tab: Tab, site: Prog
     assert tab.complaints == []
 
 
+def test_the_focus_stays_on_an_entry_while_others_come(tab: Tab, site: Program) -> None:
+    say(site, header("said to be held"))
+    tab.see("said to be held")
+    row = tab.page.locator(".log-row", has_text="said to be held")
+    row.focus()
+    for number in range(3):
+        say(site, header(f"said meanwhile {number}"))
+        tab.see(f"said meanwhile {number}")
+    assert row.evaluate("row => row === document.activeElement")
+
+
 def test_filters_stand_in_the_address_and_hold_for_what_comes(tab: Tab, site: Program) -> None:
     tab.page.get_by_label("Level").select_option("error")
     tab.page.locator(".log-row.error").first.wait_for()
