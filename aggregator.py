@@ -570,8 +570,8 @@ def healthcheck(config: Config, _: str) -> int:
 
 def backup(config: Config, target: str) -> int:
     """Copy the database, beside a running aggregator."""
-    if not target or Path(target).exists():
-        raise UserError("backup takes the name of a file that does not exist yet")
+    if not target or Path(target).exists() or not Path(target).absolute().parent.is_dir():
+        raise UserError("backup takes the name of a file that does not exist yet, in a folder that does")
     os.umask(0o077)
     read(Path(config.db_path), QUERIES["backup"], target)
     print(f"{config.db_path} is copied to {target}")

@@ -5002,7 +5002,7 @@ class Api:
 
     def enable(self, call: Call) -> dict[str, Any]:
         self.share(call, enabled=True)
-        return self.done("federation is on: what leaves is under /api/federation/preview and /api/federation/sent")
+        return self.done("federation is on: preview shows what waits, sent what left")
 
     def disable(self, call: Call) -> dict[str, Any]:
         self.share(call, enabled=False)
@@ -5966,7 +5966,7 @@ def check_container(name: str, engine: DockerEngine) -> Iterator[Finding]:
     yield Finding("OK", f"log driver {container.log_driver}")
     yield check_log(engine, container)
     there = resolve(engine, name, EVENT_DB_PATH) is not None
-    remedy = "" if there else f"Normal for a node without a task so far; it is looked for under {EVENT_DB_PATH}."
+    remedy = "" if there else f"Normal before the first task. No invoice is confirmed without it. Path: {EVENT_DB_PATH}"
     yield Finding("OK" if there else "WARN", f"event database {'found' if there else 'not found'}", remedy)
 
 def check_log(engine: DockerEngine, container: Container) -> Finding:

@@ -545,7 +545,9 @@ const username = () => h('input', { name: 'username', autocomplete: 'username', 
 
 function passwordPlace() {
   const { data } = need('api/setup');
-  if (data?.passwordFrom === 'setting') return 'It is what TASK_DATA_PASSWORD was set to when tbmon was started.';
+  if (data?.passwordFrom === 'setting') {
+    return 'It was set when tbmon was started, by TASK_DATA_PASSWORD or in the file TASK_DATA_PASSWORD_FILE.';
+  }
   return ['tbmon made it at its first start. It stands in the file ', h('code', {}, 'task-data.password'),
     ' beside the database, and in the start-up log behind the key sign.'];
 }
@@ -974,7 +976,7 @@ function federationPage() {
   const said = state.said && h('p', { class: 'note', role: 'status' }, state.said);
   const parts = status.data?.enabled ? joinedParts() : outsideParts();
   return [
-    head('Federation', 'How all the nodes do that share a little of themselves. Off until you opt in.'),
+    head('Federation', 'How all the nodes do that share a little of themselves.'),
     boxed(status, (data) => [data.enabled && federationState(data), said, parts]),
   ].flat(Infinity).filter(Boolean);
 }
@@ -988,7 +990,8 @@ const federationState = ({ status, lastError, stats }) => h('div', { 'data-key':
 
 function outsideParts() {
   const bytes = ({ examples }) => h('div', { class: 'stack' },
-    muted('Your heartbeat, newest task and newest invoice, with keys made for this look only.'), examples.map(message));
+    muted('A heartbeat, your newest completed task and newest invoice, or a made-up one where there is none yet,'
+      + ' with keys made for this look only.'), examples.map(message));
   return [
     block('Before you join', list(LIMITS)),
     block('The exact bytes', boxed(need('api/federation/preview'), bytes)),
@@ -1047,7 +1050,7 @@ function networkParts(data) {
       ['Invoices', shown(data.totalInvoices), '', `${shown(data.invoicesLast24h)} in 24 hours`],
     ])),
     small('Received ', time(data.lastUpdated), data.snapshotAt && [', counted ', time(data.snapshotAt)],
-      '. A dash is a figure withheld because too few nodes stand behind it.'),
+      '. A dash is a figure that is withheld, or of which there is none yet.'),
     pair(distribution('Time a task takes', data.executionTimeDistribution),
       distribution('Gas used', data.gasUsageDistribution), distribution('Memory used', data.memoryUsedDistribution),
       distribution('Steps of invoices', data.stepsComputedDistribution),
@@ -1130,7 +1133,7 @@ function readers(data) {
   const isNear = /^(127\.|::1$|localhost$)/.test(data.host);
   return [
     isNear ? `This machine only: tbmon listens on ${data.host}, port ${data.port}.`
-      : `Every machine that reaches port ${data.port} of ${data.host}.`,
+      : `Whoever reaches port ${data.port} of ${data.host}, or the port that a container publishes for it.`,
     data.apiKey ? 'Everything asks for the API key.'
       : `Status, tasks and invoices ask for nothing${isNear ? '.' : ': set API_KEY to change that.'}`,
     'Log entries, input and output of tasks, and artifacts ask for the task-data password, which'
@@ -1147,7 +1150,7 @@ function dockerPart(data) {
     : 'None: tbmon reads log files and does not use Docker.');
   return [h('p', {}, 'GET and HEAD only, on ', h('code', {}, data.dockerUrl), ', and only these paths:'),
     list(data.dockerCalls, 'plain mono'), small('Files are read under ', data.dockerFolders.join(', '),
-    ' only. The socket itself allows more: a socket proxy can hold tbmon to this list.')];
+    ' only. The socket itself allows more, unless a socket proxy holds tbmon to this list.')];
 }
 
 const databasePart = (data) => facts([

@@ -220,6 +220,7 @@ def test_a_node_is_followed_from_idle_to_work_to_its_end(
         ran = {"wasm": {"size": 1, "hash": digest(1)}, "prepare": {"cached": True}}
         for words in (task(NAME), output(True, executionId=NAME, execution=ran), f"Execution {NAME} completed"):
             node.say(header(words))
+        wait_for(lambda: one.get(f"/api/tasks/{NAME}")[1].get("status") == "completed")
         tab.go(f"tasks/{NAME}")
         with tab.page.expect_download() as waited:
             tab.page.get_by_role("link", name="Download the wasm module").click()
