@@ -297,9 +297,9 @@ def fill(store: aggregator.Store, tasks: int, now: int) -> None:
         tally=[(*one, tasks // (shares[one[1]] or 7)) for one in ranges]
         + [(0, "task_completed.status", "completed", tasks), (0, "task_completed.cached", "True", tasks // 2)]
         + [(at, kind, "", tasks // len(windows)) for at in windows for kind in ("task_received", "invoice_created")],
-        node=[(one, now - tbmon.WINDOW_MS, now, None) for one in nodes],
+        node=[(one, now - tbmon.WINDOW_MS, now, None, now) for one in nodes],
         present=[(now - at, one) for at in (0, tbmon.WINDOW_MS) for one in nodes],
-        seen=((number * 10**12, hour) for number in range(tasks)),
+        seen=((number * 9 * 10**11, hour) for number in range(tasks)),
     )
 
 
