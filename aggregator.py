@@ -167,8 +167,8 @@ QUERIES = {
     "hours": f"SELECT at / {HOUR_MS}, count FROM tally WHERE name = 'ids' ORDER BY at DESC",
     "known": "SELECT key FROM seen WHERE key IN (SELECT value FROM json_each(?))",
     "nodes": "SELECT id FROM node",
-    "present": "SELECT count(DISTINCT node) FROM present JOIN node ON id = node WHERE at BETWEEN ? AND ?"
-    " AND (left_at IS NULL OR left_at > ?)",
+    "present": "SELECT (SELECT count(DISTINCT node) FROM present WHERE at BETWEEN ?1 AND ?2) - (SELECT count(*)"
+    " FROM node WHERE left_at <= ?3 AND EXISTS (SELECT 1 FROM present WHERE at BETWEEN ?1 AND ?2 AND node = id))",
     "heard": "SELECT count(*) FROM node WHERE first <= ? AND last > ? AND (left_at IS NULL OR left_at > ?)",
     "backup": "VACUUM INTO ?",
     "peers": f"SELECT id, last FROM node WHERE last >= ? AND left_at IS NULL ORDER BY id LIMIT {MAX_PEERS}",
