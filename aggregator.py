@@ -136,7 +136,7 @@ class Batch:
 
 APPLICATION_ID = 0x7462_6167  # marks our files
 KEPT_HOURS = 8 * 24  # an id is known for so long: monitors send again for 7 days
-MAX_KEYS = 10_000_000  # about 150 MB; in a flood the oldest are forgotten first
+MAX_KEYS = 10_000_000  # about 200 MB; in a flood the oldest are forgotten first
 MAX_NODES, MAX_PEERS = 200_000, 500  # known, and shown
 NODE_MS = 2 * DAY_MS  # installations not heard of for longer are forgotten
 SCHEMA = """
@@ -265,7 +265,7 @@ class Store:
             self.db.execute("PRAGMA incremental_vacuum(1000)").fetchall()
             yield
 
-# 4. Publication (pure)
+# 4. Publication (disk)
 
 DISTRIBUTIONS = {  # field of the publication: field of the messages, and its values
     "executionTimeDistribution": ("task_completed.executionTimeBucket", (*tbmon.TIME_RANGES, "unknown")),

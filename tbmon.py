@@ -17,9 +17,9 @@ passes; 6 is the only section that opens an outbound connection.
 
 Threads: main (waitress and its workers), `ingest` (the only one that writes
 what the node did, with one short-lived `reader` per connection to the engine),
-`upkeep` (container state, statistics, verdict, retention) and, only after
-opting in, `federation`. All of them end when `stop` is set; one that dies of a
-bug of ours ends the process.
+`upkeep` (container state, statistics, verdict, retention), `watchdog` if systemd
+wants signs of life and, only after opting in, `federation`. All of them end when
+`stop` is set; one that dies of a bug of ours ends the process.
 
 Sections: 1 Configuration, 2 Time, 3 Node data, 4 Store, 5 Privacy,
 6 Federation, 7 Docker, 8 Ingest, 9 API, 10 Main. Each uses only what stands
@@ -4636,6 +4636,11 @@ class Guard:
         """True if the caller may have data of the class `access`."""
         return all(self.holds(grant, caller) for grant in NEEDS[access])
 
+    def access(self, caller: Caller) -> dict[str, Any]:
+        """The caller's session, and what is open to it."""
+        ends_at = caller.session.ends_at if caller.session else None
+        return {"session": ends_at is not None, "expiresAt": utc(ends_at), "open": self.open_to(caller)}
+
     def open_to(self, caller: Caller) -> dict[str, bool]:
         """Which classes the caller's session and headers open."""
         return {access: self.opens(access, caller) for access in CREDENTIALS}
@@ -4892,9 +4897,7 @@ class Api:
 
     def auth_status(self, call: Call) -> dict[str, Any]:
         self.guard.check("open", call.caller, CREDENTIALS)
-        session = call.caller.session
-        shown = {"session": session is not None, "expiresAt": utc(session.ends_at) if session else None}
-        return {**shown, "open": self.guard.open_to(call.caller)}
+        return self.guard.access(call.caller)
 
     def audit_json(self, row: sqlite3.Row) -> dict[str, Any]:
         shown = {name: row[name] for name in ("id", "event", "address", "detail")}
@@ -5543,10 +5546,8 @@ def page_facts(api: Api, environ: Mapping[str, Any]) -> dict[str, Any]:
     api.guard.check("local", caller)
     if api.fronts.most and api.fronts.take(caller.address):  # a quota of its own: the page does not count as a request
         raise Refusal(429, "the page was loaded too often")
-    session = caller.session
-    auth = {"session": session is not None, "expiresAt": utc(session.ends_at) if session else None}
     now = {**now_json(api), "timestamp": None}  # it would make every page a new one
-    return {"now": now, "auth": {**auth, "open": api.guard.open_to(caller)}}
+    return {"now": now, "auth": api.guard.access(caller)}
 
 def page_words(verdict: Mapping[str, str] | None) -> dict[str, str]:
     """The verdict as the page says it."""
@@ -5566,7 +5567,7 @@ def filled_page(api: Api, environ: Mapping[str, Any], page: str) -> Reply:
         words = page_words(facts["now"]["verdict"])
         page = re.sub(r'( data-say="(\w+)">)[^<]*', lambda found: found[1] + html.escape(words[found[2]]), page)
         page = page.replace('data-state="none"', f'data-state="{words["state"].lower()}"', 1)
-        inlined = json.dumps(facts, separators=(",", ":")).replace("<", "\\u003c")
+        inlined = COMPACT.encode(facts).replace("<", "\\u003c")
         page = page.replace(">null</script>", f">{inlined}</script>", 1)
     kept = "no-store" if api.monitor.config.api_key else SECURITY_HEADERS["Cache-Control"]
     return Reply(page, {"Content-Type": CONTENT_TYPES[".html"], "Cache-Control": kept})
@@ -5599,6 +5600,10 @@ def build_app(api: Api) -> Any:
         except Refusal as refusal:
             return refuse(refusal)
 
+    def serve_front() -> Any:
+        with room:
+            return send(filled_page(api, request.environ, bytes(pages["/"].content).decode()))  # type: ignore[arg-type]
+
     def failed(error: Any) -> Any:
         """Bottle's way out: unknown path, wrong method, or a bug of ours."""
         if error.exception is not None:
@@ -5628,10 +5633,6 @@ def build_app(api: Api) -> Any:
     for path, words in GONE.items():
         refusal = Refusal(410, f"this path of the original monitor is gone: {words}")
         app.route(path, ["GET", "POST", "PUT", "DELETE"], lambda refusal=refusal, **_: refuse(refusal))
-    def serve_front() -> Any:
-        with room:
-            return send(filled_page(api, request.environ, bytes(pages["/"].content).decode()))  # type: ignore[arg-type]
-
     for name, page in pages.items():
         app.route(name, "GET", functools.partial(send, page) if name != "/" else serve_front)
     return app

@@ -16,7 +16,6 @@ import os
 import platform
 import py_compile
 import random
-import re
 import shutil
 import signal
 import sqlite3
@@ -31,7 +30,7 @@ from pathlib import Path
 
 import conftest
 import pytest
-from conftest import WALLET, Node, Program, docker, header, wait_for
+from conftest import WALLET, Node, Program, docker, figure_of, header, wait_for
 from federation_feed import UNLIMITED, Aggregation, Feed, Publisher
 from hub_conf import Server
 
@@ -151,7 +150,7 @@ class Monitor(Program):
 
     def memory_mib(self, name: str) -> float:
         """VmRSS (now) or VmHWM (the most ever) of the process."""
-        return int(Path(f"/proc/{self.process.pid}/status").read_text().partition(name + ":")[2].split()[0]) / 1024
+        return figure_of(self.process.pid, name) / 1024
 
     def cpu_s(self) -> float:
         spent = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
@@ -339,9 +338,7 @@ def network(folder: Path, quick: bool, minutes: float = 1) -> Iterator[Figure]:
 
 def peak_mib(aggregation: Aggregation) -> float:
     assert aggregation.process is not None
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{aggregation.process.pid}/status").read_text())
-    assert found is not None
-    return int(found[1]) / 1024
+    return figure_of(aggregation.process.pid, "VmHWM") / 1024
 
 
 MEASURES: dict[str, Callable[[Path, bool], Iterator[Figure]]] = {

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import Program, discard, missing, wait_for
+from conftest import Program, discard, figure_of, missing, wait_for
 
 import tbmon
 
@@ -377,9 +377,7 @@ class Stepped(Program):
 
     def peak_bytes(self) -> int:
         """The most memory that the process has held."""
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
-        assert found is not None
-        return int(found[1]) * 1024
+        return 1024 * figure_of(self.process.pid, "VmHWM")
 
 
 BEGIN = 1_780_000_007_000  # ms; no edge of a window

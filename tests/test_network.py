@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Node, header, wait_for
+from conftest import Node, figure_of, header, wait_for
 from federation_feed import Aggregation, Feed, Publisher
 from hub import Stepped, stepped
 from hub_conf import MONITOR, Server
@@ -122,5 +121,4 @@ def test_of_what_ten_thousand_nodes_say_in_a_minute_nothing_is_lost(network: tup
     wait_for(lambda: aggregator.counted() == WORK and len(aggregator.present()) == NODES, 40)
     assert aggregator.dropped() == {}
     assert aggregator.process is not None
-    peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{aggregator.process.pid}/status").read_text())
-    assert peak is not None and int(peak[1]) < 120 * 1024
+    assert figure_of(aggregator.process.pid, "VmHWM") < 120 * 1024

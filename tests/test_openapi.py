@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import contract
 import jsonschema
 import pytest
-from conftest import Program, header, missing, wait_for
+from conftest import Program, figure_of, header, wait_for
 from hub import Hub, Station
 from test_api import (
     HASH,
@@ -554,24 +554,15 @@ class Client:
             self.seen.add(alike)
 
 
-def figure_of(program: Program, name: str) -> int:
-    """A figure that the kernel tells of the process."""
-    with contextlib.suppress(OSError):
-        status = Path(f"/proc/{program.process.pid}/status").read_text()
-        return int(re.findall(rf"^{name}:\s+(\d+)", status, re.M)[0])
-    missing("/proc")
-    return 0
-
-
 def resident_bytes(program: Program) -> int:
-    return 1024 * figure_of(program, "VmRSS")
+    return 1024 * figure_of(program.process.pid, "VmRSS")
 
 
 def test_ten_thousand_random_requests_get_what_the_document_promises(tmp_path: Path) -> None:
     program = start(tmp_path)
     try:
         wait_for(lambda: len(allowed(program, "/api/logs")["logs"]) == len(STORY))
-        threads_before = figure_of(program, "Threads")
+        threads_before = figure_of(program.process.pid, "Threads")
         clients = [Client(program) for _ in range(CLIENTS)]
         warm = threading.Barrier(CLIENTS, timeout=120)
         before: list[int] = []
@@ -589,7 +580,8 @@ def test_ten_thousand_random_requests_get_what_the_document_promises(tmp_path: P
                 done.result()
         change(program, "disable")
         assert resident_bytes(program) - min(before) < MOST_GROWTH_BYTES
-        wait_for(lambda: figure_of(program, "Threads") <= threads_before)  # none that was told to leave is still there
+        # none that was told to leave is still there
+        wait_for(lambda: figure_of(program.process.pid, "Threads") <= threads_before)
         outcomes = sum((client.outcomes for client in clients), Counter[tuple[str, int]]())
         statuses: Counter[int] = Counter()
         for (_, status), number in outcomes.items():

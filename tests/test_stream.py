@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import contract
 import pytest
 import test_page
-from conftest import Node, Program, docker, header, wait_for
+from conftest import Node, Program, docker, figure_of, header, wait_for
 from test_api import HUGE, PASSWORD, Answer, allowed, ask, elsewhere, invoice, output, over_files, received, write
 
 import tbmon
@@ -628,9 +628,7 @@ def test_a_hundred_streams_hold_and_the_api_answers_at_once(tmp_path: Path) -> N
 
 def peak_mib(program: Program) -> float:
     """The most memory that the program has held so far."""
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{program.process.pid}/status").read_text(), re.M)
-    assert found is not None
-    return int(found[1]) / 1024
+    return figure_of(program.process.pid, "VmHWM") / 1024
 
 
 def test_a_reader_that_never_reads_is_cut_and_costs_neither_memory_nor_others(tuned: Program) -> None:
