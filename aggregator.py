@@ -265,7 +265,7 @@ class Store:
             self.db.execute("PRAGMA incremental_vacuum(1000)").fetchall()
             yield
 
-# 4. Publication (disk)
+# 4. Publication (pure)
 
 DISTRIBUTIONS = {  # field of the publication: field of the messages, and its values
     "executionTimeDistribution": ("task_completed.executionTimeBucket", (*tbmon.TIME_RANGES, "unknown")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -81,10 +82,11 @@ def test_charts_have_two_hundred_cells_at_most() -> None:
 
 
 def test_upkeep_notes_each_minute_and_forgets_after_a_month(tmp_path: Path) -> None:
-    with Watch(tmp_path / "data", log_dir=str(tmp_path)) as watch:
-        old = watch.monitor.now() - tbmon.SAMPLE_MS - HOUR
-        (tmp_path / "a.log").write_text(header("Starting services") + "\n")
-        note(watch.store, old, 3, True)
+    watch, old = Watch(tmp_path / "data", log_dir=str(tmp_path)), int(time.time() * 1000) - tbmon.SAMPLE_MS - HOUR
+    (tmp_path / "a.log").write_text(header("Starting services") + "\n")
+    with contextlib.closing(tbmon.Store(Path(watch.config.db_path), watch.key)) as store:
+        note(store, old, 3, True)
+    with watch:
         wait_for(lambda: watch.store.read("SELECT 1 FROM sample WHERE at > ?", (old + DAY,)))
         times = [row["at"] for row in watch.store.read("SELECT at FROM sample ORDER BY at")]
         assert all(at % MINUTE == 0 and at > old + DAY for at in times) and len(times) <= 2
