@@ -16,7 +16,9 @@ lint: $(VENV)/dev
 bench: $(VENV)/dev
 	$(VENV)/bin/python tests/bench.py
 
+# The long form of the fault suite: some three hours, of which one is the load alone.
 soak: $(VENV)/dev
+	TBMON_SOAK=1 $(VENV)/bin/python -m pytest tests/faults
 	$(VENV)/bin/python tests/bench.py --soak --only network
 
 image:

@@ -36,6 +36,7 @@ SOCKET = "/var/run/docker.sock"
 IMAGE = "tbmon-test/busybox:1"
 BEGUN = float(os.environ.setdefault("TBMON_TESTS_BEGUN", str(time.time())))  # the same in each of pytest's processes
 APPLETS = ("sh", "cat", "sleep", "mkdir", "ln", "mv", "cp")
+LONG = os.environ.get("TBMON_SOAK") == "1"  # the long form of the fault suite, as `make soak` runs it
 WALLET = "0x558fA1b2C3d4E5f60718293a4B5c6D7e8F901234"
 VERSION = "1.120.0-beta.275"
 
@@ -66,6 +67,26 @@ def docker(*words: str, check: bool = True, data: bytes | None = None) -> str:
     done = subprocess.run(("docker", *words), input=data, capture_output=True)
     assert done.returncode == 0 or not check, (words, done.stderr)
     return done.stdout.decode().strip()
+
+
+def length(short: int, long: int) -> int:
+    """How much a test of the fault suite does: `long` of it under `make soak`."""
+    return long if LONG else short
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str, object], None]:
+    """Names what a long run measured, for the table at its end."""
+    return record_property
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    passed = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
+    told = sorted((report.nodeid, *one) for report in passed for one in report.user_properties)
+    if LONG and told:
+        terminalreporter.section(f"figures, {time.strftime('%Y-%m-%d', time.gmtime())}, {os.cpu_count()} cores")
+        for _, name, value in told:
+            terminalreporter.write_line(f"{name}: {value}")
 
 
 @pytest.fixture(scope="session")
