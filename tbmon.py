@@ -360,8 +360,7 @@ def utc(ms: int | None) -> str | None:
     """Format milliseconds as `YYYY-MM-DDTHH:MM:SS.mmmZ`; None stays None."""
     if ms is None:
         return None
-    moment = datetime.fromtimestamp(ms // 1000, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+    return f"{datetime.fromtimestamp(ms // 1000, UTC).isoformat()[:19]}.{ms % 1000:03d}Z"
 
 def utc_day(ms: int) -> str:
     """The UTC day of a time, as `YYYY-MM-DD`."""
@@ -369,7 +368,7 @@ def utc_day(ms: int) -> str:
 
 def second_text(second: int) -> str:
     """Format a stamp's second as the node writes it."""
-    return f"{datetime.fromtimestamp(second, UTC):%Y-%m-%d %H:%M:%S}"
+    return datetime.fromtimestamp(second, UTC).isoformat(" ")[:19]
 
 class Zone:
     """Turns the node's zone-less stamps into UTC.
@@ -419,6 +418,7 @@ LOG_TYPES = (
     "execution_output", "task_completed", "task_failed", "task_published", "invoice",
 )  # fmt: skip
 LEVELS = ("", "error", "warn", "info", "http", "verbose", "debug", "silly")
+TYPE_NUMBERS, LEVEL_NUMBERS = ({name: number for number, name in enumerate(names)} for names in (LOG_TYPES, LEVELS))
 PAYLOAD_TYPES = ("task_received", "execution_output", "invoice", "task_failed")
 KNOWN_INFO = (  # wordings that carry nothing to keep, yet are no sign of a changed log
     "Message received from ", "Message published to ", "Starting services", "Connected to ", "Heartbeat sent",
@@ -581,6 +581,8 @@ def is_recognised(entry_type: str, text: str) -> bool:
     """False for what a changed log would look like: no header we know, or a wording we do not."""
     return entry_type != "raw" and (entry_type != "info" or text.startswith(KNOWN_INFO))
 
+SECONDS = {b"%02d" % second: second for second in range(60)}
+
 class Assembler:
     """Joins one stream's lines to entries; pure but for what it remembers of the stream.
 
@@ -593,6 +595,7 @@ class Assembler:
         self.open: Entry | None = None
         self.known: dict[bytes, tuple[Head, str, str, bytes]] = {}  # what a text means; most come again and again
         self.stamp, self.second = b"", last_second
+        self.minute, self.minute_second = b"", 0
         self.compose, self.dated = False, False  # what the last header had before it, and so its continuations
 
     def feed(self, lines: Iterable[tuple[bytes, int | None, object]]) -> list[Entry]:
@@ -622,14 +625,15 @@ class Assembler:
         return entries
 
     def read_stamp(self, stamp: bytes) -> bool:
-        second = None
-        if self.second is not None and stamp[:17] == self.stamp[:17] and b"00" <= stamp[17:] <= b"59":
-            second = self.second + int(stamp[17:]) - int(self.stamp[17:]) if stamp[17:].isdigit() else None
-        if second is None:
-            second = parse_second(stamp.decode("ascii", "replace"))
+        in_minute = SECONDS.get(stamp[17:]) if stamp[:17] == self.minute else None
+        if in_minute is not None:
+            self.stamp, self.second = stamp, self.minute_second + in_minute
+            return True
+        second = parse_second(stamp.decode("ascii", "replace"))
         if second is None or stamp[10:11] != b" ":
             return False
         self.stamp, self.second = stamp, second
+        self.minute, self.minute_second = stamp[:17], second - int(stamp[17:])
         return True
 
     def read_line(self, line: str, engine_ms: int | None, place: object) -> Entry | None:
@@ -964,6 +968,7 @@ def invoice_event(body: Mapping[str, Any], clean: Clean) -> Event | None:
     return Event("invoice", execution_id, fields)
 
 @functools.lru_cache(256)
+@functools.lru_cache(1024)  # a node says the same few lines over and over
 def slot_event(text: str) -> Event | None:
     """Read a semaphore line: slots in use now (None where the line changes nothing) and in all."""
     found = SEMAPHORE.match(text)
@@ -1028,8 +1033,7 @@ def record_event(record: object, clean: Clean) -> Event | None:
 # Evidence about a task, as bits; the status follows from all of it, in whatever order it came.
 COMPLETED_LINE, FAILED_LINE, OUTCOME, PAID, PENALISED, LOST, IN_EVENT_DB, IN_LOG = (1 << bit for bit in range(8))
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """One execution. Times are ms UTC, memory is in pages of 64 KiB, gas in steps; None is unknown."""
     execution_id: str
     task_id: str | None = None
@@ -1088,13 +1092,13 @@ def merge_task(task: Task, evidence: int = 0, **found: Any) -> Task:
         known["exit_code"] = task.exit_code or found["exit_code"]
     if found.get("received_at") is not None and evidence & IN_LOG and not task.evidence & IN_LOG:
         known["received_at"] = found["received_at"]
-    task = replace(task, evidence=task.evidence | evidence, **known)
+    task = task._replace(evidence=task.evidence | evidence, **known)
     status = task_status(task)
     reason = task.error if status == "failed" else None
     if status == "failed" and reason in (None, "other"):
         reason = "penalty" if not task.exit_code and not task.evidence & FAILED_LINE else None
         reason = "exit_code" if task.exit_code else reason or failure_reason(words)
-    return replace(task, status=status, error=reason)
+    return task._replace(status=status, error=reason)
 
 def own_item(items: Sequence[Mapping[str, Any]], own: Iterable[str]) -> Mapping[str, Any] | None:
     """The line item by which the node itself was paid or penalised; a penalty goes before a pay."""
@@ -1161,6 +1165,13 @@ CELL_ENTRIES = 2000  # counted of one cell of the log's chart at most, so that a
 RECEIVED, ENDED = 1, 2  # bits of task.told
 ENGINE, FILES = 1, 2  # bits of log.sources
 SUSPECT, UNRECOGNISED, UNSTAMPED = 1, 2, 4  # bits of log.flags
+
+COUNT_TASK = """INSERT INTO total VALUES ({row}.status, {sign}1, {sign}IFNULL({row}.cached, 0),
+    {sign}({row}.elapsed_ms IS NOT NULL), {sign}IFNULL({row}.elapsed_ms, 0),
+    {sign}({row}.gas_used IS NOT NULL), {sign}IFNULL({row}.gas_used, 0))
+    ON CONFLICT (status) DO UPDATE SET tasks = tasks + excluded.tasks, cached = cached + excluded.cached,
+        timed = timed + excluded.timed, elapsed_ms = elapsed_ms + excluded.elapsed_ms,
+        measured = measured + excluded.measured, gas_used = gas_used + excluded.gas_used"""
 
 MIGRATIONS = (
     """
@@ -1229,16 +1240,29 @@ MIGRATIONS = (
     );
     CREATE INDEX sample_down ON sample (at) WHERE NOT up;
     """,
+    f"""
+    CREATE TABLE total (                  -- of the tasks of each status, so that nobody need look at all of them
+        status TEXT PRIMARY KEY, tasks INTEGER NOT NULL, cached INTEGER NOT NULL, timed INTEGER NOT NULL,
+        elapsed_ms INTEGER NOT NULL, measured INTEGER NOT NULL, gas_used INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    INSERT INTO total SELECT status, COUNT(*), TOTAL(cached), COUNT(elapsed_ms), TOTAL(elapsed_ms),
+        COUNT(gas_used), TOTAL(gas_used) FROM task GROUP BY status;
+    CREATE TRIGGER task_added AFTER INSERT ON task BEGIN {COUNT_TASK.format(row="new", sign="")}; END;
+    CREATE TRIGGER task_changed AFTER UPDATE OF status, cached, elapsed_ms, gas_used ON task BEGIN
+        {COUNT_TASK.format(row="old", sign="-")}; {COUNT_TASK.format(row="new", sign="")};
+    END;
+    """,
 )
 
-TASK_COLUMNS = tuple(item.name for item in fields(Task))
+TASK_COLUMNS = Task._fields
 SAVE_TASK = (
     f"INSERT INTO task ({', '.join(TASK_COLUMNS)}, deadline) VALUES ({', '.join('?' * (len(TASK_COLUMNS) + 1))})"
     " ON CONFLICT (execution_id) DO UPDATE SET "
     + ", ".join(f"{name} = excluded.{name}" for name in (*TASK_COLUMNS[1:], "deadline"))
 )
 SAVE_ENTRY = """
-    INSERT INTO log (key, seq, at, level, type, sources, flags, execution_id, message) VALUES (?,?,?,?,?,?,?,?,?)
+    INSERT INTO log (key, seq, at, level, type, sources, flags, execution_id, message)
+    VALUES (?, ?, ?, ?, ?, ?, ?, NULLIF(?, ''), ?)
     ON CONFLICT (key) DO UPDATE SET
         sources = sources | excluded.sources,
         flags = CASE WHEN excluded.flags & 1 THEN flags ELSE excluded.flags END,
@@ -1316,8 +1340,7 @@ QUERIES = {  # by `Store.get` and `Store.first`
     "outbox_count": "SELECT COUNT(*) FROM outbox",
     "network_stats": "SELECT at, stats FROM network_stats ORDER BY id DESC LIMIT ?",
     "gap_count": "SELECT COUNT(*) FROM gap",
-    "task_totals": "SELECT status, COUNT(*) AS tasks, COUNT(elapsed_ms) AS timed, TOTAL(elapsed_ms) AS elapsed_ms,"
-    " TOTAL(gas_used) AS steps FROM task GROUP BY status",
+    "task_totals": "SELECT * FROM total",
     "invoice_summary": """
     SELECT COUNT(*) AS total, IFNULL(SUM(operation = 'pay'), 0) AS paid,
         IFNULL(SUM(operation = 'penalty'), 0) AS penalised, IFNULL(SUM(confirmed), 0) AS confirmed,
@@ -1337,13 +1360,7 @@ QUERIES = {  # by `Store.get` and `Store.first`
     "invoices_of_others": "SELECT execution_id, line_items FROM invoice WHERE operation IS NULL",
     "recognised": "SELECT IFNULL(SUM(NOT flags & ?), 0), COUNT(*)"
     " FROM (SELECT flags FROM log ORDER BY key DESC LIMIT 500)",
-    "summary": """
-    SELECT COUNT(*) AS total, SUM(status = 'received') AS received, SUM(status = 'executing') AS executing,
-        SUM(status = 'completed') AS completed, SUM(status = 'failed') AS failed, SUM(status = 'lost') AS lost,
-        SUM(cached = 1) AS cached, AVG(elapsed_ms) AS avg_elapsed_ms, AVG(gas_used) AS avg_gas_used,
-        SUM(IFNULL(received_at, 0) >= ?) AS tasks_24h
-    FROM task
-    """,
+    "tasks_since": "SELECT COUNT(*) FROM task WHERE IFNULL(received_at, 0) >= ?",
     "invoices_since": "SELECT COUNT(*) FROM invoice WHERE IFNULL(at, 0) >= ?",
     "waiting_since": "SELECT COUNT(*) FROM task WHERE status = 'completed' AND IFNULL(received_at, 0) >= ?"
     " AND NOT EXISTS (SELECT 1 FROM invoice WHERE invoice.execution_id = task.execution_id)",
@@ -1394,6 +1411,15 @@ FILTERS = {  # by `Store.page` and `Store.entries`
     "matched": "EXISTS (SELECT 1 FROM {other} WHERE {other}.execution_id = {table}.execution_id) = ?",
     "search": "message LIKE ? ESCAPE '!'",
 }  # fmt: skip
+
+def statements_of(script: str) -> Iterator[str]:
+    """The statements of a script one by one, as a transaction needs them; a trigger holds some of its own."""
+    statement = ""
+    for piece in re.sub(r"--[^\n]*", "", script).split(";"):
+        statement += piece + ";"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
 
 def literal_like(text: str) -> str:
     """A LIKE pattern that finds `text` anywhere, its own wildcards taken literally (ESCAPE '!')."""
@@ -1603,8 +1629,7 @@ class Store:
             raise UserError(f"{self.path} was made by a newer tbmon (schema {version}): update this one")
         for number, script in enumerate(MIGRATIONS[version:], version + 1):
             db.execute("BEGIN IMMEDIATE")
-            statements = re.sub(r"--[^\n]*", "", script).split(";")
-            for statement in (*statements, f"PRAGMA user_version = {number}"):
+            for statement in (*statements_of(script), f"PRAGMA user_version = {number}"):
                 db.execute(statement)
             db.execute("COMMIT")
 
@@ -2934,14 +2959,15 @@ class Tracker:
     def see(self, event: Event, at: int, stream: str, key: bytes) -> str | None:
         """Take one fact from the log; `at` is its time in ms. Returns the execution it was bound to."""
         kind, execution_id = event.kind, event.execution_id
-        if self.running:  # an hour beyond its time a task may still end
-            self.running = {name: seen for name, seen in self.running.items() if seen.deadline + HOUR_MS >= at}
         if kind == "semaphore":
             name = event.fields["subscriber"]
             self.node[f"total {name}"] = event.fields["total"], at
             if event.fields["current"] is not None:
                 self.node[f"current {name}"] = event.fields["current"], at
-        elif kind == "registration":
+            return None
+        if self.running:  # an hour beyond its time a task may still end
+            self.running = {name: seen for name, seen in self.running.items() if seen.deadline + HOUR_MS >= at}
+        if kind == "registration":
             self.node["registered"] = event.fields["registered"], at
         elif kind == "invoice":
             self.see_invoice(event, at, confirmed=False)
@@ -3165,32 +3191,29 @@ class Recorder:
             entry.at = self.zone.utc_ms(entry.second)
             if entry.engine_ms is not None and abs(entry.at - entry.engine_ms) > BELIEF_MS:
                 entry.believed, entry.at = False, entry.engine_ms
-            if entry.believed:
+            if entry.believed and self.loose:
                 self.loose.discard(stream)
         if entry.type == "execution_output" and (entry.head or entry.text.startswith("Command execution stderr")):
             self.loose.add("all" if entry.believed and entry.head else stream)  # this node's outputs have headers
 
     def record(self, entry: Entry, stream: str) -> int:
         """Keep the entry's row for `commit` and hand its fact, if believed, to the tracker; return its flags."""
-        execution_id = None
+        head, kind, at, execution_id = entry.head, entry.type, entry.at, None
         if entry.believed:
-            if entry.head is not None:
-                self.heard = entry.head, entry.at
-            clean: Clean = self.monitor.redactor.clean if entry.raw else str
-            event = None
-            partial = entry.type == "invoice" and entry.expects_more()  # its items are not all there yet
-            if entry.type not in ("info", "task_published") and not partial:
-                event = read_event(entry.type, entry.text, entry.raw or entry.text, clean)
-            if event is not None:
-                execution_id = self.tracker.see(event, entry.at, stream, entry.key)
-        flags = SUSPECT if entry.head is not None and not entry.believed else 0
-        if entry.type != "semaphore" and not is_recognised(entry.type, entry.text):
+            if head is not None:
+                self.heard = head, at
+            partial = kind == "invoice" and entry.expects_more()  # its items are not all there yet
+            if kind not in ("info", "task_published") and not partial:
+                clean: Clean = self.monitor.redactor.clean if entry.raw else str
+                event = read_event(kind, entry.text, entry.raw or entry.text, clean)
+                execution_id = event and self.tracker.see(event, at, stream, entry.key)
+        flags = SUSPECT if head is not None and not entry.believed else 0
+        if kind != "semaphore" and not is_recognised(kind, entry.text):
             flags |= UNRECOGNISED
-        if entry.at >= self.oldest_at:
-            level = entry.head.level if entry.head else ""
-            self.rows[entry.key] = (
-                entry.key, entry.seq, entry.at, LEVELS.index(level) if level in LEVELS else 0,
-                LOG_TYPES.index(entry.type), self.source, flags | (0 if entry.stamped else UNSTAMPED), execution_id,
+        if at >= self.oldest_at:
+            self.rows[entry.key] = (  # sqlite3 binds a bytearray at once, for bytes and None it looks for adapters
+                bytearray(entry.key), entry.seq, at, LEVEL_NUMBERS.get(head.level, 0) if head else 0,
+                TYPE_NUMBERS[kind], self.source, flags | (0 if entry.stamped else UNSTAMPED), execution_id or "",
                 entry.text,
             )  # fmt: skip
         return flags
@@ -3262,7 +3285,8 @@ class Recorder:
         self.tracker.clear()
         if len(self.counts) > 20_000:
             self.floor = max(self.floor, self.newest_second - 5)  # stamps step back a little
-            self.counts = {first: seen for first, seen in self.counts.items() if first[:4] > key_of(self.floor)}
+            settled = key_of(self.floor)
+            self.counts = {first: seen for first, seen in self.counts.items() if first[:4] > settled}
 
 HEAD_BYTES = 1024  # of a log file, by which it is known again under another name or compressed
 FILE_BYTES = 1024 * MIB  # read of one log file, after decompression
@@ -3395,7 +3419,7 @@ class LogFileReader:
                 take(lines)
             if len(rest) > 16 * MIB:
                 raise EOFError("a line is longer than 16 MiB")
-            data = file.read(256 * KIB)  # only now: a damaged file may end here
+            data = file.read(MIB)  # only now: a damaged file may end here
             yield
         if rest and ended:
             take([rest])
@@ -3431,8 +3455,8 @@ def bind_again(monitor: Monitor, seam: int) -> None:
     for task in tasks:
         if task.execution_id in logged:
             unbound: dict[str, Any] = dict.fromkeys(OUTPUT_COLUMNS)
-            bare = replace(task, started_at=None, error=None, **unbound)
-            tracker.tasks[task.execution_id] = replace(bare, status=task_status(bare))
+            bare = task._replace(started_at=None, error=None, **unbound)
+            tracker.tasks[task.execution_id] = bare._replace(status=task_status(bare))
         elif task.deadline and (task.received_at or 0) < since <= (task.completed_at or until):  # then in work
             tracker.running[task.execution_id] = Running(task.deadline, True)
     for event, row in events:
@@ -4773,13 +4797,22 @@ class Api:
         return {"tasks": self.summary(), "invoices": invoices, "node": self.node(), "timestamp": now}
 
     def summary(self) -> dict[str, Any]:
-        found = dict(self.store.get("summary", self.monitor.now() - DAY_MS)[0])
-        shown: dict[str, Any] = {name: value or 0 for name, value in found.items() if not name.startswith("avg_")}
+        tasks, shown = self.task_totals(), dict.fromkeys(("total", *STATUSES), 0)
+        shown |= {row["status"]: row["tasks"] for row in self.store.get("task_totals")}
         finished = shown["completed"] + shown["failed"]
-        shown["success_rate"] = 1000 * shown["completed"] // finished / 10 if finished else None  # 99.96 is not all
-        for name in ("avg_elapsed_ms", "avg_gas_used"):
-            shown[name] = None if found[name] is None else big(round(found[name]))
-        return shown
+        return {
+            **shown, "total": tasks["tasks"], "cached": tasks["cached"],
+            "success_rate": 1000 * shown["completed"] // finished / 10 if finished else None,  # 99.96 is not all
+            "avg_elapsed_ms": big(round(tasks["elapsed_ms"] / tasks["timed"])) if tasks["timed"] else None,
+            "avg_gas_used": big(round(tasks["gas_used"] / tasks["measured"])) if tasks["measured"] else None,
+            "tasks_24h": self.store.first("tasks_since", self.monitor.now() - DAY_MS),
+        }  # fmt: skip
+
+    def task_totals(self) -> dict[str, int]:
+        """Sums over all tasks."""
+        rows = self.store.get("task_totals")
+        names = ("tasks", "cached", "timed", "elapsed_ms", "measured", "gas_used")
+        return {name: sum(row[name] for row in rows) for name in names}
 
     def page(self, table: str, name: str, show: Callable[[sqlite3.Row], dict[str, Any]], call: Call) -> dict[str, Any]:
         """One page of a table, newest first."""
@@ -4913,7 +4946,7 @@ class Api:
         stats, container = monitor.stats, self.container()
         state = monitor.verdict.state if monitor.verdict else "blind"
         states = {word: float(word == state) for word in fields_of("Verdict")["state"].split("|")}
-        rows = {row["status"]: row for row in store.get("task_totals")}
+        rows = {row["status"]: row["tasks"] for row in store.get("task_totals")}
         slots, last = self.slots(store.node()), store.first("last_entry_at")
         yield "tbmon_build_info", "gauge", "Version of tbmon.", labelled("version", {__version__: 1})
         yield "tbmon_verdict", "gauge", "1 for what the node is.", labelled("state", states)
@@ -4930,14 +4963,14 @@ class Api:
         for name, part, words in (("slots_in_use", "current", "Slots in use."), ("slots", "total", "Slots in all.")):
             values = {subscriber: slot[part] for subscriber, slot in slots.items()}
             yield f"tbmon_{name}", "gauge", words, labelled("subscriber", values)
-        tasks = {status: rows[status]["tasks"] if status in rows else 0 for status in STATUSES}
+        tasks = {status: rows.get(status, 0) for status in STATUSES}
         yield "tbmon_tasks", "gauge", "Tasks by what became of them so far.", labelled("status", tasks)
         yield "tbmon_tasks_received_total", "counter", "Tasks received.", {"": sum(tasks.values())}
-        timed = {part: sum(row[part] for row in rows.values()) for part in ("timed", "elapsed_ms", "steps")}
+        totals = self.task_totals()
         yield "tbmon_task_duration_seconds", "summary", "Time that tasks took.", {
-            "_sum": timed["elapsed_ms"] / 1000, "_count": timed["timed"]
+            "_sum": totals["elapsed_ms"] / 1000, "_count": totals["timed"]
         }  # fmt: skip
-        yield "tbmon_task_steps_total", "counter", "Steps that tasks took.", {"": timed["steps"]}
+        yield "tbmon_task_steps_total", "counter", "Steps that tasks took.", {"": totals["gas_used"]}
         found = dict(store.get("invoice_summary")[0])
         kinds = {"pay": found["paid"], "penalty": found["penalised"]}
         kinds["unknown"] = found["total"] - sum(kinds.values())
@@ -5293,7 +5326,7 @@ def database_json(api: Api) -> dict[str, Any]:
     return {
         "size_bytes": store.size_bytes(), "limit_bytes": config.max_db_bytes,
         "retention_days": config.log_retention_days, "oldestLogAt": utc(store.first("oldest_entry_at")),
-        "tasks": store.get("summary", 0)[0]["total"], "invoices": store.first("invoice_count"),
+        "tasks": api.task_totals()["tasks"], "invoices": store.first("invoice_count"),
         "gaps": store.first("gap_count"),
     }  # fmt: skip
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,7 +67,7 @@ def test_tasks_fall_into_the_cell_they_were_received_in_with_their_durations(sto
     made = [tbmon.Task(f"{number:036}", status="completed", elapsed_ms=number * 10) for number in range(1, 101)]
     made += [tbmon.Task("f" * 36, status="failed"), tbmon.Task("l" * 36, status="lost")]
     with store.write() as db:
-        store.save_tasks(db, [replace(one, received_at=cells[10] + 5) for one in made])
+        store.save_tasks(db, [one._replace(received_at=cells[10] + 5) for one in made])
         early = tbmon.Task("e" * 36, status="completed", received_at=cells.start - 1, elapsed_ms=7)
         store.save_tasks(db, [early, tbmon.Task("o" * 36, status="executing", received_at=NOW)])
     found = tbmon.task_series(store, cells, "TimedCell")["cells"]
@@ -139,5 +138,5 @@ def test_a_rate_is_of_all_only_if_none_failed(station: Callable[..., Station]) -
     names = [f"{number:08x}-1111-4000-8000-000000000000" for number in range(2500)]
     tasks = [tbmon.Task(name, status="completed", evidence=tbmon.IN_LOG) for name in names]
     with one.store.write() as db:
-        one.store.save_tasks(db, [*tasks[1:], replace(tasks[0], status="failed")])
+        one.store.save_tasks(db, [*tasks[1:], tasks[0]._replace(status="failed")])
     assert one.api.summary()["success_rate"] == 99.9

@@ -81,7 +81,7 @@ def test_later_evidence_revives_a_lost_task() -> None:
 def test_nothing_known_is_overwritten_and_nothing_at_all_by_nothing() -> None:
     known = merge_task(TOLD, task_id="js_1", gas_used=5, cached=False, elapsed_ms=0)
     nothing: dict[str, Any] = dict.fromkeys(
-        name for name in Task.__slots__ if name not in ("execution_id", "status", "evidence")
+        name for name in Task._fields if name not in ("execution_id", "status", "evidence")
     )
     assert merge_task(known, **nothing) == known
     assert merge_task(known, task_id="js_2", gas_used=0, cached=True, elapsed_ms=9) == known

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import hmac
 import itertools
@@ -263,7 +262,7 @@ CANARIES = (
 TEXT = st.one_of(st.none(), st.sampled_from(CANARIES), st.text(), st.sampled_from(tbmon.SHARED_LANGUAGES))
 NUMBER = st.one_of(st.none(), st.integers(), st.sampled_from((0, 2**63, 2**256, -1, 1_795_348_801_234)))
 GIVEN: dict[str, st.SearchStrategy[Any]] = {
-    item.name: TEXT if "str" in str(item.type) else NUMBER for item in dataclasses.fields(Task)
+    name: TEXT if "str" in str(kind) else NUMBER for name, kind in Task.__annotations__.items()
 }
 ANY_TASK = st.builds(
     Task, **{**GIVEN, "execution_id": st.one_of(st.text(), st.sampled_from(CANARIES)), "evidence": st.integers(0, 255),

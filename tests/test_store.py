@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import random
 import secrets
 import signal
 import sqlite3
@@ -497,7 +498,7 @@ def test_a_task_comes_back_as_it_was_saved_and_is_replaced_by_its_newer_self(sto
         with store.write() as db:
             store.save_tasks(db, [version, Task("e2")])
         assert store.task("e1") == version
-    assert store.get("summary", 0)[0]["total"] == 2 and store.task("e3") is None
+    assert len(store.page("task", {}, None, 9, 0)) == 2 and store.task("e3") is None
 
 
 def overdue(store: Store, now: int, started_at: int = 0) -> list[str]:
@@ -529,6 +530,37 @@ def test_task_data_is_kept_verbatim_and_the_longer_text_wins(store: Store) -> No
         store.save_task_data(db, "e1", {**data, "input": "short"})
     row = store.get("task_data", "e1")[0]
     assert row is not None and {**row, "error_text": row["error_text"] or ""} == data
+
+
+def test_totals_are_those_of_a_recount_whatever_changes(store: Store, path: Path) -> None:
+    dice = random.Random(5)
+    for _ in range(40):
+        tasks = [
+            Task(
+                f"e{dice.randrange(20)}",
+                status=dice.choice(tbmon.STATUSES),
+                cached=dice.choice((None, 0, 1)),
+                elapsed_ms=dice.choice((None, 0, 7, 10**9)),
+                gas_used=dice.choice((None, 0, 10**11)),
+            )
+            for _ in range(9)
+        ]
+        with store.write() as db:
+            store.save_tasks(db, tasks)
+    recount = (
+        "SELECT status, COUNT(*), SUM(IFNULL(cached, 0)), COUNT(elapsed_ms), IFNULL(SUM(elapsed_ms), 0),"
+        " COUNT(gas_used), IFNULL(SUM(gas_used), 0) FROM task GROUP BY status ORDER BY status"
+    )
+    counted = [tuple(row) for row in store.read(recount)]
+    assert [tuple(row) for row in store.get("task_totals") if row["tasks"]] == counted
+    with store.write() as db:  # as a database of the schema before
+        for statement in ("DROP TRIGGER task_added", "DROP TRIGGER task_changed", "DROP TABLE total"):
+            db.execute(statement)
+        before = next(number for number, script in enumerate(tbmon.MIGRATIONS) if "task_added" in script)
+        db.execute(f"PRAGMA user_version = {before}")
+    store.close()
+    with contextlib.closing(Store(path, KEY)) as again:
+        assert [tuple(row) for row in again.get("task_totals")] == counted
 
 
 def test_an_invoice_told_of_twice_is_kept_once_and_stays_confirmed(store: Store) -> None:
