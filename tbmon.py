@@ -2505,6 +2505,7 @@ class DockerEngine:
             if client is None:  # asks for /version, and agrees on the API version
                 client = self.docker.APIClient(self.url, version="auto", timeout=TIMEOUT_S, tls=self.tls)
                 client.headers["Accept-Encoding"] = "identity"  # an archive would come compressed
+                client.trust_env = not self.url.startswith("unix")  # no proxy is before a socket; a look for one costs
                 self.client = client
             url = f"{client.base_url}/v{client.api_version}{call}"
             timeout = TIMEOUT_S, SILENT_S if query.get("follow") else TIMEOUT_S
@@ -3510,7 +3511,7 @@ def read_record(text: str, at: int) -> tuple[object, int]:
 
 class EventDbPoll:
     """Reads the event database when it has changed, every record once in a process's life."""
-    EVERY_S, RETRY_S = 2.0, 0.5
+    EVERY_S, RETRY_S = 5.0, 0.5
 
     def __init__(self, monitor: Monitor, files: ContainerFiles | LocalFiles) -> None:
         self.monitor, self.files = monitor, files
@@ -3777,7 +3778,7 @@ class Follower:
         caught_up = False
         while not self.monitor.stop.is_set() and not self.was_replaced(feed.container):
             self.monitor.beat("ingest")
-            chunk = pipe.get(0 if self.history else 0.25)
+            chunk = pipe.get(0 if self.history else 0.5)
             if chunk is None and pipe.error is not None:
                 raise pipe.error
             if chunk is None:
