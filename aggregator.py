@@ -16,7 +16,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import hmac
+import functools
+import hashlib
 import importlib.util
 import json
 import logging
@@ -75,25 +76,40 @@ class Received(NamedTuple):
 class Counted(NamedTuple):
     """What a message that passed the gate counts for."""
     kind: str
-    key: int  # tells it from all others
     window: int  # start of its five minutes, in ms
-    values: tuple[tuple[str, str], ...]  # (field, value), without hashes
-    node: bytes  # the installation id of a presence message, else empty
+    rows: tuple[tuple[int, str, str], ...]  # of the tally, each to be one more
+    key: int = 0  # tells it from all others
+    node: bytes = b""  # the installation id of a presence message, else empty
+
+RANDOM = re.compile(  # ids, hashes, and installations but for the one that stands for none: all are alike to the gate
+    rb'(?<=":")((?<="id":")[0-9a-f]{32}|(?<=Hash":")[0-9a-f]{64}'
+    rb'|(?<="nodeId":")(?!%b)node-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})' % tbmon.ANONYMOUS.encode()
+)
+PLAIN = {len(text): text for text in (b"1" * 32, b"1" * 64, tbmon.ANONYMOUS.replace("0", "1").encode())}
+
+@functools.lru_cache(4096)
+def meaning_of(subject: str, payload: bytes) -> Counted | str:
+    """What all messages like this one, in which nothing is random, count for, or why the gate refuses them."""
+    if reason := tbmon.refusal_of(subject, payload):
+        return reason
+    message = json.loads(payload)
+    window, kind = tbmon.edge_of(message["timestamp"]) or 0, message["type"]
+    rows = ((0, f"{kind}.{name}", str(value)) for name, value in message["data"].items() if name[-4:] != "Hash")
+    return Counted(kind, window, ((window, kind, ""), *rows))
 
 def judge(received: Received) -> Counted | str:
     """What a message counts for, or why it is dropped: one of a few sentences, so that they can be counted."""
     if len(received.payload) > MESSAGE_BYTES:
         return "it is too long"
-    if reason := tbmon.refusal_of(received.subject, received.payload):
-        return reason
-    message = json.loads(received.payload.decode())
-    window, kind = tbmon.edge_of(message["timestamp"]) or 0, message["type"]
-    if not received.at - OLDEST_MS <= window <= received.at + NEWEST_MS:
-        return "its time is too old" if window < received.at else "its time is in the future"
-    values = tuple((f"{kind}.{name}", str(value)) for name, value in message["data"].items() if name[-4:] != "Hash")
-    node = bytes.fromhex(message["nodeId"][5:].replace("-", "")) if MESSAGES[kind].named else b""
-    key = int(message["id"][:16], 16) - 2**63  # 64 of 128 random bits: nobody knows another's ids
-    return Counted(kind, key, window, values, node)
+    parts = RANDOM.split(received.payload)
+    own, parts[1::2] = parts[1::2], [PLAIN[len(part)] for part in parts[1::2]]
+    found = meaning_of(received.subject, b"".join(parts))
+    if isinstance(found, str):
+        return found
+    if not received.at - OLDEST_MS <= found.window <= received.at + NEWEST_MS:
+        return "its time is too old" if found.window < received.at else "its time is in the future"
+    node = bytes.fromhex(own[1][5:].decode().replace("-", "")) if MESSAGES[found.kind].named else b""
+    return Counted(*found[:3], int(own[0][:16], 16) - 2**63, node)  # 64 of 128 random bits: nobody knows another's id
 
 class Budget:
     """How many messages may count in one stretch of the hub's time."""
@@ -104,8 +120,7 @@ class Budget:
     def spend(self, at: int, node: bytes = b"") -> bool:
         """True if one more message, received at `at` (ms), is within the limits."""
         if at // self.width_ms != self.stretch:
-            self.stretch, self.spent = at // self.width_ms, 0
-            self.of_node.clear()
+            self.stretch, self.spent, self.of_node = at // self.width_ms, 0, Counter()
         if self.spent >= self.most or (node and self.of_node[node] >= self.most_of_one):
             return False
         self.spent += 1
@@ -117,19 +132,16 @@ class Batch:
     def __init__(self) -> None:
         self.tally = Counter[tuple[int, str, str]]()  # (0, or start of the window or day in ms; name; value)
         self.keys: dict[int, int] = {}  # key: hour of receipt
-        self.nodes: dict[bytes, tuple[int, int, int | None, int]] = {}  # first and last window, left at, heard at
+        self.nodes = list[tuple[bytes, int, int, int | None, int]]()  # first and last window, left at, heard at
         self.present: set[tuple[int, bytes]] = set()  # (window, node)
 
     def add(self, one: Counted, at: int) -> None:
         if not one.node:
             self.keys[one.key] = at // HOUR_MS
-            self.tally.update([(one.window, one.kind, ""), (at // HOUR_MS * HOUR_MS, "ids", "")])
-            self.tally.update((0, *value) for value in one.values)
+            self.tally.update((*one.rows, (at // HOUR_MS * HOUR_MS, "ids", "")))
             return
-        first, last, left_at, _ = self.nodes.get(one.node, (one.window, one.window, None, 0))
-        left_at = at if one.kind == "node_left" else left_at if at < (left_at or 0) else None
-        self.nodes[one.node] = min(first, one.window), max(last, one.window), left_at, at
-        if one.values[0][1] == "online":
+        self.nodes.append((one.node, one.window, one.window, at if one.kind == "node_left" else None, at))
+        if one.rows[1][2] == "online":
             self.present.add((one.window, one.node))
 
 # 3. Store (disk)
@@ -162,16 +174,17 @@ WRITES = {
 QUERIES = {
     "state": "SELECT value FROM state WHERE name = ?",
     "totals": "SELECT name, value, count FROM tally WHERE at = 0",
-    "windows": "SELECT name, sum(count) FROM tally WHERE at > ? AND at <= ? AND value = '' GROUP BY name",
+    "windows": f"SELECT name, sum(count) FROM tally WHERE at > ?1 - {DAY_MS} AND at <= ?1 AND value = '' GROUP BY name",
     "dropped": f"SELECT value, count FROM tally WHERE at = ? AND name = '{DROPPED}' ORDER BY count DESC",
     "hours": f"SELECT at / {HOUR_MS}, count FROM tally WHERE name = 'ids' ORDER BY at DESC",
     "known": "SELECT key FROM seen WHERE key IN (SELECT value FROM json_each(?))",
     "nodes": "SELECT id FROM node",
-    "present": "SELECT (SELECT count(DISTINCT node) FROM present WHERE at BETWEEN ?1 AND ?2) - (SELECT count(*)"
-    " FROM node WHERE left_at <= ?3 AND EXISTS (SELECT 1 FROM present WHERE at BETWEEN ?1 AND ?2 AND node = id))",
-    "heard": "SELECT count(*) FROM node WHERE first <= ? AND last > ? AND (left_at IS NULL OR left_at > ?)",
+    "counts": "SELECT (SELECT count(*) FROM present AS one WHERE at IN (?1, ?2) AND (at = ?2 OR NOT EXISTS (SELECT 1"
+    " FROM present WHERE at = ?2 AND node = one.node))) - count(*) FILTER (WHERE left_at <= ?3 AND EXISTS (SELECT 1"
+    " FROM present WHERE at IN (?1, ?2) AND node = id)), count(*) FILTER (WHERE first <= ?2 AND last > ?4"
+    " AND (left_at IS NULL OR left_at > ?3)) FROM node",  # active, and heard of in a day; DISTINCT would sort
     "backup": "VACUUM INTO ?",
-    "peers": f"SELECT id, last FROM node WHERE last >= ? AND left_at IS NULL ORDER BY id LIMIT {MAX_PEERS}",
+    "peers": f"SELECT id, last >= ? FROM node WHERE last >= ? AND left_at IS NULL ORDER BY id LIMIT {MAX_PEERS}",
 }
 
 def read(path: Path, sql: str, *values: object) -> list[tuple[Any, ...]]:
@@ -239,9 +252,8 @@ class Store:
             else:
                 batch.add(one, received.at)
         tally = [(*name, count) for name, count in batch.tally.items()]
-        nodes = [(node, *found) for node, found in batch.nodes.items()]
-        self.put(seen=sorted(batch.keys.items()), tally=tally, node=nodes, present=batch.present)
-        self.nodes.update(batch.nodes)
+        self.put(seen=sorted(batch.keys.items()), tally=tally, node=batch.nodes, present=batch.present)
+        self.nodes.update(row[0] for row in batch.nodes)
 
     def refusal(self, one: Counted, at: int, batch: Batch, known: set[int]) -> str | None:
         """Why a message of the schema does not count."""
@@ -251,14 +263,13 @@ class Store:
             return "there are too many installations"
         return None if (self.presence if one.node else self.tasks).spend(at, one.node) else "too many at once"
 
-    def prune(self, now: int, retention_days: int) -> Iterator[None]:
+    def prune(self, now: int, days: int) -> Iterator[None]:
         """Delete what is old, in parts between which messages are counted."""
         cutoff, kept = now // HOUR_MS - KEPT_HOURS, 0
         for hour, count in self.get("hours"):
             kept += count
             cutoff = max(cutoff, min(hour + 1, now // HOUR_MS)) if kept > MAX_KEYS else cutoff
-        old = [(now - retention_days * DAY_MS,)]
-        self.put(old_tally=old, old_node=[(now - NODE_MS,)], old_present=[(now - 4 * WINDOW_MS,)])
+        self.put(old_tally=[(now - days * DAY_MS,)], old_node=[(now - NODE_MS,)], old_present=[(now - 4 * WINDOW_MS,)])
         self.nodes = {row[0] for row in self.get("nodes")}
         for low in range(-(2**63), 2**63, 2**57):
             self.put(old_seen=[(low, low + 2**57 - 1, cutoff)])
@@ -275,9 +286,6 @@ DISTRIBUTIONS = {  # field of the publication: field of the messages, and its va
     "taskTypeDistribution": ("task_received.taskType", tbmon.SHARED_LANGUAGES),
 }
 
-def floor(count: int, step: int) -> int:
-    return count // step * step
-
 def rate(part: int, whole: int, step: int) -> float | None:
     """Percent, to five points unless `step` is 1; None where five points are less than a step, and of nothing."""
     if whole < (1 if step == 1 else 20 * step):
@@ -286,27 +294,24 @@ def rate(part: int, whole: int, step: int) -> float | None:
 
 def figures_of(totals: Mapping[tuple[str, str], int], last_day: Mapping[str, int], step: int) -> dict[str, Any]:
     """The task and invoice figures, counts rounded down to `step`."""
-    def spread(field: str, values: tuple[str, ...]) -> dict[str, int]:
-        return {value: floor(totals.get((field, value), 0), step) for value in values}
     completed, failed = (totals.get(("task_completed.status", status), 0) for status in ("completed", "failed"))
-    cached = totals.get(("task_completed.cached", "True"), 0)
+    cached, ended = totals.get(("task_completed.cached", "True"), 0), completed + failed
     counts = {
         "totalTasks": sum(count for (name, _), count in totals.items() if name == "task_received.taskType"),
         "completedTasks": completed, "failedTasks": failed, "cachedTasks": cached,
         "totalInvoices": sum(count for (name, _), count in totals.items() if name.startswith("invoice_created.")),
         "tasksLast24h": last_day.get("task_received", 0), "invoicesLast24h": last_day.get("invoice_created", 0),
     }  # fmt: skip
-    ended = completed + failed
     rates = {"successRate": rate(completed, ended, step), "cacheHitRate": rate(cached, ended, step)}
-    spreads = {name: spread(*where) for name, where in DISTRIBUTIONS.items()}
-    return {**{name: floor(count, step) for name, count in counts.items()}, **rates, **spreads}
+    spreads = {name: {value: totals.get((field, value), 0) // step * step for value in values}
+               for name, (field, values) in DISTRIBUTIONS.items()}  # fmt: skip
+    return {**{name: count // step * step for name, count in counts.items()}, **rates, **spreads}
 
-def peers_of(heard: Iterable[tuple[bytes, int]], key: bytes, now: int, step: int) -> list[dict[str, str]]:
+def peers_of(heard: Iterable[tuple[bytes, int]], key: bytes, step: int) -> list[dict[str, str]]:
     """Handles that nobody can follow from one day's key to the next's; their number is a multiple of `step`."""
-    day = now // DAY_MS
-    peers = sorted((hmac.digest(key, node, "sha256").hex()[:16], last // DAY_MS >= day) for node, last in heard)
-    whole = floor(len(peers), step)
-    return [{"handle": handle, "seen": "today" if is_today else "yesterday"} for handle, is_today in peers[:whole]]
+    peers = sorted((hashlib.blake2b(node, digest_size=8, key=key).hexdigest(), is_today) for node, is_today in heard)
+    whole = peers[: len(peers) // step * step]
+    return [{"handle": handle, "seen": "today" if is_today else "yesterday"} for handle, is_today in whole]
 
 class Publisher:
     """Makes the publications from what the store holds."""
@@ -320,13 +325,12 @@ class Publisher:
         step, over = self.config.min_nodes, now // WINDOW_MS * WINDOW_MS - WINDOW_MS
         if over != self.window or step == 1:  # looked at when five minutes are over, not when a message comes
             last, end = (over + WINDOW_MS, now) if step == 1 else (over, over + WINDOW_MS - 1)
-            heard = self.store.get("heard", last, last - DAY_MS, end)[0][0]
-            self.nodes, self.window = (self.store.get("present", over, last, end)[0][0], heard), over
-            self.shown = self.snapshot(now) if heard >= step else None
+            self.nodes, self.window = self.store.get("counts", over, last, end, last - DAY_MS)[0], over
+            self.shown = self.snapshot(now) if self.nodes[1] >= step else None
         data: dict[str, Any] = dict.fromkeys(tbmon.PUBLISHED)
         if self.nodes[1] >= step:
             snapshot = self.shown or {"figures": {}, "at": None}
-            active, total = (floor(count, step) or None for count in self.nodes)
+            active, total = (count // step * step or None for count in self.nodes)
             data |= {"activeNodes": active, "totalNodes": total, **snapshot["figures"], "peers": self.peers(now)}
             data["snapshotAt"] = tbmon.utc(snapshot["at"])
         head = {"version": "1.0", "type": "network_stats", "id": secrets.token_hex(16), "timestamp": tbmon.utc(now)}
@@ -341,8 +345,7 @@ class Publisher:
         rested = not 0 <= now - before["at"] < self.config.stats_snapshot_hours * HOUR_MS  # a clock may go back
         if rested and finished - before["finished"] >= self.config.stats_min_new_tasks:
             last = now // WINDOW_MS * WINDOW_MS
-            last_day = dict(self.store.get("windows", last - DAY_MS, last))
-            figures = figures_of(totals, last_day, self.config.stats_round_to)
+            figures = figures_of(totals, dict(self.store.get("windows", last)), self.config.stats_round_to)
             if figures != before["figures"] or self.config.stats_snapshot_hours:
                 kept = {"at": now, "finished": finished, "figures": figures}
                 self.store.keep("snapshot", kept)
@@ -354,8 +357,8 @@ class Publisher:
         is_new = not kept["day"] or (kept["day"] != day and now % DAY_MS >= 2 * WINDOW_MS)
         if is_new or self.config.stats_snapshot_hours == 0:
             key = kept["key"] if kept["day"] == day else secrets.token_hex(32)
-            heard = self.store.get("peers", now // DAY_MS * DAY_MS - DAY_MS)
-            kept = {"day": day, "key": key, "peers": peers_of(heard, bytes.fromhex(key), now, self.config.min_nodes)}
+            heard = self.store.get("peers", now // DAY_MS * DAY_MS, now // DAY_MS * DAY_MS - DAY_MS)
+            kept = {"day": day, "key": key, "peers": peers_of(heard, bytes.fromhex(key), self.config.min_nodes)}
             self.store.keep("peers", kept)
         return kept["peers"]
 
@@ -366,7 +369,6 @@ ALONE_SUBJECT = "truebit.aggregator"  # where aggregators ask for each other
 BATCH = 2000  # messages asked for, and counted, at once
 PULL_S, ACK_S, ASK_S = 5.0, 10.0, 2.0  # a request's end; what is not acknowledged comes again; for another to answer
 GATHER_S = 0.02  # at low rates, so that a commit holds more than one message
-PAYLOAD_BYTES = MIB  # what a hub with NATS's own limit lets through; the shipped one has 64 KiB
 STREAMS = {  # whether of presence, age in s, bytes; a flood of one leaves the other as it is
     "TRUEBIT_TASKS": (False, 8 * 86400, 4096 * MIB),
     "TRUEBIT_PRESENCE": (True, 2 * 3600, 1024 * MIB),
@@ -384,7 +386,7 @@ def stream_config(name: str, replicas: int = 1) -> Any:
 
 async def read_status(headers: bytes | None) -> dict[str, str] | None:
     """The hub's own status; the headers that monitors write are not read, nor can they hurt."""
-    status = re.match(rb"NATS/1\.0 (\d{3})", headers or b"")
+    status = headers and re.match(rb"NATS/1\.0 (\d{3})", headers)
     return {"Status": status[1].decode()} if status else None
 
 class Reader:
@@ -459,7 +461,7 @@ class Aggregator:
         """One connection, from the handshake to its end; raises what ended it."""
         config, wake = self.config, asyncio.Event()
         user = {"user": config.nats_user, "password": config.nats_password} if config.nats_user else {}
-        more: dict[str, Any] = {"error_cb": self.fail, "inbox_prefix": INBOX.encode(), "most": PAYLOAD_BYTES}
+        more: dict[str, Any] = {"error_cb": self.fail, "inbox_prefix": INBOX.encode(), "most": MIB}  # NATS's own limit
         async with tbmon.connect(config.nats_url, user, config.nats_tls_ca or None, 10, **more) as hub:
             hub._process_headers = read_status
             await self.claim(hub)
@@ -533,9 +535,8 @@ class Aggregator:
                 self.store.keep("health", {"at": at, "error": ""})
             if now >= self.prune_at:
                 self.prune_at, pruning = now + 3600, self.store.prune(at, self.config.retention_days)
-                counts = self.store.get("dropped", at // DAY_MS * DAY_MS)
-                dropped = ", ".join(f"{count}: {reason}" for reason, count in counts)
-                log.info("%d messages read since last told; dropped today: %s", self.counted, dropped or "none")
+                told = [f"{count}: {reason}" for reason, count in self.store.get("dropped", at // DAY_MS * DAY_MS)]
+                log.info("%d messages read since last told; dropped today: %s", self.counted, ", ".join(told) or "none")
                 self.counted = 0
             next(pruning, None)
         raise ConnectionError(self.failure or "the hub closed the connection")
@@ -580,10 +581,9 @@ def backup(config: Config, target: str) -> int:
 def main(words: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     commands = {"serve": serve, "healthcheck": healthcheck, "backup": backup}
-    parser = argparse.ArgumentParser(
-        "aggregator", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=tbmon.settings_help(Config),
-        description="Publish statistics of the federation: serve (default), healthcheck, backup FILE.",
-    )  # fmt: skip
+    about = "Publish statistics of the federation: serve (default), healthcheck, backup FILE."
+    parser = argparse.ArgumentParser("aggregator", description=about, epilog=tbmon.settings_help(Config))
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("command", nargs="?", default="serve", choices=tuple(commands))
     parser.add_argument("file", nargs="?", default="", help="backup: the copy")
     parser.add_argument("--version", action="version", version=f"aggregator {tbmon.__version__}")

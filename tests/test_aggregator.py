@@ -6,7 +6,7 @@ import ast
 import asyncio
 import contextlib
 import functools
-import hmac
+import hashlib
 import json
 import os
 import random
@@ -495,7 +495,7 @@ def test_a_handle_is_of_a_key_that_nobody_else_has(make: Make) -> None:
     data = counter.take(NOON, *(feed.beat(node, NOON) for node in feed.nodes)).publish(NOON)
     key = bytes.fromhex(counter.store.state("peers")["key"])
     ids = [bytes.fromhex(node[5:].replace("-", "")) for node in feed.nodes]
-    expected = sorted(hmac.digest(key, one, "sha256").hex()[:16] for one in ids)
+    expected = sorted(hashlib.blake2b(one, digest_size=8, key=key).hexdigest() for one in ids)
     assert data["peers"] == [{"handle": handle, "seen": "today"} for handle in expected]
     assert len(key) == 32
     other = make(**EXACT).take(NOON, *(feed.beat(node, NOON) for node in feed.nodes)).publish(NOON)
@@ -623,6 +623,36 @@ def test_a_time_out_of_range_is_dropped(make: Make, kind: str, shift: int, reaso
     build = functools.partial(feed.beat, feed.nodes[0]) if kind == "beat" else getattr(feed, kind)
     counter.take(NOON, build(NOON + shift))
     assert counter.dropped() == ({reason: 1} if reason else {})
+
+
+def variants(payload: bytes, node: str) -> Iterator[bytes]:
+    """The message itself, with each of its bytes changed or lost, and with the other sort of sender."""
+    yield payload
+    for at in range(len(payload)):
+        for byte in (b"0", b"a", b"A", b"", b'"'):
+            yield payload[:at] + byte + payload[at + 1 :]
+    yield payload.replace(node.encode(), tbmon.ANONYMOUS.encode())
+    yield payload.replace(tbmon.ANONYMOUS.encode(), node.encode())
+
+
+@pytest.mark.parametrize("kind", tbmon.MESSAGES)
+def test_a_message_is_judged_as_the_gate_alone_would_however_many_like_it_passed(kind: str) -> None:
+    feed, place = Feed(44, nodes=1), tbmon.MESSAGES[kind]
+    one = next(one for _ in range(1000) if (one := feed.anything(NOON)).subject == place.subject)
+    passed = 0
+    for payload in variants(one.payload, feed.nodes[0]):
+        judged = aggregator.judge(aggregator.Received(place.subject, payload, NOON))
+        refusal = tbmon.refusal_of(place.subject, payload)
+        if refusal is not None or isinstance(judged, str):
+            assert judged == refusal or (refusal is None and str(judged).startswith("its time is")), payload
+            continue
+        passed += 1
+        message = json.loads(payload)
+        assert judged.key == int(message["id"][:16], 16) - 2**63
+        assert judged.node == (bytes.fromhex(message["nodeId"][5:].replace("-", "")) if place.named else b"")
+        values = [(f"{kind}.{name}", str(value)) for name, value in message["data"].items() if "Hash" not in name]
+        assert [row[1:] for row in judged.rows] == [(kind, ""), *values]
+    assert passed > 50  # each digit of the id, at least
 
 
 SUBJECTS = st.sampled_from([kind.subject for kind in tbmon.MESSAGES.values()])
