@@ -20,8 +20,7 @@ from pages import Tab
 
 PARTS = ("", "app.js", "style.css", "favicon.svg")
 WATCH = """
-window.painted = 0;
-window.long = [];
+window.painted = 0, window.long = [];
 const watch = (type, take) => new PerformanceObserver((list) => list.getEntries().forEach(take))
     .observe({type, buffered: true});
 watch('largest-contentful-paint', (entry) => { window.painted = entry.startTime; });
@@ -74,12 +73,13 @@ def smoothness(browser: Any, program: Monitor, node: Node, seconds: int) -> Iter
     source = mixed(random.Random(11))
     lines = itertools.chain.from_iterable(header(one).split("\n") for _, said in source for one in said)
     with Tab(browser, program) as tab, Paced(lambda: node.say(next(lines)), 0.01):
+        tab.page.evaluate(WATCH)
         for name in ("now", "logs"):
             if name == "logs":
                 tab.go("logs").unlock(PASSWORD)
                 tab.page.locator(".log-row").first.wait_for()
             tab.settle()
-            tab.page.evaluate(WATCH.replace(", buffered: true", ""))
+            tab.page.evaluate("() => { window.long = []; }")
             time.sleep(seconds)
             long = tab.page.evaluate("() => window.long")
             print(f"dashboard: the long tasks of page {name}, in ms: {[round(one) for one in long]}", flush=True)

@@ -31,10 +31,11 @@ def idle(folder: Path, quick: bool) -> Iterator[Figure]:
         stack.callback(hub.close)
         hub.start()
         member = {"FEDERATION_NATS_USER": "monitor", "FEDERATION_NATS_PASSWORD": SECRET}
+        trusting = {"FEDERATION_TLS_CA": str(own.ca)}
         urls = {"without federation": "", "with nats://": hub.url, "with wss://": f"wss://{LOOPBACK}:{hub.ws_port}"}
         programs = {}
         for number, (name, url) in enumerate(urls.items()):
-            more = {"FEDERATION_NATS_URL": url, "FEDERATION_TLS_CA": str(own.ca), **member} if url else {}
+            more = {"FEDERATION_NATS_URL": url, **member, **(trusting if "wss" in url else {})} if url else {}
             program = Monitor(folder / f"data{number}", CONTAINER_NAME=node.name, **more)
             programs[name] = stack.enter_context(program)
             if url:

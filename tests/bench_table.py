@@ -44,7 +44,7 @@ class Figure:
 
 
 def number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
@@ -69,7 +69,7 @@ def marked(name: str) -> re.Pattern[str]:
 def last_figures() -> dict[str, float]:
     """{measure: value} of the committed document; empty if it has none."""
     found = marked("figures").search(DOCUMENT.read_text("utf-8")) if DOCUMENT.exists() else None
-    rows = re.findall(r"^\| ([^|]+?) \| ([\d.,e+-]+) [^|]*\|", found[0] if found else "", re.M)
+    rows = re.findall(r"^\| ([^|]+?) \| (-?\d[\d.,e+-]*) [^|]*\|", found[0] if found else "", re.M)
     return {measure: float(value.replace(",", "")) for measure, value in rows}
 
 
