@@ -72,7 +72,7 @@ def files(folder: Path, quick: bool) -> Iterator[Figure]:
     lines, runs = 100_000 if quick else 1_000_000, list[Reading]()
     load = write_files(folder, lines)
     for number in range(3):
-        with Monitor(folder / f"data{number}", LOG_DIR=str(folder / "log")) as program:
+        with Monitor(folder / f"data{number}", LOG_DIR=str(folder / "log"), API_RATE_LIMIT="0") as program:
             runs.append(ingest(program, "files", load))
             assert program.end() == 0  # which empties the write-ahead log into the file
     old = ("6,200 lines/s", "365 MiB", "98.1 %", "no answer until all is read")
@@ -85,7 +85,7 @@ def engine(folder: Path, quick: bool) -> Iterator[Figure]:
     lines, runs = 100_000 if quick else 300_000, list[Reading]()
     with container(folder, lines) as (node, load):
         for number in range(3):
-            with Monitor(folder / f"data{number}", CONTAINER_NAME=node.name) as program:
+            with Monitor(folder / f"data{number}", CONTAINER_NAME=node.name, API_RATE_LIMIT="0") as program:
                 runs.append(ingest(program, "engine", load))
     yield from told(f"history of {lines:,} lines from the engine", runs, 60_000, ("stores nothing", "", "0 %", ""))
 
@@ -95,7 +95,8 @@ def files_growth(folder: Path, quick: bool) -> Iterator[Figure]:
         place = folder / str(lines)
         place.mkdir()
         load = write_files(place, lines)
-        with Monitor(place / "data", LOG_DIR=str(place / "log"), MAX_DB_BYTES=str(2**40)) as program:
+        limits = {"MAX_DB_BYTES": str(2**40), "API_RATE_LIMIT": "0"}
+        with Monitor(place / "data", LOG_DIR=str(place / "log"), **limits) as program:
             run = ingest(program, "files", load)
         at = f" @{lines:,} lines"
         yield Figure(f"history from files: rate{at}", run.rate, "lines/s")
