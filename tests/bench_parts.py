@@ -104,7 +104,10 @@ def write_log(paths: Sequence[Path], lines: int, span_s: float) -> Load:
 
 
 class Monitor(Program):
-    """A tbmon; ready when its health is served, for which it is asked every 20 ms."""
+    """A tbmon with the environment that the image and the units give it, ready when its health is served."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        super().__init__(folder, MALLOC_ARENA_MAX="2", **settings)
 
     def answers(self) -> bool:
         with contextlib.suppress(OSError):
