@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from bench_parts import COMMON, PASSWORD, RARE, Asker, Monitor, Paced, laid_down, laid_name
@@ -80,7 +81,7 @@ def size(quick: bool) -> tuple[int, int]:
 def api(folder: Path, quick: bool) -> Iterator[Figure]:
     rows, tasks = size(quick)
     for figure in answers(folder.parent, folder, rows, tasks, 50 if quick else 250):
-        yield Figure(f"{rows:,} rows, {tasks:,} tasks: {figure.measure}", *list(vars(figure).values())[1:])
+        yield replace(figure, measure=f"{rows:,} rows, {tasks:,} tasks: {figure.measure}")
 
 
 def search(folder: Path, quick: bool) -> Iterator[Figure]:
