@@ -13,8 +13,9 @@ lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy --strict tbmon.py aggregator.py tests
 
+# BENCH holds words for the benchmark: make bench BENCH=--help
 bench: $(VENV)/dev
-	$(VENV)/bin/python tests/bench.py
+	$(VENV)/bin/python tests/bench.py $(BENCH)
 
 # The long form of the fault suite: some three hours, of which one is the load alone.
 soak: $(VENV)/dev
