@@ -1356,7 +1356,7 @@ QUERIES = {  # by `Store.get` and `Store.first`
     FROM invoice GROUP BY month, operation, price ORDER BY month DESC
     """,
     "invoice_of": "SELECT invoice_id FROM invoice WHERE execution_id = ? ORDER BY id LIMIT 1",
-    "invoice_count": "SELECT COUNT(*) FROM invoice",
+    "invoice_count": "SELECT IFNULL(MAX(id), 0) FROM invoice",  # none is ever deleted
     "invoices_of_others": "SELECT execution_id, line_items FROM invoice WHERE operation IS NULL",
     "recognised": "SELECT IFNULL(SUM(NOT flags & ?), 0), COUNT(*)"
     " FROM (SELECT flags FROM log ORDER BY key DESC LIMIT 500)",
