@@ -1261,8 +1261,7 @@ SAVE_TASK = (
     + ", ".join(f"{name} = excluded.{name}" for name in (*TASK_COLUMNS[1:], "deadline"))
 )
 SAVE_ENTRY = """
-    INSERT INTO log (key, seq, at, level, type, sources, flags, execution_id, message)
-    VALUES (?, ?, ?, ?, ?, ?, ?, NULLIF(?, ''), ?)
+    INSERT INTO log (key, seq, at, level, type, sources, flags, execution_id, message) VALUES %s
     ON CONFLICT (key) DO UPDATE SET
         sources = sources | excluded.sources,
         flags = CASE WHEN excluded.flags & 1 THEN flags ELSE excluded.flags END,
@@ -1697,7 +1696,13 @@ class Store:
 
     def put(self, db: sqlite3.Connection, what: str, rows: Iterable[Sequence[object]]) -> None:
         """Write rows of one of the kinds in WRITES, in the order of its columns."""
-        db.executemany(WRITES[what], rows)
+        if what != "entry":
+            db.executemany(WRITES[what], rows)
+            return
+        entries = list(rows)  # 100 in one statement: after each, this thread waits for the interpreter's lock
+        for at in range(0, len(entries), 100):
+            some = entries[at : at + 100]
+            db.execute(SAVE_ENTRY % ",".join(["(?,?,?,?,?,?,?,NULLIF(?,''),?)"] * len(some)), [*itertools.chain(*some)])
 
     def facts_between(self, since: int, until: int) -> list[sqlite3.Row]:
         """Believed entries that say something of a task, in order; times in ms."""
