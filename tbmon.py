@@ -2794,7 +2794,7 @@ class Ring:
             missed = self.newest - number
             if not 0 <= missed <= len(self.kept):
                 return None
-            return list(itertools.islice(self.kept, len(self.kept) - missed, None))
+            return [*itertools.islice(reversed(self.kept), missed)][::-1]  # not by way of all that is older
 
 @dataclass
 class Monitor:
