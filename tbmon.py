@@ -1261,8 +1261,7 @@ SAVE_TASK = (
     + ", ".join(f"{name} = excluded.{name}" for name in (*TASK_COLUMNS[1:], "deadline"))
 )
 SAVE_ENTRY = """
-    INSERT INTO log (key, seq, at, level, type, sources, flags, execution_id, message)
-    VALUES (?, ?, ?, ?, ?, ?, ?, NULLIF(?, ''), ?)
+    INSERT INTO log (key, seq, at, level, type, sources, flags, execution_id, message) VALUES %s
     ON CONFLICT (key) DO UPDATE SET
         sources = sources | excluded.sources,
         flags = CASE WHEN excluded.flags & 1 THEN flags ELSE excluded.flags END,
@@ -1697,7 +1696,13 @@ class Store:
 
     def put(self, db: sqlite3.Connection, what: str, rows: Iterable[Sequence[object]]) -> None:
         """Write rows of one of the kinds in WRITES, in the order of its columns."""
-        db.executemany(WRITES[what], rows)
+        if what != "entry":
+            db.executemany(WRITES[what], rows)
+            return
+        entries = list(rows)  # 100 in one statement: after each, this thread waits for the interpreter's lock
+        for at in range(0, len(entries), 100):
+            some = entries[at : at + 100]
+            db.execute(SAVE_ENTRY % ",".join(["(?,?,?,?,?,?,?,NULLIF(?,''),?)"] * len(some)), [*itertools.chain(*some)])
 
     def facts_between(self, since: int, until: int) -> list[sqlite3.Row]:
         """Believed entries that say something of a task, in order; times in ms."""
@@ -2790,7 +2795,7 @@ class Ring:
             missed = self.newest - number
             if not 0 <= missed <= len(self.kept):
                 return None
-            return list(itertools.islice(self.kept, len(self.kept) - missed, None))
+            return [*itertools.islice(reversed(self.kept), missed)][::-1]  # not by way of all that is older
 
 @dataclass
 class Monitor:
@@ -4741,6 +4746,8 @@ class Api:
         self.doctor_lock, self.fronts = threading.Lock(), Limiter(monitor.config.api_rate_limit, 60)
         assert monitor.outbox is not None and monitor.federation is not None
         self.outbox, self.federation = monitor.outbox, monitor.federation
+        self.made: list[tuple[int, bytes]] = [(0, b"")] * EVENTS_KEPT
+        self.turns = threading.Lock(), threading.Lock()  # to make events: all at once would keep ingest waiting
 
     def health(self) -> dict[str, Any]:
         """200 as long as tbmon itself works, whatever the node does."""
@@ -5170,12 +5177,15 @@ class Api:
                     place, lost = ring.newest, False
                     yield self.event(place, "reset", {"reason": "events were missed: ask for what is shown again"})
                 elif news:
-                    del news[STREAM_HAPPENINGS:]
-                    place = news[-1].number
-                    for chunk in self.tell(news, caller):
+                    with_log = self.guard.holds("private", caller)
+                    shown = [one for one in news if with_log or one.kind != "log"][:STREAM_HAPPENINGS]
+                    is_behind = len(shown) == STREAM_HAPPENINGS
+                    place = (shown if is_behind else news)[-1].number
+                    for chunk in self.tell(shown, self.turns[with_log]):
                         yield chunk
                         beat, told = time.monotonic(), place
-                    self.monitor.stop.wait(STREAM_REST_S)
+                    rest_s = 0 if is_behind else STREAM_REST_S * (1 + self.streams.total() / 10)
+                    self.monitor.stop.wait(rest_s + min(1, max(0, self.monitor.lag_ms - 2000) / 10_000))  # ingest first
                 if time.monotonic() - beat >= (STREAM_BEAT_S if place == told else 1):
                     beat, told = time.monotonic(), place  # what was passed over need not be read again
                     yield self.event_id(place) + b": still here\n\n"
@@ -5198,20 +5208,27 @@ class Api:
             return int(number), False  # the ring knows whether it still has what followed
         return self.monitor.ring.newest, bool(last_id)
 
-    def tell(self, news: Sequence[Happening], caller: Caller) -> Iterator[bytes]:
+    def tell(self, news: Sequence[Happening], turn: threading.Lock) -> Iterator[bytes]:
         """The events of what happened, in chunks; of several about the same thing only the last."""
         last = {(kind, key): number for number, kind, key in news}
-        chunk = b""
-        for (kind, key), number in sorted(last.items(), key=lambda item: item[1]):
-            if kind == "log" and not self.guard.holds("private", caller):
-                continue
+        left = deque(sorted((number, *name) for name, number in last.items()))
+        while left:
+            chunk = bytearray()
+            with turn:
+                while left and len(chunk) < STREAM_CHUNK_BYTES:
+                    chunk += self.event_of(*left.popleft())
+            if chunk:
+                yield bytes(chunk)
+
+    def event_of(self, number: int, kind: str, key: Any) -> bytes:
+        """An event as it is sent, made once for all streams unless it is large; b"" if its subject is gone."""
+        kept, event = self.made[number % EVENTS_KEPT]
+        if kept != number:
             data = self.show(kind, key)
-            chunk += self.event(number, kind, data) if data is not None else b""
-            if len(chunk) > STREAM_CHUNK_BYTES:
-                yield chunk
-                chunk = b""
-        if chunk:
-            yield chunk
+            event = b"" if data is None else self.event(number, kind, data)
+            if len(event) < EVENT_BYTES:
+                self.made[number % EVENTS_KEPT] = number, event
+        return event
 
     def show(self, kind: str, key: Any) -> Mapping[str, Any] | None:
         """What an event carries; None if it is gone meanwhile."""
@@ -5363,6 +5380,7 @@ STREAM_REST_S = 0.02  # between two chunks, so that a busy log does not wake eve
 STREAM_BEAT_S = 15
 STREAM_HAPPENINGS = 500  # looked at for one chunk; what a reader that is cut had in hand stays small
 STREAM_CHUNK_BYTES = 128 * KIB
+EVENTS_KEPT, EVENT_BYTES = 4096, 2 * KIB  # for the streams to come to them; none is kept that is larger
 
 def resident_bytes() -> int | None:
     """The memory that this process holds (Linux)."""
