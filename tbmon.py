@@ -5888,12 +5888,15 @@ def serve(config: Config, demo: bool = False) -> int:
     ends, stop = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}, threading.Event()
 
     def end(number: int, frame: object) -> None:
-        stop.set()  # so that the streams end before waitress waits for their threads
-        raise SystemExit(0)
+        if not stop.is_set():  # an end that has begun is not interrupted
+            stop.set()  # so that the streams end before waitress waits for their threads
+            raise SystemExit(0)
 
+    last = contextlib.ExitStack()
     for number in ends:
+        last.callback(signal.signal, number, signal.SIG_IGN)  # else the interpreter's own end lets them kill it
         signal.signal(number, end)
-    with listen(config) as listener:
+    with last, listen(config) as listener:
         local_key = read_key_file(config.keys / "local.key", lambda: secrets.token_bytes(32))
         redactor = Redactor(local_key)
         set_up_log(config, redactor)
