@@ -3709,7 +3709,7 @@ class Pipe:
         self.news = threading.Event()  # set when there is something to take
         self.ended = False  # set by the reader after its last chunk
         self.left = threading.Event()  # set by ingest when it takes no more
-        self.error: DockerError | None = None  # why the engine gave nothing
+        self.error: Exception | None = None  # why the engine gave nothing; what is no DockerError is a bug of ours
         threading.Thread(target=self.pump, name="reader", daemon=True).start()
 
     def pump(self) -> None:
@@ -3722,7 +3722,7 @@ class Pipe:
                 self.chunks.append(chunk)
                 if not self.news.is_set():
                     self.news.set()
-        except DockerError as error:
+        except Exception as error:
             self.error = error
         self.ended = True
         self.news.set()
