@@ -3429,11 +3429,16 @@ def import_history(monitor: Monitor, engine: DockerEngine, seam: int) -> Iterato
     """Read the container's log files, step by step; then bind id-less lines across the `seam` (ms)."""
     files = ContainerFiles(engine, monitor.config.container_name, LOGS_PATH)
     names = choose_log_files(files.names())
-    reader = LogFileReader(Recorder(monitor, FILES, live=False), files)
+    recorder = Recorder(monitor, FILES, live=False)
+    reader, was_cut = LogFileReader(recorder, files), recorder.cursor.get("unbound")
+    recorder.cursor["unbound"] = True  # committed with the first entries; a process may end before the last line here
     for name in names:
         yield from reader.read(name)
-    if reader.recorder.first_at is not None and reader.recorder.first_at < seam + SEAM_MS:
+    if was_cut or (recorder.first_at is not None and recorder.first_at < seam + SEAM_MS):
         bind_again(monitor, seam)
+    if was_cut or recorder.first_at is not None:
+        recorder.cursor.clear()
+        recorder.commit()
     if names:
         log.info("ingest: %d log files of the node are read", len(names))
         monitor.ring.add([("reset", None)])  # the past that was read is not told line by line
