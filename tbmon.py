@@ -5741,7 +5741,7 @@ def channel_class() -> Any:
         error_task_class, task_class, parser_class = Refused, Answered, Parser
     return Channel
 
-def make_server(app: Any, listener: socket.socket, config: Config) -> Any:
+def make_server(app: Any, listener: socket.socket, config: Config, stop: threading.Event | None = None) -> Any:
     """waitress, with a thread for each stream and eight more, JSON for what it refuses itself, and slow readers cut."""
     import waitress
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a line for each request that waits would fill the log
@@ -5749,13 +5749,15 @@ def make_server(app: Any, listener: socket.socket, config: Config) -> Any:
     server = waitress.create_server(
         app, sockets=[listener], threads=streams + 8, connection_limit=streams + 400,
         max_request_body_size=BODY_BYTES + 1, max_request_header_size=HEADER_BYTES, channel_request_lookahead=1,
-        ident=None, channel_timeout=30, cleanup_interval=5, asyncore_use_poll=True, outbuf_high_watermark=UNSENT_BYTES,
+        ident=None, channel_timeout=30, cleanup_interval=2, asyncore_use_poll=True, outbuf_high_watermark=UNSENT_BYTES,
         clear_untrusted_proxy_headers=False,  # Guard reads them, from TRUSTED_PROXY only
     )  # fmt: skip
     server.channel_class = channel_class()
     maintain = server.maintenance
 
     def maintenance(now: float) -> None:
+        if stop is not None and stop.is_set():  # the exception of a signal came where waitress hides it
+            raise SystemExit(0)
         maintain(now)
         for one in list(server.active_channels.values()):
             if one.total_outbufs_len and one.last_activity < now - SLOW_S:
@@ -5925,7 +5927,7 @@ def run(monitor: Monitor, listener: socket.socket, ends: set[signal.Signals]) ->
     config, failures = monitor.config, list[str]()
     threads: list[threading.Thread] = []
     try:
-        server = make_server(build_app(Api(monitor, read_secrets(config))), listener, config)
+        server = make_server(build_app(Api(monitor, read_secrets(config))), listener, config, monitor.stop)
         source = config.log_dir or f"container {config.container_name}"
         source = "a simulated node (demo data)" if monitor.demo else source
         log.info("tbmon %s on http://%s:%d, following %s", __version__, config.host, config.port, source)
