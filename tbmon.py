@@ -3434,11 +3434,16 @@ def import_history(monitor: Monitor, engine: DockerEngine, seam: int) -> Iterato
     """Read the container's log files, step by step; then bind id-less lines across the `seam` (ms)."""
     files = ContainerFiles(engine, monitor.config.container_name, LOGS_PATH)
     names = choose_log_files(files.names())
-    reader = LogFileReader(Recorder(monitor, FILES, live=False), files)
+    recorder = Recorder(monitor, FILES, live=False)
+    reader, was_cut = LogFileReader(recorder, files), recorder.cursor.get("unbound")
+    recorder.cursor["unbound"] = True  # committed with the first entries; a process may end before the last line here
     for name in names:
         yield from reader.read(name)
-    if reader.recorder.first_at is not None and reader.recorder.first_at < seam + SEAM_MS:
+    if was_cut or (recorder.first_at is not None and recorder.first_at < seam + SEAM_MS):
         bind_again(monitor, seam)
+    if was_cut or recorder.first_at is not None:
+        recorder.cursor.clear()
+        recorder.commit()
     if names:
         log.info("ingest: %d log files of the node are read", len(names))
         monitor.ring.add([("reset", None)])  # the past that was read is not told line by line
@@ -3714,7 +3719,7 @@ class Pipe:
         self.news = threading.Event()  # set when there is something to take
         self.ended = False  # set by the reader after its last chunk
         self.left = threading.Event()  # set by ingest when it takes no more
-        self.error: DockerError | None = None  # why the engine gave nothing
+        self.error: Exception | None = None  # why the engine gave nothing; what is no DockerError is a bug of ours
         threading.Thread(target=self.pump, name="reader", daemon=True).start()
 
     def pump(self) -> None:
@@ -3727,7 +3732,7 @@ class Pipe:
                 self.chunks.append(chunk)
                 if not self.news.is_set():
                     self.news.set()
-        except DockerError as error:
+        except Exception as error:
             self.error = error
         self.ended = True
         self.news.set()
@@ -5754,7 +5759,7 @@ def channel_class() -> Any:
         error_task_class, task_class, parser_class = Refused, Answered, Parser
     return Channel
 
-def make_server(app: Any, listener: socket.socket, config: Config) -> Any:
+def make_server(app: Any, listener: socket.socket, config: Config, stop: threading.Event | None = None) -> Any:
     """waitress, with a thread for each stream and eight more, JSON for what it refuses itself, and slow readers cut."""
     import waitress
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a line for each request that waits would fill the log
@@ -5762,13 +5767,15 @@ def make_server(app: Any, listener: socket.socket, config: Config) -> Any:
     server = waitress.create_server(
         app, sockets=[listener], threads=streams + 8, connection_limit=streams + 400,
         max_request_body_size=BODY_BYTES + 1, max_request_header_size=HEADER_BYTES, channel_request_lookahead=1,
-        ident=None, channel_timeout=30, cleanup_interval=5, asyncore_use_poll=True, outbuf_high_watermark=UNSENT_BYTES,
+        ident=None, channel_timeout=30, cleanup_interval=2, asyncore_use_poll=True, outbuf_high_watermark=UNSENT_BYTES,
         clear_untrusted_proxy_headers=False,  # Guard reads them, from TRUSTED_PROXY only
     )  # fmt: skip
     server.channel_class = channel_class()
     maintain = server.maintenance
 
     def maintenance(now: float) -> None:
+        if stop is not None and stop.is_set():  # the exception of a signal came where waitress hides it
+            raise SystemExit(0)
         maintain(now)
         for one in list(server.active_channels.values()):
             if one.total_outbufs_len and one.last_activity < now - SLOW_S:
@@ -5906,12 +5913,15 @@ def serve(config: Config, demo: bool = False) -> int:
     ends, stop = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}, threading.Event()
 
     def end(number: int, frame: object) -> None:
-        stop.set()  # so that the streams end before waitress waits for their threads
-        raise SystemExit(0)
+        if not stop.is_set():  # an end that has begun is not interrupted
+            stop.set()  # so that the streams end before waitress waits for their threads
+            raise SystemExit(0)
 
+    last = contextlib.ExitStack()
     for number in ends:
+        last.callback(signal.signal, number, signal.SIG_IGN)  # else the interpreter's own end lets them kill it
         signal.signal(number, end)
-    with listen(config) as listener:
+    with last, listen(config) as listener:
         local_key = read_key_file(config.keys / "local.key", lambda: secrets.token_bytes(32))
         redactor = Redactor(local_key)
         set_up_log(config, redactor)
@@ -5935,7 +5945,7 @@ def run(monitor: Monitor, listener: socket.socket, ends: set[signal.Signals]) ->
     config, failures = monitor.config, list[str]()
     threads: list[threading.Thread] = []
     try:
-        server = make_server(build_app(Api(monitor, read_secrets(config))), listener, config)
+        server = make_server(build_app(Api(monitor, read_secrets(config))), listener, config, monitor.stop)
         source = config.log_dir or f"container {config.container_name}"
         source = "a simulated node (demo data)" if monitor.demo else source
         log.info("tbmon %s on http://%s:%d, following %s", __version__, config.host, config.port, source)
