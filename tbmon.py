@@ -3081,6 +3081,7 @@ class Recorder:
         monitor.redactor.own = self.store.own
         self.tracker = Tracker(self.store, monitor.redactor, monitor.config.max_output_data_bytes, saved)
         self.seq: int = saved.get("seq", 0)
+        self.rereads = fresh_pass  # all is read once more, and counted as if nothing were stored
         # Equal headers of one second are counted from the store up to `floor`; no second above it was read.
         self.floor: int = -1 if fresh_pass else saved.get("newest_second", -1)
         self.newest_second = self.floor
@@ -3261,8 +3262,9 @@ class Recorder:
         self.counted.clear()
         self.tracker.clear()
         if len(self.counts) > 20_000:
-            self.floor = max(self.floor, self.newest_second - 5)  # stamps step back a little
-            self.counts = {first: seen for first, seen in self.counts.items() if first[:4] > key_of(self.floor)}
+            oldest = max(self.floor, self.newest_second - 5)  # stamps step back a little
+            self.floor = self.floor if self.rereads else oldest
+            self.counts = {first: seen for first, seen in self.counts.items() if first[:4] > key_of(oldest)}
 
 HEAD_BYTES = 1024  # of a log file, by which it is known again under another name or compressed
 FILE_BYTES = 1024 * MIB  # read of one log file, after decompression
@@ -3558,14 +3560,15 @@ class EngineFeed:
         if cursor.get("container") == container.id and cursor.get("newest"):
             self.newest = cursor["newest"].encode()
             second = parse_second(cursor["newest"][:19])
-            fresh = second is None or second > monitor.now() // 1000 + 1  # the clock was set back: read all again
+            fresh = cursor.get("again") or second is None or second > monitor.now() // 1000 + 1  # a clock went back
             self.since_s = None if fresh or second is None else second - OVERLAP_S
             self.known.update(line for row in store.get("overlap") if not fresh for line in row["lines"].split("\n"))
         if self.since_s is None:
             self.newest = b""
+        self.behind = False  # the engine's clock was set back and has not come where it was
         self.expected = bool(self.known)  # until one of them has come again
         self.known_until = second_text((self.since_s or 0) + 60).replace(" ", "T").encode()
-        self.recorder = Recorder(monitor, ENGINE, fresh, live=bool(cursor.get("newest")) and not fresh)
+        self.recorder = Recorder(monitor, ENGINE, bool(fresh), live=bool(cursor.get("newest")) and not fresh)
         self.began = (utc(monitor.started_at or monitor.now()) or "")[:-1].encode()  # as the engine's stamps begin
         self.recorder.cursor = {**cursor, "container": container.id, "newest": self.newest.decode()}
         if cursor.get("newest") and cursor["container"] != container.id:  # another one's words do not go on here
@@ -3595,6 +3598,10 @@ class EngineFeed:
             self.newest = max(self.newest, stamp)
             self.fresh_lines.append((stamp, stream, body))
             engine_ms = self.read_stamp(stamp)
+            if stamp > self.newest:
+                self.newest, self.behind = stamp, False
+            elif not self.behind:
+                self.behind = (parse_time(self.newest.decode("ascii", "replace")) or 0) - engine_ms > OVERLAP_S * 1000
             if stream != current or (self.start is not None and engine_ms >= self.start):
                 if run:
                     yield current, run
@@ -3647,6 +3654,7 @@ class EngineFeed:
         unfinished = (stamp for stamp, _ in self.frames.pending.values())
         cursor["newest"] = min((self.newest, *unfinished)).decode("ascii", "replace")
         cursor["first_at"] = cursor.get("first_at") or recorder.first_at
+        cursor["again"] = self.behind or recorder.rereads  # `since` would pass over lines, or count them twice
         newest_s = parse_second(cursor["newest"][:19]) or 0
         oldest = second_text(max(0, newest_s - OVERLAP_S - 1)).replace(" ", "T")
         since = oldest.encode()
@@ -3661,6 +3669,12 @@ class EngineFeed:
         if not self.recorder.live:
             self.recorder.live = True
             self.monitor.ring.add([("reset", None)])
+
+    def end_reread(self) -> None:
+        """All there is has been read, so that the next connection may go on from the cursor."""
+        recorder = self.recorder
+        if recorder.rereads:
+            recorder.rereads, recorder.floor, self.dirty = False, recorder.newest_second, True
 
     def caught_up(self) -> None:
         """All there is has been read: a start after the last line took effect too, and time may be over for tasks."""
@@ -3786,6 +3800,7 @@ class Follower:
         """Once for each container, when its log is read to the end: its files may go further back."""
         self.monitor.lag_ms, self.monitor.problem = 0, None
         feed.go_live()
+        feed.end_reread()
         if self.imported != feed.container.id:
             self.imported = feed.container.id
             seam = feed.recorder.cursor.get("first_at") or self.monitor.now()
