@@ -90,6 +90,7 @@ SILENCE_MS = 10 * MINUTE_MS  # the node's own pulse comes every two minutes
 SEAM_MS = HOUR_MS  # on both sides of an import's newest entry, id-less lines are bound again
 OVERLAP_S = 3  # read again before the cursor: stamps step back between the two streams
 RETRY_MAX_S = 5.0
+DOUBT_LOOKS = 360  # one a minute: how long a clock that has jumped by a day or more is not deleted by
 
 NOTHING: Mapping[str, Any] = {}
 
@@ -2788,6 +2789,8 @@ class Monitor:
     outbox: Outbox | None = None
     federation: Federation | None = None
     started_at: int = 0  # main; ms
+    settled_at: int = 0  # upkeep: the newest time (ms) of a clock that did not jump
+    doubts: int = 0  # upkeep: looks at a clock that has jumped
     beats: dict[str, float] = field(default_factory=dict)  # each thread its own; what `beat` keeps
     doctor: Callable[[], Iterable[tuple[str, str, str]]] = tuple  # main: (level, what, remedy) of each finding
 
@@ -2804,6 +2807,22 @@ class Monitor:
     def now(self) -> int:
         """The clock in milliseconds."""
         return int(self.clock() * 1000)
+
+    def __post_init__(self) -> None:
+        self.settled_at = int(self.store.first("state", "clock") or self.store.first("last_entry_at") or 0)
+        self.settle()
+
+    def settle(self) -> None:
+        """Look at the clock, once a minute; one that jumped by a day or more is believed after DOUBT_LOOKS looks."""
+        now, past = self.now(), self.settled_at
+        self.doubts = self.doubts + 1 if past and abs(now - past) > DAY_MS and self.doubts < DOUBT_LOOKS else 0
+        if self.doubts == 1:
+            log.warning("upkeep: the clock went from %s to %s: nothing is deleted by age for now", utc(past), utc(now))
+        self.settled_at = past if self.doubts else now
+
+    def oldest(self, kept_ms: int) -> int:
+        """What is from before this time (ms) need not be kept any more."""
+        return min(self.now(), self.settled_at) - kept_ms
 
 def is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**53
@@ -3088,7 +3107,7 @@ class Recorder:
         self.counts: dict[bytes, int] = {}
         self.rows: dict[bytes, tuple[object, ...]] = {}
         self.counted: Counter[str] = Counter()
-        self.oldest_at = monitor.now() - monitor.config.log_retention_days * DAY_MS  # older gives no rows
+        self.oldest_at = monitor.oldest(monitor.config.log_retention_days * DAY_MS)  # older gives no rows
         self.heard: tuple[Head, int] | None = None  # the newest believed header, and when
         self.newest_at: int | None = None
         self.first_at: int | None = None
@@ -3256,7 +3275,7 @@ class Recorder:
                 also(db)
         if self.live:
             self.monitor.ring.add(self.told())
-        self.oldest_at = self.monitor.now() - self.monitor.config.log_retention_days * DAY_MS
+        self.oldest_at = self.monitor.oldest(self.monitor.config.log_retention_days * DAY_MS)
         self.heard = None
         self.rows.clear()
         self.counted.clear()
@@ -4063,14 +4082,18 @@ def note_minute(monitor: Monitor, at: int) -> bool:
     row = (at, verdict.state != "down", stats and stats.cpu, stats and stats.memory_bytes)
     with contextlib.suppress(sqlite3.OperationalError), store.write() as db:  # a full disk: ingest says so
         store.put(db, "sample", [row])
-        store.put(db, "old_samples", [(at - SAMPLE_MS,)])
+        store.put(db, "old_samples", [(monitor.oldest(SAMPLE_MS),)])
     return True
 
 def prune(monitor: Monitor) -> None:
     """Delete what is too old or too much, in slices, so that nobody waits long."""
     before = monitor.now() - monitor.config.log_retention_days * DAY_MS
     with contextlib.suppress(sqlite3.OperationalError):  # a full disk: ingest says so
-        limits = before, monitor.config.max_db_bytes, monitor.now() - SENT_MS
+        monitor.settle()
+        with monitor.store.write() as db:
+            monitor.store.put(db, "state", [("clock", monitor.settled_at)])
+        before = monitor.oldest(monitor.config.log_retention_days * DAY_MS)
+        limits = before, monitor.config.max_db_bytes, monitor.oldest(SENT_MS)
         while not monitor.stop.is_set() and monitor.store.prune(*limits):
             monitor.beat("upkeep")
             monitor.stop.wait(0.005)
