@@ -1271,6 +1271,7 @@ WRITES = {  # by `Store.put`
     "gap": "INSERT INTO gap (from_at, to_at, reason) VALUES (?, ?, ?)",
     "sample": "INSERT OR REPLACE INTO sample (at, up, cpu, memory) VALUES (?, ?, ?, ?)",
     "old_samples": "DELETE FROM sample WHERE at < ?",
+    "set_back": "UPDATE node SET at = ?1, value = IIF(name = 'last_seen', ?1, value) WHERE at > ?1",
 }
 SAVE_INVOICE = """
     INSERT INTO invoice (name, invoice_id, execution_id, task_id, at, step_gas_price, line_items, operation, steps,
@@ -1303,7 +1304,8 @@ QUERIES = {  # by `Store.get` and `Store.first`
     "task_data": "SELECT input, output, error_text FROM task_data WHERE execution_id = ?",
     "task_events": "SELECT at, event FROM task_event WHERE execution_id = ? ORDER BY at, instr("
     "'task_received task_download task_start execution_output task_completed task_failed lost', event)",
-    "last_task_at": "SELECT received_at FROM task ORDER BY IFNULL(received_at, 0) DESC, id DESC LIMIT 1",
+    "last_task_at": "SELECT received_at FROM task WHERE IFNULL(received_at, 0) < ?"
+    " ORDER BY IFNULL(received_at, 0) DESC, id DESC LIMIT 1",
     "recent_outcomes": "SELECT status FROM task WHERE status IN ('completed', 'failed')"
     " ORDER BY IFNULL(received_at, 0) DESC, id DESC LIMIT 20",
     "overdue": "SELECT execution_id FROM task WHERE status IN ('received', 'executing')"
@@ -1770,8 +1772,9 @@ class Store:
         return (row[0], row[1], bool(row[2])) if row else None
 
     def trim_outbox(self, db: sqlite3.Connection, now: int) -> None:
-        """Drop what was due OUTBOX_MS ago, and the oldest beyond OUTBOX_ROWS."""
-        gone = db.execute("DELETE FROM outbox WHERE due_at < ?", (now - OUTBOX_MS,)).rowcount
+        """Drop what was due OUTBOX_MS ago, or by a clock that was ahead, and the oldest beyond OUTBOX_ROWS."""
+        edges = now - OUTBOX_MS, now + OUTBOX_MS
+        gone = db.execute("DELETE FROM outbox WHERE due_at NOT BETWEEN ? AND ?", edges).rowcount
         sql = "DELETE FROM outbox WHERE id <= (SELECT id FROM outbox ORDER BY id DESC LIMIT 1 OFFSET ?)"
         self.count(db, "dropped", gone + db.execute(sql, (OUTBOX_ROWS,)).rowcount)
 
@@ -3145,7 +3148,7 @@ class Recorder:
             entry.seq = self.seq
             self.first_at = self.first_at or entry.at
             if entry.head is not None and entry.believed:  # what a task prints must not move the log's clock
-                self.newest_at = max(self.newest_at or 0, entry.at)
+                self.newest_at = entry.at if self.live else max(self.newest_at or 0, entry.at)
         flags = self.record(entry, stream)
         if fresh and flags:
             self.counted["unrecognised"] += flags // UNRECOGNISED & 1
@@ -3614,7 +3617,6 @@ class EngineFeed:
         for stream, stamp, body in lines:
             if self.known and self.is_known(stream, stamp, body):
                 continue
-            self.newest = max(self.newest, stamp)
             self.fresh_lines.append((stamp, stream, body))
             engine_ms = self.read_stamp(stamp)
             if stamp > self.newest:
@@ -4083,11 +4085,11 @@ def note_minute(monitor: Monitor, at: int) -> bool:
     with contextlib.suppress(sqlite3.OperationalError), store.write() as db:  # a full disk: ingest says so
         store.put(db, "sample", [row])
         store.put(db, "old_samples", [(monitor.oldest(SAMPLE_MS),)])
+        store.put(db, "set_back", [(at + BELIEF_MS,)])  # or what is newer were taken for older for a year
     return True
 
 def prune(monitor: Monitor) -> None:
     """Delete what is too old or too much, in slices, so that nobody waits long."""
-    before = monitor.now() - monitor.config.log_retention_days * DAY_MS
     with contextlib.suppress(sqlite3.OperationalError):  # a full disk: ingest says so
         monitor.settle()
         with monitor.store.write() as db:
@@ -4111,7 +4113,8 @@ def set_verdict(monitor: Monitor) -> None:
     symptoms = Symptoms(
         now, problem, container, ever_seen=store.first("state", "engine") is not None,
         last_line_at=store.node().get("last_seen") or store.first("last_entry_at"),
-        last_task_at=store.first("last_task_at"), recent=[row["status"] for row in store.get("recent_outcomes")],
+        last_task_at=store.first("last_task_at", now + BELIEF_MS),
+        recent=[row["status"] for row in store.get("recent_outcomes")],
         restarts_10_min=store.first("starts_since", now - 10 * MINUTE_MS),
         recognised=recognised / entries if entries >= 50 else None,
     )  # fmt: skip
@@ -4123,7 +4126,7 @@ def set_verdict(monitor: Monitor) -> None:
         log.info("verdict: %s: %s", verdict.state, verdict.reason)
         with contextlib.suppress(sqlite3.OperationalError), store.write() as db:
             store.put(db, "state", [("verdict", json.dumps({"state": verdict.state, "since": since}))])
-    monitor.verdict = verdict
+    monitor.verdict, monitor.verdict_since = verdict, min(monitor.verdict_since or now, now)  # the clock may go back
 
 # ---------------------------------------------------------------------------
 # 9. API and live stream                                              (listens)
