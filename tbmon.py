@@ -1588,6 +1588,7 @@ class Store:
             db.execute("COMMIT")
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
+            db.execute(f"PRAGMA journal_size_limit = {16 * MIB}")  # of the file left when a reader has stayed long
             small = db.execute("PRAGMA page_count").fetchone()[0] < 20_000  # larger files are checked by upkeep
             if small and (answer := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
                 raise sqlite3.DatabaseError(answer)
