@@ -90,6 +90,7 @@ SILENCE_MS = 10 * MINUTE_MS  # the node's own pulse comes every two minutes
 SEAM_MS = HOUR_MS  # on both sides of an import's newest entry, id-less lines are bound again
 OVERLAP_S = 3  # read again before the cursor: stamps step back between the two streams
 RETRY_MAX_S = 5.0
+DOUBT_LOOKS = 360  # one a minute: how long a clock that has jumped by a day or more is not deleted by
 
 NOTHING: Mapping[str, Any] = {}
 
@@ -1293,6 +1294,7 @@ WRITES = {  # by `Store.put`
     "gap": "INSERT INTO gap (from_at, to_at, reason) VALUES (?, ?, ?)",
     "sample": "INSERT OR REPLACE INTO sample (at, up, cpu, memory) VALUES (?, ?, ?, ?)",
     "old_samples": "DELETE FROM sample WHERE at < ?",
+    "set_back": "UPDATE node SET at = ?1, value = IIF(name = 'last_seen', ?1, value) WHERE at > ?1",
 }
 SAVE_INVOICE = """
     INSERT INTO invoice (name, invoice_id, execution_id, task_id, at, step_gas_price, line_items, operation, steps,
@@ -1325,7 +1327,8 @@ QUERIES = {  # by `Store.get` and `Store.first`
     "task_data": "SELECT input, output, error_text FROM task_data WHERE execution_id = ?",
     "task_events": "SELECT at, event FROM task_event WHERE execution_id = ? ORDER BY at, instr("
     "'task_received task_download task_start execution_output task_completed task_failed lost', event)",
-    "last_task_at": "SELECT received_at FROM task ORDER BY IFNULL(received_at, 0) DESC, id DESC LIMIT 1",
+    "last_task_at": "SELECT received_at FROM task WHERE IFNULL(received_at, 0) < ?"
+    " ORDER BY IFNULL(received_at, 0) DESC, id DESC LIMIT 1",
     "recent_outcomes": "SELECT status FROM task WHERE status IN ('completed', 'failed')"
     " ORDER BY IFNULL(received_at, 0) DESC, id DESC LIMIT 20",
     "overdue": "SELECT execution_id FROM task WHERE status IN ('received', 'executing')"
@@ -1610,6 +1613,7 @@ class Store:
             db.execute("COMMIT")
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
+            db.execute(f"PRAGMA journal_size_limit = {16 * MIB}")  # of the file left when a reader has stayed long
             small = db.execute("PRAGMA page_count").fetchone()[0] < 20_000  # larger files are checked by upkeep
             if small and (answer := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
                 raise sqlite3.DatabaseError(answer)
@@ -1799,8 +1803,9 @@ class Store:
         return (row[0], row[1], bool(row[2])) if row else None
 
     def trim_outbox(self, db: sqlite3.Connection, now: int) -> None:
-        """Drop what was due OUTBOX_MS ago, and the oldest beyond OUTBOX_ROWS."""
-        gone = db.execute("DELETE FROM outbox WHERE due_at < ?", (now - OUTBOX_MS,)).rowcount
+        """Drop what was due OUTBOX_MS ago, or by a clock that was ahead, and the oldest beyond OUTBOX_ROWS."""
+        edges = now - OUTBOX_MS, now + OUTBOX_MS
+        gone = db.execute("DELETE FROM outbox WHERE due_at NOT BETWEEN ? AND ?", edges).rowcount
         sql = "DELETE FROM outbox WHERE id <= (SELECT id FROM outbox ORDER BY id DESC LIMIT 1 OFFSET ?)"
         self.count(db, "dropped", gone + db.execute(sql, (OUTBOX_ROWS,)).rowcount)
 
@@ -2819,6 +2824,8 @@ class Monitor:
     outbox: Outbox | None = None
     federation: Federation | None = None
     started_at: int = 0  # main; ms
+    settled_at: int = 0  # upkeep: the newest time (ms) of a clock that did not jump
+    doubts: int = 0  # upkeep: looks at a clock that has jumped
     beats: dict[str, float] = field(default_factory=dict)  # each thread its own; what `beat` keeps
     doctor: Callable[[], Iterable[tuple[str, str, str]]] = tuple  # main: (level, what, remedy) of each finding
 
@@ -2835,6 +2842,22 @@ class Monitor:
     def now(self) -> int:
         """The clock in milliseconds."""
         return int(self.clock() * 1000)
+
+    def __post_init__(self) -> None:
+        self.settled_at = int(self.store.first("state", "clock") or self.store.first("last_entry_at") or 0)
+        self.settle()
+
+    def settle(self) -> None:
+        """Look at the clock, once a minute; one that jumped by a day or more is believed after DOUBT_LOOKS looks."""
+        now, past = self.now(), self.settled_at
+        self.doubts = self.doubts + 1 if past and abs(now - past) > DAY_MS and self.doubts < DOUBT_LOOKS else 0
+        if self.doubts == 1:
+            log.warning("upkeep: the clock went from %s to %s: nothing is deleted by age for now", utc(past), utc(now))
+        self.settled_at = past if self.doubts else now
+
+    def oldest(self, kept_ms: int) -> int:
+        """What is from before this time (ms) need not be kept any more."""
+        return min(self.now(), self.settled_at) - kept_ms
 
 def is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**53
@@ -3113,13 +3136,14 @@ class Recorder:
         monitor.redactor.own = self.store.own
         self.tracker = Tracker(self.store, monitor.redactor, monitor.config.max_output_data_bytes, saved)
         self.seq: int = saved.get("seq", 0)
+        self.rereads = fresh_pass  # all is read once more, and counted as if nothing were stored
         # Equal headers of one second are counted from the store up to `floor`; no second above it was read.
         self.floor: int = -1 if fresh_pass else saved.get("newest_second", -1)
         self.newest_second = self.floor
         self.counts: dict[bytes, int] = {}
         self.rows: dict[bytes, tuple[object, ...]] = {}
         self.counted: Counter[str] = Counter()
-        self.oldest_at = monitor.now() - monitor.config.log_retention_days * DAY_MS  # older gives no rows
+        self.oldest_at = monitor.oldest(monitor.config.log_retention_days * DAY_MS)  # older gives no rows
         self.heard: tuple[Head, int] | None = None  # the newest believed header, and when
         self.newest_at: int | None = None
         self.first_at: int | None = None
@@ -3157,7 +3181,7 @@ class Recorder:
             entry.seq = self.seq
             self.first_at = self.first_at or entry.at
             if entry.head is not None and entry.believed:  # what a task prints must not move the log's clock
-                self.newest_at = max(self.newest_at or 0, entry.at)
+                self.newest_at = entry.at if self.live else max(self.newest_at or 0, entry.at)
         flags = self.record(entry, stream)
         if fresh and flags:
             self.counted["unrecognised"] += flags // UNRECOGNISED & 1
@@ -3284,14 +3308,14 @@ class Recorder:
                 also(db)
         if self.live:
             self.monitor.ring.add(self.told())
-        self.oldest_at = self.monitor.now() - self.monitor.config.log_retention_days * DAY_MS
+        self.oldest_at = self.monitor.oldest(self.monitor.config.log_retention_days * DAY_MS)
         self.heard = None
         self.rows.clear()
         self.counted.clear()
         self.tracker.clear()
         if len(self.counts) > 20_000:
-            self.floor = max(self.floor, self.newest_second - 5)  # stamps step back a little
-            settled = key_of(self.floor)
+            oldest = max(self.floor, self.newest_second - 5)  # stamps step back a little
+            self.floor, settled = self.floor if self.rereads else oldest, key_of(oldest)
             self.counts = {first: seen for first, seen in self.counts.items() if first[:4] > settled}
 
 HEAD_BYTES = 1024  # of a log file, by which it is known again under another name or compressed
@@ -3593,14 +3617,15 @@ class EngineFeed:
         if cursor.get("container") == container.id and cursor.get("newest"):
             self.newest = cursor["newest"].encode()
             second = parse_second(cursor["newest"][:19])
-            fresh = second is None or second > monitor.now() // 1000 + 1  # the clock was set back: read all again
+            fresh = cursor.get("again") or second is None or second > monitor.now() // 1000 + 1  # a clock went back
             self.since_s = None if fresh or second is None else second - OVERLAP_S
             self.known.update(line for row in store.get("overlap") if not fresh for line in row["lines"].split("\n"))
         if self.since_s is None:
             self.newest = b""
+        self.behind = False  # the engine's clock was set back and has not come where it was
         self.expected = bool(self.known)  # until one of them has come again
         self.known_until = second_text((self.since_s or 0) + 60).replace(" ", "T").encode()
-        self.recorder = Recorder(monitor, ENGINE, fresh, live=bool(cursor.get("newest")) and not fresh)
+        self.recorder = Recorder(monitor, ENGINE, bool(fresh), live=bool(cursor.get("newest")) and not fresh)
         self.began = (utc(monitor.started_at or monitor.now()) or "")[:-1].encode()  # as the engine's stamps begin
         self.recorder.cursor = {**cursor, "container": container.id, "newest": self.newest.decode()}
         if cursor.get("newest") and cursor["container"] != container.id:  # another one's words do not go on here
@@ -3627,9 +3652,12 @@ class EngineFeed:
         for stream, stamp, body in lines:
             if self.known and self.is_known(stream, stamp, body):
                 continue
-            self.newest = max(self.newest, stamp)
             self.fresh_lines.append((stamp, stream, body))
             engine_ms = self.read_stamp(stamp)
+            if stamp > self.newest:
+                self.newest, self.behind = stamp, False
+            elif not self.behind:
+                self.behind = (parse_time(self.newest.decode("ascii", "replace")) or 0) - engine_ms > OVERLAP_S * 1000
             if stream != current or (self.start is not None and engine_ms >= self.start):
                 if run:
                     yield current, run
@@ -3682,6 +3710,7 @@ class EngineFeed:
         unfinished = (stamp for stamp, _ in self.frames.pending.values())
         cursor["newest"] = min((self.newest, *unfinished)).decode("ascii", "replace")
         cursor["first_at"] = cursor.get("first_at") or recorder.first_at
+        cursor["again"] = self.behind or recorder.rereads  # `since` would pass over lines, or count them twice
         newest_s = parse_second(cursor["newest"][:19]) or 0
         oldest = second_text(max(0, newest_s - OVERLAP_S - 1)).replace(" ", "T")
         since = oldest.encode()
@@ -3696,6 +3725,12 @@ class EngineFeed:
         if not self.recorder.live:
             self.recorder.live = True
             self.monitor.ring.add([("reset", None)])
+
+    def end_reread(self) -> None:
+        """All there is has been read, so that the next connection may go on from the cursor."""
+        recorder = self.recorder
+        if recorder.rereads:
+            recorder.rereads, recorder.floor, self.dirty = False, recorder.newest_second, True
 
     def caught_up(self) -> None:
         """All there is has been read: a start after the last line took effect too, and time may be over for tasks."""
@@ -3821,6 +3856,7 @@ class Follower:
         """Once for each container, when its log is read to the end: its files may go further back."""
         self.monitor.lag_ms, self.monitor.problem = 0, None
         feed.go_live()
+        feed.end_reread()
         if self.imported != feed.container.id:
             self.imported = feed.container.id
             seam = feed.recorder.cursor.get("first_at") or self.monitor.now()
@@ -4083,14 +4119,18 @@ def note_minute(monitor: Monitor, at: int) -> bool:
     row = (at, verdict.state != "down", stats and stats.cpu, stats and stats.memory_bytes)
     with contextlib.suppress(sqlite3.OperationalError), store.write() as db:  # a full disk: ingest says so
         store.put(db, "sample", [row])
-        store.put(db, "old_samples", [(at - SAMPLE_MS,)])
+        store.put(db, "old_samples", [(monitor.oldest(SAMPLE_MS),)])
+        store.put(db, "set_back", [(at + BELIEF_MS,)])  # or what is newer were taken for older for a year
     return True
 
 def prune(monitor: Monitor) -> None:
     """Delete what is too old or too much, in slices, so that nobody waits long."""
-    before = monitor.now() - monitor.config.log_retention_days * DAY_MS
     with contextlib.suppress(sqlite3.OperationalError):  # a full disk: ingest says so
-        limits = before, monitor.config.max_db_bytes, monitor.now() - SENT_MS
+        monitor.settle()
+        with monitor.store.write() as db:
+            monitor.store.put(db, "state", [("clock", monitor.settled_at)])
+        before = monitor.oldest(monitor.config.log_retention_days * DAY_MS)
+        limits = before, monitor.config.max_db_bytes, monitor.oldest(SENT_MS)
         while not monitor.stop.is_set() and monitor.store.prune(*limits):
             monitor.beat("upkeep")
             monitor.stop.wait(0.005)
@@ -4108,7 +4148,8 @@ def set_verdict(monitor: Monitor) -> None:
     symptoms = Symptoms(
         now, problem, container, ever_seen=store.first("state", "engine") is not None,
         last_line_at=store.node().get("last_seen") or store.first("last_entry_at"),
-        last_task_at=store.first("last_task_at"), recent=[row["status"] for row in store.get("recent_outcomes")],
+        last_task_at=store.first("last_task_at", now + BELIEF_MS),
+        recent=[row["status"] for row in store.get("recent_outcomes")],
         restarts_10_min=store.first("starts_since", now - 10 * MINUTE_MS),
         recognised=recognised / entries if entries >= 50 else None,
     )  # fmt: skip
@@ -4120,7 +4161,7 @@ def set_verdict(monitor: Monitor) -> None:
         log.info("verdict: %s: %s", verdict.state, verdict.reason)
         with contextlib.suppress(sqlite3.OperationalError), store.write() as db:
             store.put(db, "state", [("verdict", json.dumps({"state": verdict.state, "since": since}))])
-    monitor.verdict = verdict
+    monitor.verdict, monitor.verdict_since = verdict, min(monitor.verdict_since or now, now)  # the clock may go back
 
 # ---------------------------------------------------------------------------
 # 9. API and live stream                                              (listens)
