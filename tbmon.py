@@ -2429,6 +2429,7 @@ class Container(NamedTuple):
     restart_count: int
     tty: bool
     log_driver: str
+    file_bytes: int = 0  # of a log file when the engine begins another; 0 if it never does
 
 class PathStat(NamedTuple):
     """A path in the container; `mtime` is the engine's text, only compared."""
@@ -2456,7 +2457,15 @@ def read_container(answer: Mapping[str, Any]) -> Container:
         restart_count=whole(answer.get("RestartCount")) or 0,
         tty=bool(part(answer, "Config", "Tty")),
         log_driver=str(part(answer, "HostConfig", "LogConfig", "Type")),
+        file_bytes=read_max_size(part(answer, "HostConfig", "LogConfig")),
     )
+
+def read_max_size(options: object) -> int:
+    """The bytes after which the engine rotates a log, from the container's log options; 0 if it does not."""
+    found = re.fullmatch(r"(\d+)([kmg]?)b?", str(part(options, "Config", "max-size")).lower(), re.ASCII)
+    if found is None:
+        return 20_000_000 if part(options, "Type") == "local" else 0
+    return int(found[1] + "000" * ("", "k", "m", "g").index(found[2]))
 
 def read_stats(answer: Mapping[str, Any], before: Mapping[str, Any]) -> Stats | None:
     """One sample from a one-shot stats answer; CPU needs the answer `before` it. None if nothing runs."""
@@ -3564,6 +3573,8 @@ class EventDbPoll:
         self.seen.update(fresh)
         return waiting
 
+JSON_BYTES, WRITTEN_IN_MS, RECENT_LINES = 80, 50_000, 20_000  # around a line; bytes, more than engines write; kept
+
 class EngineFeed:
     """Feeds one connection's lines to the engine's recorder and knows those read before again.
 
@@ -3601,6 +3612,10 @@ class EngineFeed:
         started = container.started_at
         self.start = started if started is not None and started != cursor.get("started_at") else None
         self.dirty = False
+        self.recent: dict[int, None] = {}  # hashes of lines, oldest first
+        self.last_ms = monitor.now()
+        self.leap: tuple[int, int] | None = None  # from the first to the last pause in which a file fits (ms)
+        self.rush, self.rush_before, self.weigh_at = 0, 0, time.monotonic() + 1  # bytes in this second and the last
 
     def take_lines(self, lines: Sequence[tuple[int, bytes, bytes]]) -> None:
         if not self.recorder.live and lines and lines[0][1] >= self.began:
@@ -3614,11 +3629,17 @@ class EngineFeed:
         run: list[tuple[bytes, int, bytes]] = []
         current = 0
         for stream, stamp, body in lines:
-            if self.known and self.is_known(stream, stamp, body):
-                continue
+            name = hash((stream, stamp, body))
+            if (self.known and self.is_known(stream, stamp, body)) or (stamp <= self.newest and name in self.recent):
+                continue  # read before this connection, or sent twice: an engine may do that when it rotates
+            self.recent[name] = None
             self.newest = max(self.newest, stamp)
             self.fresh_lines.append((stamp, stream, body))
             engine_ms = self.read_stamp(stamp)
+            self.rush += len(body) + JSON_BYTES
+            if engine_ms - self.last_ms >= 2 + self.container.file_bytes // WRITTEN_IN_MS:
+                self.leap = self.leap[0] if self.leap else self.last_ms, engine_ms
+            self.last_ms = max(self.last_ms, engine_ms)
             if stream != current or (self.start is not None and engine_ms >= self.start):
                 if run:
                     yield current, run
@@ -3655,6 +3676,20 @@ class EngineFeed:
         since, until = parse_time(self.newest.decode()), parse_time(first.decode("ascii", "replace"))
         log.warning("ingest: the engine's log begins after what was read: lines may be missing since %s", utc(since))
         self.monitor.note_gap(since, until, "the engine had dropped older lines")
+
+    def weigh(self, ended: bool = False) -> None:
+        """Once a second: an engine that rotates faster than it is read passes over whole files, and says nothing.
+
+        Then much came at once, with a pause between the lines of two files that one could be written in.
+        """
+        if time.monotonic() < self.weigh_at and not ended:
+            return
+        rush, leap = self.rush + self.rush_before, self.leap
+        self.rush, self.rush_before, self.leap, self.weigh_at = 0, self.rush, None, time.monotonic() + 1
+        if leap and 0 < self.container.file_bytes <= 8 * rush:
+            self.monitor.note_gap(*leap, "the log was rotated faster than it could be read")
+        if len(self.recent) > RECENT_LINES:
+            self.recent = dict.fromkeys(itertools.islice(self.recent, len(self.recent) - RECENT_LINES // 2, None))
 
     def note_start(self, at: int) -> None:
         self.start = None
@@ -3768,6 +3803,7 @@ class Follower:
         finally:
             pipe.close()
             monitor.lag_ms = 0
+            feed.weigh(ended=True)
         if ended:
             self.finish(feed)
 
@@ -3777,6 +3813,7 @@ class Follower:
         caught_up = False
         while not self.monitor.stop.is_set() and not self.was_replaced(feed.container):
             self.monitor.beat("ingest")
+            feed.weigh()
             chunk = pipe.get(0 if self.history else 0.25)
             if chunk is None and pipe.error is not None:
                 raise pipe.error
