@@ -4095,11 +4095,15 @@ def sample_container(monitor: Monitor, engine: DockerEngine, with_stats: bool) -
     try:
         monitor.container = engine.inspect(monitor.config.container_name)
         monitor.container_error = None
-        running = monitor.container is not None and monitor.container.running
-        if with_stats or not running:
-            monitor.stats = engine.stats(monitor.config.container_name) if running else None
     except DockerError as error:
         monitor.container_error, monitor.stats = str(error), None
+        return
+    running = monitor.container is not None and monitor.container.running
+    if with_stats or not running:
+        try:
+            monitor.stats = engine.stats(monitor.config.container_name) if running else None
+        except DockerError:  # the node is seen all the same
+            monitor.stats = None
 
 def note_minute(monitor: Monitor, at: int) -> bool:
     """Keep whether the node is up at this minute, and what it uses; False where tbmon cannot see it."""
