@@ -89,7 +89,7 @@ BELIEF_MS = 5 * MINUTE_MS  # a header's second may differ this much from the eng
 SILENCE_MS = 10 * MINUTE_MS  # the node's own pulse comes every two minutes
 SEAM_MS = HOUR_MS  # on both sides of an import's newest entry, id-less lines are bound again
 OVERLAP_S = 3  # read again before the cursor: stamps step back between the two streams
-RETRY_MAX_S = 5.0
+RETRY_MAX_S, STILL_S = 5.0, 7.0  # between two tries; how long a verdict holds that is not looked at again
 
 NOTHING: Mapping[str, Any] = {}
 
@@ -2829,6 +2829,14 @@ class Monitor:
         """A thread goes on; systemd's watchdog is fed as long as none stands still."""
         self.beats[name] = time.monotonic()
 
+    def judged(self) -> tuple[Verdict | None, int | None]:
+        """The verdict and since when; blind if upkeep waits, as for an engine that never ends its answer."""
+        still_s = time.monotonic() - self.beats.get("upkeep", math.inf)
+        if still_s < STILL_S:
+            return self.verdict, self.verdict_since
+        verdict = Verdict("blind", "tbmon waits for an answer about the node", "Run `tbmon.py doctor` on this host.")
+        return verdict, self.now() - int(still_s * 1000)
+
     def note_gap(self, since: int | None, until: int | None, reason: str) -> None:
         """Keep that lines may be missing between two times (ms)."""
         with self.store.write() as db:
@@ -4818,7 +4826,7 @@ class Api:
         }  # fmt: skip
 
     def status(self) -> dict[str, Any]:
-        stats, verdict = self.monitor.stats, self.monitor.verdict
+        stats, (verdict, since) = self.monitor.stats, self.monitor.judged()
         recognised, entries = self.store.get("recognised", UNRECOGNISED)[0]
         memory = stats and {
             "usage": round(stats.memory_bytes / MIB, 1), "limit": round(stats.memory_limit_bytes / MIB, 1),
@@ -4827,7 +4835,7 @@ class Api:
         return {
             "node": self.node(), "container": self.container(),
             "stats": stats and {"cpu": None if stats.cpu is None else round(stats.cpu, 1), "memory": memory},
-            "verdict": verdict and {**verdict._asdict(), "since": utc(self.monitor.verdict_since)},
+            "verdict": verdict and {**verdict._asdict(), "since": utc(since)},
             "recognised": round(recognised / entries, 4) if entries else None,
             "demo": self.monitor.demo, "timestamp": utc(self.monitor.now()),
         }  # fmt: skip
@@ -4985,7 +4993,7 @@ class Api:
         monitor, store = self.monitor, self.store
         counters = dict(tuple(row) for row in store.get("counters"))
         stats, container = monitor.stats, self.container()
-        state = monitor.verdict.state if monitor.verdict else "blind"
+        state = verdict.state if (verdict := monitor.judged()[0]) else "blind"
         states = {word: float(word == state) for word in fields_of("Verdict")["state"].split("|")}
         rows = {row["status"]: row["tasks"] for row in store.get("task_totals")}
         slots, last = self.slots(store.node()), store.first("last_entry_at")
