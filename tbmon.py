@@ -1319,6 +1319,7 @@ QUERIES = {  # by `Store.get` and `Store.first`
     "overlap": "SELECT lines FROM overlap ORDER BY id",
     "files": "SELECT head_hash, head_bytes, offset FROM file",
     "gaps": "SELECT from_at, to_at, reason FROM gap ORDER BY id DESC LIMIT 100",
+    "was_followed": "SELECT 1 FROM start WHERE container_id = ?",
     "starts_since": "SELECT COUNT(*) FROM start WHERE started_at >= ?",
     "node": "SELECT name, value FROM node",
     "task": f"SELECT {', '.join(TASK_COLUMNS)} FROM task WHERE execution_id = ?",
@@ -3597,7 +3598,7 @@ class EngineFeed:
         self.known: Counter[str] = Counter()
         self.newest = b""  # the engine's newest stamp, fixed width: byte order is time order
         self.since_s: int | None = None
-        fresh = False
+        fresh = cursor.get("container") != container.id and store.first("was_followed", container.id) is not None
         if cursor.get("container") == container.id and cursor.get("newest"):
             self.newest = cursor["newest"].encode()
             second = parse_second(cursor["newest"][:19])
@@ -3611,7 +3612,7 @@ class EngineFeed:
         self.recorder = Recorder(monitor, ENGINE, fresh, live=bool(cursor.get("newest")) and not fresh)
         self.began = (utc(monitor.started_at or monitor.now()) or "")[:-1].encode()  # as the engine's stamps begin
         self.recorder.cursor = {**cursor, "container": container.id, "newest": self.newest.decode()}
-        if cursor.get("newest") and cursor["container"] != container.id:  # another one's words do not go on here
+        if cursor.get("newest") and cursor["container"] != container.id and not fresh:  # its words do not go on here
             self.recorder.assemblers.clear()
             monitor.note_gap(parse_time(cursor["newest"]), container.created, "the container was replaced")
         self.frames = FrameReader(container.tty)
