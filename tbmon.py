@@ -2718,7 +2718,7 @@ class FrameReader:
             stream, payload = buffer[position], buffer[position + 8 : after]
             if payload[-1:] == b"\n" and payload[30:31] == b" " and not self.pending:
                 lines.append((stream, payload[:30], payload[31:-1]))
-            else:
+            elif payload:
                 self.join(stream, payload, lines)
             position = after
         self.buffer = buffer[position:]
