@@ -89,7 +89,7 @@ BELIEF_MS = 5 * MINUTE_MS  # a header's second may differ this much from the eng
 SILENCE_MS = 10 * MINUTE_MS  # the node's own pulse comes every two minutes
 SEAM_MS = HOUR_MS  # on both sides of an import's newest entry, id-less lines are bound again
 OVERLAP_S = 3  # read again before the cursor: stamps step back between the two streams
-RETRY_MAX_S = 5.0
+RETRY_MAX_S, STILL_S = 5.0, 7.0  # between two tries; how long a verdict holds that is not looked at again
 DOUBT_LOOKS = 360  # one a minute: how long a clock that has jumped by a day or more is not deleted by
 
 NOTHING: Mapping[str, Any] = {}
@@ -1320,6 +1320,7 @@ QUERIES = {  # by `Store.get` and `Store.first`
     "overlap": "SELECT lines FROM overlap ORDER BY id",
     "files": "SELECT head_hash, head_bytes, offset FROM file",
     "gaps": "SELECT from_at, to_at, reason FROM gap ORDER BY id DESC LIMIT 100",
+    "was_followed": "SELECT 1 FROM start WHERE container_id = ?",
     "starts_since": "SELECT COUNT(*) FROM start WHERE started_at >= ?",
     "node": "SELECT name, value FROM node",
     "task": f"SELECT {', '.join(TASK_COLUMNS)} FROM task WHERE execution_id = ?",
@@ -2439,6 +2440,7 @@ class Container(NamedTuple):
     restart_count: int
     tty: bool
     log_driver: str
+    file_bytes: int = 0  # of a log file when the engine begins another; 0 if it never does
 
 class PathStat(NamedTuple):
     """A path in the container; `mtime` is the engine's text, only compared."""
@@ -2466,7 +2468,15 @@ def read_container(answer: Mapping[str, Any]) -> Container:
         restart_count=whole(answer.get("RestartCount")) or 0,
         tty=bool(part(answer, "Config", "Tty")),
         log_driver=str(part(answer, "HostConfig", "LogConfig", "Type")),
+        file_bytes=read_max_size(part(answer, "HostConfig", "LogConfig")),
     )
+
+def read_max_size(options: object) -> int:
+    """The bytes after which the engine rotates a log, from the container's log options; 0 if it does not."""
+    found = re.fullmatch(r"(\d+)([kmg]?)b?", str(part(options, "Config", "max-size")).lower(), re.ASCII)
+    if found is None:
+        return 20_000_000 if part(options, "Type") == "local" else 0
+    return int(found[1] + "000" * ("", "k", "m", "g").index(found[2]))
 
 def read_stats(answer: Mapping[str, Any], before: Mapping[str, Any]) -> Stats | None:
     """One sample from a one-shot stats answer; CPU needs the answer `before` it. None if nothing runs."""
@@ -2719,7 +2729,7 @@ class FrameReader:
             stream, payload = buffer[position], buffer[position + 8 : after]
             if payload[-1:] == b"\n" and payload[30:31] == b" " and not self.pending:
                 lines.append((stream, payload[:30], payload[31:-1]))
-            else:
+            elif payload:
                 self.join(stream, payload, lines)
             position = after
         self.buffer = buffer[position:]
@@ -2832,6 +2842,14 @@ class Monitor:
     def beat(self, name: str) -> None:
         """A thread goes on; systemd's watchdog is fed as long as none stands still."""
         self.beats[name] = time.monotonic()
+
+    def judged(self) -> tuple[Verdict | None, int | None]:
+        """The verdict and since when; blind if upkeep waits, as for an engine that never ends its answer."""
+        still_s = time.monotonic() - self.beats.get("upkeep", math.inf)
+        if still_s < STILL_S:
+            return self.verdict, self.verdict_since
+        verdict = Verdict("blind", "tbmon waits for an answer about the node", "Run `tbmon.py doctor` on this host.")
+        return verdict, self.now() - int(still_s * 1000)
 
     def note_gap(self, since: int | None, until: int | None, reason: str) -> None:
         """Keep that lines may be missing between two times (ms)."""
@@ -3599,6 +3617,8 @@ class EventDbPoll:
         self.seen.update(fresh)
         return waiting
 
+JSON_BYTES, WRITTEN_IN_MS, RECENT_LINES = 80, 50_000, 20_000  # around a line; bytes, more than engines write; kept
+
 class EngineFeed:
     """Feeds one connection's lines to the engine's recorder and knows those read before again.
 
@@ -3613,7 +3633,7 @@ class EngineFeed:
         self.known: Counter[str] = Counter()
         self.newest = b""  # the engine's newest stamp, fixed width: byte order is time order
         self.since_s: int | None = None
-        fresh = False
+        fresh = cursor.get("container") != container.id and store.first("was_followed", container.id) is not None
         if cursor.get("container") == container.id and cursor.get("newest"):
             self.newest = cursor["newest"].encode()
             second = parse_second(cursor["newest"][:19])
@@ -3628,7 +3648,7 @@ class EngineFeed:
         self.recorder = Recorder(monitor, ENGINE, bool(fresh), live=bool(cursor.get("newest")) and not fresh)
         self.began = (utc(monitor.started_at or monitor.now()) or "")[:-1].encode()  # as the engine's stamps begin
         self.recorder.cursor = {**cursor, "container": container.id, "newest": self.newest.decode()}
-        if cursor.get("newest") and cursor["container"] != container.id:  # another one's words do not go on here
+        if cursor.get("newest") and cursor["container"] != container.id and not fresh:  # its words do not go on here
             self.recorder.assemblers.clear()
             monitor.note_gap(parse_time(cursor["newest"]), container.created, "the container was replaced")
         self.frames = FrameReader(container.tty)
@@ -3637,6 +3657,10 @@ class EngineFeed:
         started = container.started_at
         self.start = started if started is not None and started != cursor.get("started_at") else None
         self.dirty = False
+        self.recent: dict[int, None] = {}  # hashes of lines, oldest first
+        self.last_ms = monitor.now()
+        self.leap: tuple[int, int] | None = None  # from the first to the last pause in which a file fits (ms)
+        self.rush, self.rush_before, self.weigh_at = 0, 0, time.monotonic() + 1  # bytes in this second and the last
 
     def take_lines(self, lines: Sequence[tuple[int, bytes, bytes]]) -> None:
         if not self.recorder.live and lines and lines[0][1] >= self.began:
@@ -3650,10 +3674,16 @@ class EngineFeed:
         run: list[tuple[bytes, int, bytes]] = []
         current = 0
         for stream, stamp, body in lines:
-            if self.known and self.is_known(stream, stamp, body):
-                continue
+            name = hash((stream, stamp, body))
+            if (self.known and self.is_known(stream, stamp, body)) or (stamp <= self.newest and name in self.recent):
+                continue  # read before this connection, or sent twice: an engine may do that when it rotates
+            self.recent[name] = None
             self.fresh_lines.append((stamp, stream, body))
             engine_ms = self.read_stamp(stamp)
+            self.rush += len(body) + JSON_BYTES
+            if engine_ms - self.last_ms >= 2 + self.container.file_bytes // WRITTEN_IN_MS:
+                self.leap = self.leap[0] if self.leap else self.last_ms, engine_ms
+            self.last_ms = max(self.last_ms, engine_ms)
             if stamp > self.newest:
                 self.newest, self.behind = stamp, False
             elif not self.behind:
@@ -3694,6 +3724,20 @@ class EngineFeed:
         since, until = parse_time(self.newest.decode()), parse_time(first.decode("ascii", "replace"))
         log.warning("ingest: the engine's log begins after what was read: lines may be missing since %s", utc(since))
         self.monitor.note_gap(since, until, "the engine had dropped older lines")
+
+    def weigh(self, ended: bool = False) -> None:
+        """Once a second: an engine that rotates faster than it is read passes over whole files, and says nothing.
+
+        Then much came at once, with a pause between the lines of two files that one could be written in.
+        """
+        if time.monotonic() < self.weigh_at and not ended:
+            return
+        rush, leap = self.rush + self.rush_before, self.leap
+        self.rush, self.rush_before, self.leap, self.weigh_at = 0, self.rush, None, time.monotonic() + 1
+        if leap and 0 < self.container.file_bytes <= 8 * rush:
+            self.monitor.note_gap(*leap, "the log was rotated faster than it could be read")
+        if len(self.recent) > RECENT_LINES:
+            self.recent = dict.fromkeys(itertools.islice(self.recent, len(self.recent) - RECENT_LINES // 2, None))
 
     def note_start(self, at: int) -> None:
         self.start = None
@@ -3814,6 +3858,7 @@ class Follower:
         finally:
             pipe.close()
             monitor.lag_ms = 0
+            feed.weigh(ended=True)
         if ended:
             self.finish(feed)
 
@@ -3823,6 +3868,7 @@ class Follower:
         caught_up = False
         while not self.monitor.stop.is_set() and not self.was_replaced(feed.container):
             self.monitor.beat("ingest")
+            feed.weigh()
             chunk = pipe.get(0 if self.history else 0.5)
             if chunk is None and pipe.error is not None:
                 raise pipe.error
@@ -4105,11 +4151,15 @@ def sample_container(monitor: Monitor, engine: DockerEngine, with_stats: bool) -
     try:
         monitor.container = engine.inspect(monitor.config.container_name)
         monitor.container_error = None
-        running = monitor.container is not None and monitor.container.running
-        if with_stats or not running:
-            monitor.stats = engine.stats(monitor.config.container_name) if running else None
     except DockerError as error:
         monitor.container_error, monitor.stats = str(error), None
+        return
+    running = monitor.container is not None and monitor.container.running
+    if with_stats or not running:
+        try:
+            monitor.stats = engine.stats(monitor.config.container_name) if running else None
+        except DockerError:  # the node is seen all the same
+            monitor.stats = None
 
 def note_minute(monitor: Monitor, at: int) -> bool:
     """Keep whether the node is up at this minute, and what it uses; False where tbmon cannot see it."""
@@ -4831,7 +4881,7 @@ class Api:
         }  # fmt: skip
 
     def status(self) -> dict[str, Any]:
-        stats, verdict = self.monitor.stats, self.monitor.verdict
+        stats, (verdict, since) = self.monitor.stats, self.monitor.judged()
         recognised, entries = self.store.get("recognised", UNRECOGNISED)[0]
         memory = stats and {
             "usage": round(stats.memory_bytes / MIB, 1), "limit": round(stats.memory_limit_bytes / MIB, 1),
@@ -4840,7 +4890,7 @@ class Api:
         return {
             "node": self.node(), "container": self.container(),
             "stats": stats and {"cpu": None if stats.cpu is None else round(stats.cpu, 1), "memory": memory},
-            "verdict": verdict and {**verdict._asdict(), "since": utc(self.monitor.verdict_since)},
+            "verdict": verdict and {**verdict._asdict(), "since": utc(since)},
             "recognised": round(recognised / entries, 4) if entries else None,
             "demo": self.monitor.demo, "timestamp": utc(self.monitor.now()),
         }  # fmt: skip
@@ -4998,7 +5048,7 @@ class Api:
         monitor, store = self.monitor, self.store
         counters = dict(tuple(row) for row in store.get("counters"))
         stats, container = monitor.stats, self.container()
-        state = monitor.verdict.state if monitor.verdict else "blind"
+        state = verdict.state if (verdict := monitor.judged()[0]) else "blind"
         states = {word: float(word == state) for word in fields_of("Verdict")["state"].split("|")}
         rows = {row["status"]: row["tasks"] for row in store.get("task_totals")}
         slots, last = self.slots(store.node()), store.first("last_entry_at")

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import bench
 import pytest
+from bench_parts import Monitor, semaphore, task
 from clients import Clients
 from conftest import LONG, Node, Program, figure_of, header, length, wait_for
 from test_stream import streams_of
@@ -49,7 +49,7 @@ class Talker:
     def some(self, is_task: bool) -> list[str]:
         self.tasks += is_task
         self.pulses += 0 if is_task else 3
-        return [self.numbered(message) for message in (bench.task if is_task else bench.semaphore)(self.dice)]
+        return [self.numbered(message) for message in (task if is_task else semaphore)(self.dice)]
 
     def talk(self, seconds: float, rate: int) -> None:
         """Say `rate` lines in each second, as many at a time as the clock says are due."""
@@ -150,14 +150,14 @@ def ran(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]
     node = Node(folder / "io")
     try:
         node.run()
-        with bench.Monitor(folder / "program", CONTAINER_NAME=node.name, **SETTINGS) as program:
+        with Monitor(folder / "program", CONTAINER_NAME=node.name, **SETTINGS) as program:
             yield load(program, node)
             assert program.end() == 0
     finally:
         node.close()
 
 
-def load(program: bench.Monitor, node: Node) -> Run:
+def load(program: Monitor, node: Node) -> Run:
     talker = Talker(node)
     first = talker.last_words()
     wait_for(lambda: taken(program.db) == talker.entries)
@@ -178,7 +178,7 @@ def load(program: bench.Monitor, node: Node) -> Run:
     return run
 
 
-def look(program: bench.Monitor, run: Run) -> None:
+def look(program: Monitor, run: Run) -> None:
     """What is there when all clients have gone."""
     rows = program.db.execute("SELECT message FROM log ORDER BY substr(key, 1, 4), seq")
     run.numbers = [number_of(row[0]) for row in rows]
@@ -247,7 +247,7 @@ def test_after_the_load_the_program_rests(ran: Run, figure: Tell) -> None:
 def test_one_event_reaches_a_hundred_streams_together(node: Node, tmp_path: Path, figure: Tell) -> None:
     node.run()
     talker, said_at = Talker(node), dict[int, float]()
-    with bench.Monitor(tmp_path / "program", CONTAINER_NAME=node.name) as program:
+    with Monitor(tmp_path / "program", CONTAINER_NAME=node.name) as program:
         talker.last_words()
         wait_for(lambda: taken(program.db) == talker.entries)
         with Clients(program.port, {"streams": 100, "private": 100}, keeps_times=True) as clients:

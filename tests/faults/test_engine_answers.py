@@ -1,0 +1,264 @@
+"""An engine that rotates, hangs, refuses, cuts and stammers: nothing lost in silence, the verdict right."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import LONG, Node, Program, Watch, figure_of, header, length, wait_for
+from own_engine import (
+    WORDS,
+    OddEngine,
+    answering,
+    await_line,
+    await_verdict,
+    follow,
+    gaps,
+    held,
+    moment,
+    say_and_await,
+    stored,
+    unspoilt,
+    verdict,
+)
+
+import tbmon
+
+Make = Callable[..., Program]
+DELAY_S = 0.5  # at most between a line's writing and its stamp: pipes on the way hold some hundred
+CODES = (404, 409, 500, 501)
+CALLS = ("json", "logs", "archive")
+
+
+@pytest.fixture
+def odd(engine: None, tmp_path: Path) -> Iterator[OddEngine]:
+    made = OddEngine(tmp_path / "odd.sock")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def spoilt(odd: OddEngine, node: Node, program: Make) -> Program:
+    """A tbmon that follows the node through the odd engine."""
+    return follow(node, program(CONTAINER_NAME=node.name, API_RATE_LIMIT="0", DOCKER_HOST=odd.url))
+
+
+@pytest.mark.parametrize("stopped", [True, False] if LONG else [True], ids=["slow-reader", "fast"][: 1 + LONG])
+def test_what_was_rotated_away_lies_in_a_gap_and_nothing_is_doubled(node: Node, program: Make, stopped: bool) -> None:
+    small = ("--log-opt", "max-size=100k", "--log-opt", "max-file=2")
+    one = follow(node, program(CONTAINER_NAME=node.name, API_RATE_LIMIT="0"), *small)
+    assert gaps(one) == []
+    if stopped:
+        one.process.send_signal(signal.SIGSTOP)
+    said: dict[int, float] = {}
+    count, pause = length(6000, 100_000), threading.Event()
+    for first in range(1, count, 50):
+        said.update(dict.fromkeys(range(first, first + 50), time.time()))
+        node.say("\n".join(header(f"{WORDS} line {number:06d}") for number in range(first, first + 50)))
+        pause.wait(0.003)  # some 10,000 lines in a second: the reader has more to do than the writer
+    one.process.send_signal(signal.SIGCONT)
+    node.say(header("Heartbeat sent the last"))
+    await_line(one, "the last", 30)
+    have = stored(one)
+    missing = [number for number in said if not have[f"{number:06d}"]]
+    assert max(have.values()) == 1
+    assert missing or not stopped
+
+    def silent() -> list[int]:
+        spans = [(moment(gap["from"]) - DELAY_S, moment(gap["to"]) + 0.001) for gap in gaps(one)]
+        return [number for number in missing if not any(a <= said[number] <= b for a, b in spans)]
+
+    wait_for(lambda: not silent(), 5)
+    assert one.end() == 0
+
+
+@pytest.mark.parametrize(("call", "status"), [(a, b) for a in CALLS for b in CODES] if LONG else [("logs", 501)])
+def test_a_status_of_any_call_is_told_and_passes(
+    spoilt: Program, odd: OddEngine, node: Node, call: str, status: int
+) -> None:
+    odd.change(answering(call, status))
+    missing = status == 404
+    if call == "archive" and missing:
+        say_and_await(node, spoilt, 1)
+        assert verdict(spoilt)["state"] == "idle"
+    elif call == "json" and missing:
+        await_verdict(spoilt, "down", "the container is missing")
+    else:
+        await_verdict(spoilt, "blind", "the container is gone" if missing else f"the engine answered {status}")
+    said = doctor(spoilt)
+    assert (said.returncode, said.stderr) == (int(call != "archive" or not missing), "")
+    if said.returncode and not missing:
+        assert f"the engine answered {status}" in said.stdout
+    odd.change(unspoilt)
+    await_verdict(spoilt, "idle")
+    say_and_await(node, spoilt, 2)
+    assert stored(spoilt) == held(node)
+    assert spoilt.end() == 0 and "Traceback" not in spoilt.log.read_text()
+
+
+@pytest.mark.parametrize("status", CODES if LONG else [500])
+def test_figures_that_cannot_be_had_make_nobody_blind(
+    odd: OddEngine, node: Node, program: Make, status: int
+) -> None:
+    odd.change(answering("stats", status))
+    one = follow(node, program(CONTAINER_NAME=node.name, API_RATE_LIMIT="0", DOCKER_HOST=odd.url))
+    assert "blind: the engine" not in one.log.read_text() and one.get("/api/status")[1]["stats"] is None
+    odd.change(unspoilt)
+    if LONG:
+        wait_for(lambda: one.get("/api/status")[1]["stats"])
+    assert one.end() == 0 and "Traceback" not in one.log.read_text()
+
+
+@pytest.mark.parametrize("pause_s", [1, 60] if LONG else [1], ids=["dripping", "hanging"][: 1 + LONG])
+def test_an_engine_that_hardly_answers_is_told_in_time(
+    spoilt: Program, odd: OddEngine, node: Node, figure: Any, pause_s: int
+) -> None:
+    over = threading.Event()
+
+    def drip(call: str, answer: Iterator[bytes]) -> Iterator[bytes]:
+        for data in answer:
+            for place in range(len(data)):
+                over.wait(pause_s)  # one second: each byte is in time for a timeout that begins anew with it
+                yield data[place : place + 1]
+
+    odd.spoil = drip  # the log's own connection stays as it is
+    begun = time.monotonic()
+    await_verdict(spoilt, "blind")
+    figure(f"engine sends a byte in {pause_s} s: blind after s", round(time.monotonic() - begun, 1))
+    over.set()
+    odd.change(unspoilt)
+    await_verdict(spoilt, "idle")
+    say_and_await(node, spoilt, 1)
+    assert stored(spoilt) == held(node)
+    assert spoilt.end() == 0 and "Traceback" not in spoilt.log.read_text()
+
+
+def test_a_log_connection_that_goes_silent_is_noticed(
+    odd: OddEngine, node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: Any
+) -> None:
+    mute = threading.Event()
+
+    def silent(call: str, answer: Iterator[bytes]) -> Iterator[bytes]:
+        for data in answer:
+            if call == "logs" and mute.is_set():
+                threading.Event().wait(60)
+            yield data
+
+    if not LONG:
+        monkeypatch.setattr(tbmon.Follower, "SILENCE_S", 2.0)
+    node.run()
+    odd.spoil = silent
+    with Watch(tmp_path / "data", node.name, docker_host=odd.url) as watch:
+        node.say(header("one"))
+        watch.wait_for_message("one")
+        mute.set()
+        begun = time.monotonic()
+        node.say(header("two"))  # is held on its way, and the connection stays
+        odd.spoil = unspoilt
+        watch.wait_for_message("two", tbmon.Follower.SILENCE_S + 10)
+        figure("silent log connection: noticed after s", round(time.monotonic() - begun, 1))
+        assert time.monotonic() - begun >= tbmon.Follower.SILENCE_S - 1
+        assert watch.messages() == ["one", "two"]
+
+
+def test_cuts_of_every_call_at_any_byte_lose_and_double_nothing(odd: OddEngine, node: Node, tmp_path: Path) -> None:
+    dice, cuts = random.Random(3), Counter[str]()
+
+    def cut(call: str, answer: Iterator[bytes]) -> Iterator[bytes]:
+        left = dice.choice((10, 200, 400, dice.randrange(4000)))
+        if call != "logs" and dice.random() < 0.9:
+            yield from answer
+        for data in answer:
+            if left < len(data):
+                cuts[call] += 1
+                yield data[:left]
+                return
+            left -= len(data)
+            yield data
+
+    node.run()
+    node.put("/app/build/datadb/any-eventDB.json", b'{"records": []}' + b" " * 2000)
+    odd.spoil = cut
+    written: list[str] = []
+    with Watch(tmp_path / "data", node.name, docker_host=odd.url, node_timezone="UTC") as watch:
+        pause = threading.Event()
+        while cuts["logs"] < length(40, 3000):
+            written.append(f"line {len(written):06d}" + ": {\n  1\n}" * (dice.random() < 0.2))
+            node.say(header(written[-1]), dice.choice(("out", "err")))
+            pause.wait(0.005)
+        odd.change(unspoilt)
+        node.say(header("the last"))
+        watch.wait_for_message("the last")
+        assert Counter(watch.messages()) == Counter([*written, "the last"])
+
+
+def test_one_byte_at_a_time_is_read_as_well(odd: OddEngine, node: Node, tmp_path: Path) -> None:
+    def crumbs(call: str, answer: Iterator[bytes]) -> Iterator[bytes]:
+        return (data[place : place + 1] for data in answer for place in range(len(data)))
+
+    node.run()
+    odd.spoil = crumbs
+    written = [f"line {number:06d}" + ": {\n  1\n}" * (number % 5 == 0) for number in range(length(100, 5000))]
+    with Watch(tmp_path / "data", node.name, docker_host=odd.url) as watch:
+        for number, message in enumerate(written):
+            node.say(header(message), "err" if number % 3 == 0 else "out")
+        wait_for(lambda: Counter(watch.messages()) == Counter(written), length(20, 300))
+
+
+def frame(stream: int, payload: bytes, size: int | None = None) -> bytes:
+    return bytes((stream, 0, 0, 0)) + (len(payload) if size is None else size).to_bytes(4, "big") + payload
+
+
+@pytest.mark.parametrize(
+    ("odd_frame", "words"),
+    [
+        (frame(1, b""), ""),
+        (frame(3, b"error from daemon in stream"), "error from daemon in stream"),
+        (frame(1, b"x" * 1000, 2**31), ""),
+        (frame(2, b"x" * (20 << 20), 2**31), "over 16 MiB"),
+        (b"HTTP/1.1 200 OK\r\n\r\n no frames at all", "the log stream says"),
+        (frame(1, b"no stamp at all\n") + frame(2, b" \n") + frame(0, b"9" * 40 + b"\n"), ""),
+    ],
+    ids=["empty", "stream-3", "huge-announced", "huge-sent", "no-frames", "no-stamps"],
+)
+def test_a_frame_that_cannot_be_is_survived(
+    odd: OddEngine, node: Node, tmp_path: Path, odd_frame: bytes, words: str
+) -> None:
+    served = list[str]()
+
+    def spoil(call: str, answer: Iterator[bytes]) -> Iterator[bytes]:
+        if call != "logs":
+            yield from answer
+            return
+        served.append(call)
+        yield b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nConnection: close\r\n\r\n"
+        yield odd_frame
+
+    node.run()
+    with Watch(tmp_path / "data", node.name, docker_host=odd.url) as watch:
+        node.say(header("one"))
+        watch.wait_for_message("one")
+        odd.change(spoil)
+        wait_for(lambda: len(served) >= 2 and words in (watch.monitor.problem or ""))
+        odd.change(unspoilt)
+        node.say(header("two"))
+        watch.wait_for_message("two")
+        wait_for(lambda: watch.monitor.problem is None)
+        said = watch.messages()
+    assert said.count("one") == said.count("two") == 1
+    assert figure_of(os.getpid(), "VmRSS") < 300 * 1024
+
+
+def doctor(one: Program) -> subprocess.CompletedProcess[str]:
+    words = (sys.executable, "-m", "tbmon", "doctor")
+    return subprocess.run(words, env=one.env, cwd=one.folder, capture_output=True, text=True, timeout=60)
