@@ -1155,6 +1155,7 @@ def judge_node(seen: Symptoms) -> Verdict:
 # ---------------------------------------------------------------------------
 
 APPLICATION_ID = 0x74626D6E  # "tbmn": marks our files in the SQLite header
+BALLAST_BYTES = 4 * MIB  # held on the disk, and let go when it is full: room for what the operator does then
 READERS = 8  # read-only connections kept open; each may hold a MiB of pages
 AUDIT_ROWS = 10_000  # the newest are kept
 OUTBOX_ROWS, OUTBOX_MS = 10_000, 7 * DAY_MS  # what waits for the federation beyond these is dropped and counted
@@ -1600,8 +1601,26 @@ class Store:
         """Leave word for the next start that the file is damaged; called where SQLite says so."""
         self.path.with_name(self.path.name + "-damaged").touch()
 
+    def hold_ballast(self) -> None:
+        """Hold BALLAST_BYTES of the disk; raises OperationalError if there is no room."""
+        try:
+            with os.fdopen(os.open(f"{self.path}-ballast", os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
+                if file.seek(0, os.SEEK_END) < BALLAST_BYTES:
+                    with self.lock, contextlib.suppress(sqlite3.Error):  # what fills the disk may be this log
+                        self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                    os.posix_fallocate(file.fileno(), 0, 2 * BALLAST_BYTES)  # as much again must be free to go on
+                    file.truncate(BALLAST_BYTES)
+        except OSError as error:
+            self.release_ballast()
+            raise sqlite3.OperationalError(f"the database cannot grow: {error.strerror}") from None
+
+    def release_ballast(self) -> None:
+        with contextlib.suppress(OSError):  # there may be none yet
+            os.truncate(f"{self.path}-ballast", 0)
+
     def open(self) -> sqlite3.Connection:
         """Open the writing connection and bring the schema up to date; each step is one transaction."""
+        self.release_ballast()  # so that it starts on a full disk too; ingest will hold it again
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=10)
         try:
@@ -1659,7 +1678,9 @@ class Store:
             try:
                 yield self.db
                 self.db.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
+                if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                    self.release_ballast()
                 self.db.rollback()  # nothing to do where a full disk has done it already
                 self.own = frozenset(json.loads(self.first("state", "own") or "[]"))  # add_own may have been part of it
                 raise
@@ -4019,6 +4040,7 @@ def ingest(monitor: Monitor) -> None:
         try:
             if follower is None:
                 follower = Follower(monitor, monitor.engine) if monitor.engine else DirectoryFollower(monitor)
+            monitor.store.hold_ballast()
             follower.step()
             delay_s, told = monitor.retry_min_s, ""
         except (DockerError, OSError, sqlite3.OperationalError) as error:  # the engine, a folder, a full disk
