@@ -1556,6 +1556,7 @@ class Store:
         self.lock = threading.Lock()  # held by whoever writes
         self.readers: list[sqlite3.Connection] = []  # read-only connections that nobody uses now
         self.own: frozenset[str] = frozenset()
+        self.inodes: list[int | None] = []  # of the file and of what SQLite keeps beside it
         path.parent.mkdir(parents=True, exist_ok=True)
         self.refuse_foreign()
         self.lock_file = lock_beside(self.path, "another tbmon")
@@ -1564,6 +1565,7 @@ class Store:
         except BaseException:
             self.lock_file.close()
             raise
+        self.check_files()
         self.own = frozenset(json.loads(self.first("state", "own") or "[]"))
 
     def refuse_foreign(self) -> None:
@@ -1600,6 +1602,14 @@ class Store:
     def mark_damaged(self) -> None:
         """Leave word for the next start that the file is damaged; called where SQLite says so."""
         self.path.with_name(self.path.name + "-damaged").touch()
+
+    def check_files(self) -> None:
+        """Raise UserError if a file was taken away since the first look: what is written would go into nothing."""
+        paths = [f"{self.path}{suffix}" for suffix in ("", "-wal", "-shm")]
+        inodes = [os.stat(path).st_ino if os.path.exists(path) else None for path in paths]
+        if inodes != (self.inodes or inodes):
+            raise UserError(f"{self.path}, its -wal or its -shm was removed or replaced: ending, to begin anew")
+        self.inodes = inodes
 
     def hold_ballast(self) -> None:
         """Hold BALLAST_BYTES of the disk; raises OperationalError if there is no room."""
@@ -4059,6 +4069,7 @@ def upkeep(monitor: Monitor) -> None:
         monitor.beat("upkeep")
         if monitor.engine is not None:
             sample_container(monitor, monitor.engine, with_stats=rounds % 5 == 0)
+        monitor.store.check_files()
         set_verdict(monitor)
         minute = monitor.now() // MINUTE_MS
         if minute != noted and note_minute(monitor, minute * MINUTE_MS):
@@ -5849,7 +5860,9 @@ def start_thread(monitor: Monitor, name: str, work: Callable[[Monitor], None], f
         try:
             work(monitor)
         except Exception as error:  # a bug of ours, whatever it is
-            if type(error) is sqlite3.DatabaseError:  # its subclasses are bugs of ours, or the disk's
+            if isinstance(error, UserError):
+                log.critical("%s: %s", name, error)
+            elif type(error) is sqlite3.DatabaseError:  # its subclasses are bugs of ours, or the disk's
                 monitor.store.mark_damaged()
                 log.critical("%s: the database fails (%s); the next start moves it aside", name, error)
             elif not monitor.stop.is_set():  # at the end the store may be closed before a thread has noticed
