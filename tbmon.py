@@ -1556,6 +1556,7 @@ class Store:
         self.lock = threading.Lock()  # held by whoever writes
         self.readers: list[sqlite3.Connection] = []  # read-only connections that nobody uses now
         self.own: frozenset[str] = frozenset()
+        self.damage: sqlite3.DatabaseError | None = None  # as SQLite told it, to whichever thread
         self.inodes: list[int | None] = []  # of the file and of what SQLite keeps beside it
         path.parent.mkdir(parents=True, exist_ok=True)
         self.refuse_foreign()
@@ -1604,12 +1605,21 @@ class Store:
         self.path.with_name(self.path.name + "-damaged").touch()
 
     def check_files(self) -> None:
-        """Raise UserError if a file was taken away since the first look: what is written would go into nothing."""
+        """Raise what SQLite said of damage; UserError if a file was taken away since the first look."""
+        if self.damage is not None:
+            raise self.damage
         paths = [f"{self.path}{suffix}" for suffix in ("", "-wal", "-shm")]
         inodes = [os.stat(path).st_ino if os.path.exists(path) else None for path in paths]
         if inodes != (self.inodes or inodes):
             raise UserError(f"{self.path}, its -wal or its -shm was removed or replaced: ending, to begin anew")
         self.inodes = inodes
+
+    def note_error(self, error: BaseException) -> None:
+        """Act on what SQLite says of the disk: it is full, or the file is damaged."""
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            self.release_ballast()
+        if type(error) is sqlite3.DatabaseError:  # its subclasses are bugs of ours, or the disk's
+            self.damage = error
 
     def hold_ballast(self) -> None:
         """Hold BALLAST_BYTES of the disk; raises OperationalError if there is no room."""
@@ -1689,8 +1699,7 @@ class Store:
                 yield self.db
                 self.db.execute("COMMIT")
             except BaseException as error:
-                if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-                    self.release_ballast()
+                self.note_error(error)
                 self.db.rollback()  # nothing to do where a full disk has done it already
                 self.own = frozenset(json.loads(self.first("state", "own") or "[]"))  # add_own may have been part of it
                 raise
@@ -1707,7 +1716,8 @@ class Store:
             db.execute("PRAGMA cache_size = -1024")
         try:
             rows = db.execute(sql, values).fetchall()
-        except BaseException:
+        except BaseException as error:
+            self.note_error(error)
             db.close()
             raise
         if len(self.readers) < READERS:
@@ -4687,7 +4697,7 @@ class Guard:
             detail, self.unnoted = f"{detail} ({self.unnoted} more events before it were not kept)", 0
         log.info("api: %s: %s (the audit log has the address)", event, detail)
         store = self.monitor.store
-        with contextlib.suppress(sqlite3.OperationalError), store.write() as db:
+        with contextlib.suppress(sqlite3.DatabaseError), store.write() as db:
             store.put(db, "audit", [(self.monitor.now(), event, caller.address, detail)])
 
     def opens(self, access: str, caller: Caller) -> bool:
@@ -5212,7 +5222,7 @@ class Api:
                 if time.monotonic() - beat >= (STREAM_BEAT_S if place == told else 1):
                     beat, told = time.monotonic(), place  # what was passed over need not be read again
                     yield self.event_id(place) + b": still here\n\n"
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             log.warning("api: a live stream ended: the database cannot be read: %s", error)
         finally:
             with self.streams_lock:
@@ -5578,7 +5588,9 @@ def answer(api: Api, route: Route, path: Mapping[str, str], environ: Mapping[str
     call = Call(caller, path, query, read_body(environ, route.body) if route.body else NOTHING)
     try:
         found = route.answer(api, call)
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:
+        if type(error) not in (sqlite3.OperationalError, sqlite3.DatabaseError):  # a bug of ours
+            raise
         raise Refusal(503, f"the database cannot be read now: {error}", {"Retry-After": "5"}) from None
     reply = found if isinstance(found, Reply) else Reply(found)
     if route.rows and isinstance(found, Mapping) and wants_csv(call):
@@ -5629,7 +5641,7 @@ def filled_page(api: Api, environ: Mapping[str, Any], page: str) -> Reply:
     its script would ask for. Where the reader may see nothing, the script asks and says what is wrong."""
     theme = re.search(r"(?:^|;) *tbmon-theme=(light|dark)(?:;|$)", environ.get("HTTP_COOKIE", ""), re.ASCII)
     page = page.replace('<html lang="en"', f'<html lang="en" data-theme="{theme[1]}"', 1) if theme else page
-    with contextlib.suppress(Refusal, sqlite3.OperationalError):
+    with contextlib.suppress(Refusal, sqlite3.DatabaseError):
         facts = page_facts(api, environ)
         words = page_words(facts["now"]["verdict"])
         page = re.sub(r'( data-say="(\w+)">)[^<]*', lambda found: found[1] + html.escape(words[found[2]]), page)
@@ -5863,7 +5875,8 @@ def start_thread(monitor: Monitor, name: str, work: Callable[[Monitor], None], f
             if isinstance(error, UserError):
                 log.critical("%s: %s", name, error)
             elif type(error) is sqlite3.DatabaseError:  # its subclasses are bugs of ours, or the disk's
-                monitor.store.mark_damaged()
+                with contextlib.suppress(OSError):  # where the disk takes no file, the start's check has to find it
+                    monitor.store.mark_damaged()
                 log.critical("%s: the database fails (%s); the next start moves it aside", name, error)
             elif not monitor.stop.is_set():  # at the end the store may be closed before a thread has noticed
                 log.critical("%s: thread ended by an error", name, exc_info=True)
