@@ -5948,7 +5948,7 @@ def serve(config: Config, demo: bool = False) -> int:
         with contextlib.closing(Store(Path(config.db_path), local_key)) as store:
             engine = None if demo or config.log_dir else DockerEngine(config)
             monitor = Monitor(config, store, redactor, engine, stop, demo=demo)
-            monitor.started_at, monitor.doctor = monitor.now(), functools.partial(findings, config, demo)
+            monitor.started_at, monitor.doctor = monitor.now(), functools.partial(findings, config, demo, True)
             monitor.outbox = Outbox(store, SharingKeys(config.keys), monitor.now, random.SystemRandom())
             monitor.federation = Federation(
                 config, monitor.outbox, functools.partial(take_publication, monitor),
@@ -6011,9 +6011,9 @@ def doctor(config: Config) -> int:
         worst = worst or int(finding.level == "FAIL")
     return worst
 
-def findings(config: Config, demo: bool = False) -> Iterator[Finding]:
+def findings(config: Config, demo: bool = False, serving: bool = False) -> Iterator[Finding]:
     """All that doctor looks at; of a demo only what there is."""
-    return itertools.chain(warnings_of(config) if demo else check_source(config), check_host(config))
+    return itertools.chain(warnings_of(config) if demo else check_source(config), check_host(config, serving))
 
 def check_source(config: Config) -> Iterator[Finding]:
     """Settings, and what the node's words come from."""
@@ -6064,11 +6064,11 @@ def check_log(engine: DockerEngine, container: Container) -> Finding:
     remedy = "The node may be newer than tbmon, or this another container." if entries else "It may have just started."
     return Finding("WARN", f"{good} of the last {len(entries)} log entries recognised", remedy)
 
-def check_host(config: Config) -> Iterator[Finding]:
-    """Database file, port and disk."""
+def check_host(config: Config, serving: bool) -> Iterator[Finding]:
+    """Database file, port and disk. Who has the file open must not open and close it: SQLite's locks would go."""
     path = Path(config.db_path)
     folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if file_kind(path) in ("foreign", "unreadable"):
+    if not serving and file_kind(path) in ("foreign", "unreadable"):
         yield Finding("FAIL", f"{path} is not a database of tbmon", "Set DB_PATH to a new file.")
     elif not os.access(path if path.exists() else folder, os.W_OK):
         yield Finding("FAIL", f"{path} cannot be written", "Let tbmon's user write there, or set DB_PATH.")
