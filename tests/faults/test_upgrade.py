@@ -13,13 +13,13 @@ import random
 import sqlite3
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT, Program, length
+from disks import memory_folder
 from federation_feed import EXACT, NOON, UNLIMITED, Feed
 
 import aggregator
@@ -27,7 +27,6 @@ import tbmon
 
 FILES = Path(__file__).parent / "schemas"
 KEY = bytes(range(32))
-MEMORY = Path("/dev/shm")  # hundreds of short-lived files: nobody need wait for a disk
 INSTRUCTIONS = 2500  # times SQLite looks up while it opens and migrates; no moment beyond them
 VERSIONS = range(1, len(tbmon.MIGRATIONS) + 1)
 Rows = dict[str, list[tuple[Any, ...]]]
@@ -182,8 +181,8 @@ def killed_at(version: int, moments: list[tuple[str, int]]) -> tuple[int, list[i
 
     How many were killed, the schemas that were found then, and the different contents at the end.
     """
-    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
-        source = unpack(f"tbmon-{version}", Path(folder) / "source.db")
+    with memory_folder() as folder:
+        source = unpack(f"tbmon-{version}", folder / "source.db")
         words = (sys.executable, "-c", KILLED, str(ROOT), str(source), f"{folder}/t.db", json.dumps(moments))
         done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -220,7 +219,8 @@ def test_the_aggregators_earlier_database_keeps_its_rows_and_counts_on(tmp_path:
     known = columns(path)
     before = contents(path, known)
     assert all(before.values())
-    config = aggregator.Config(**{"db_path": str(path), **UNLIMITED, **EXACT})
+    chosen: dict[str, Any] = {"db_path": str(path), **UNLIMITED, **EXACT}
+    config = aggregator.Config(**chosen)
     with contextlib.closing(aggregator.Store(config)) as store:
         assert contents(path, known) == before
         figures = tbmon.read_publication(aggregator.Publisher(config, store).publication(NOON))
