@@ -1156,6 +1156,7 @@ def judge_node(seen: Symptoms) -> Verdict:
 # ---------------------------------------------------------------------------
 
 APPLICATION_ID = 0x74626D6E  # "tbmn": marks our files in the SQLite header
+BALLAST_BYTES = 4 * MIB  # held on the disk, and let go when it is full: room for what the operator does then
 READERS = 8  # read-only connections kept open; each may hold a MiB of pages
 AUDIT_ROWS = 10_000  # the newest are kept
 OUTBOX_ROWS, OUTBOX_MS = 10_000, 7 * DAY_MS  # what waits for the federation beyond these is dropped and counted
@@ -1558,6 +1559,8 @@ class Store:
         self.lock = threading.Lock()  # held by whoever writes
         self.readers: list[sqlite3.Connection] = []  # read-only connections that nobody uses now
         self.own: frozenset[str] = frozenset()
+        self.damage: sqlite3.DatabaseError | None = None  # as SQLite told it, to whichever thread
+        self.inodes: list[int | None] = []  # of the file and of what SQLite keeps beside it
         path.parent.mkdir(parents=True, exist_ok=True)
         self.refuse_foreign()
         self.lock_file = lock_beside(self.path, "another tbmon")
@@ -1566,6 +1569,7 @@ class Store:
         except BaseException:
             self.lock_file.close()
             raise
+        self.check_files()
         self.own = frozenset(json.loads(self.first("state", "own") or "[]"))
 
     def refuse_foreign(self) -> None:
@@ -1603,8 +1607,43 @@ class Store:
         """Leave word for the next start that the file is damaged; called where SQLite says so."""
         self.path.with_name(self.path.name + "-damaged").touch()
 
+    def check_files(self) -> None:
+        """Raise what SQLite said of damage; UserError if a file was taken away since the first look."""
+        if self.damage is not None:
+            raise self.damage
+        paths = [f"{self.path}{suffix}" for suffix in ("", "-wal", "-shm")]
+        inodes = [os.stat(path).st_ino if os.path.exists(path) else None for path in paths]
+        if inodes != (self.inodes or inodes):
+            raise UserError(f"{self.path}, its -wal or its -shm was removed or replaced: ending, to begin anew")
+        self.inodes = inodes
+
+    def note_error(self, error: BaseException) -> None:
+        """Act on what SQLite says of the disk: it is full, or the file is damaged."""
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            self.release_ballast()
+        if type(error) is sqlite3.DatabaseError:  # its subclasses are bugs of ours, or the disk's
+            self.damage = error
+
+    def hold_ballast(self) -> None:
+        """Hold BALLAST_BYTES of the disk; raises OperationalError if there is no room."""
+        try:
+            with os.fdopen(os.open(f"{self.path}-ballast", os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
+                if file.seek(0, os.SEEK_END) < BALLAST_BYTES:
+                    with self.lock, contextlib.suppress(sqlite3.Error):  # what fills the disk may be this log
+                        self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                    os.posix_fallocate(file.fileno(), 0, 2 * BALLAST_BYTES)  # as much again must be free to go on
+                    file.truncate(BALLAST_BYTES)
+        except OSError as error:
+            self.release_ballast()
+            raise sqlite3.OperationalError(f"the database cannot grow: {error.strerror}") from None
+
+    def release_ballast(self) -> None:
+        with contextlib.suppress(OSError):  # there may be none yet
+            os.truncate(f"{self.path}-ballast", 0)
+
     def open(self) -> sqlite3.Connection:
         """Open the writing connection and bring the schema up to date; each step is one transaction."""
+        self.release_ballast()  # so that it starts on a full disk too; ingest will hold it again
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=10)
         try:
@@ -1663,7 +1702,8 @@ class Store:
             try:
                 yield self.db
                 self.db.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
+                self.note_error(error)
                 self.db.rollback()  # nothing to do where a full disk has done it already
                 self.own = frozenset(json.loads(self.first("state", "own") or "[]"))  # add_own may have been part of it
                 raise
@@ -1680,7 +1720,8 @@ class Store:
             db.execute("PRAGMA cache_size = -1024")
         try:
             rows = db.execute(sql, values).fetchall()
-        except BaseException:
+        except BaseException as error:
+            self.note_error(error)
             db.close()
             raise
         if len(self.readers) < READERS:
@@ -4111,6 +4152,7 @@ def ingest(monitor: Monitor) -> None:
         try:
             if follower is None:
                 follower = Follower(monitor, monitor.engine) if monitor.engine else DirectoryFollower(monitor)
+            monitor.store.hold_ballast()
             follower.step()
             delay_s, told = monitor.retry_min_s, ""
         except (DockerError, OSError, sqlite3.OperationalError) as error:  # the engine, a folder, a full disk
@@ -4129,6 +4171,7 @@ def upkeep(monitor: Monitor) -> None:
         monitor.beat("upkeep")
         if monitor.engine is not None:
             sample_container(monitor, monitor.engine, with_stats=rounds % 5 == 0)
+        monitor.store.check_files()
         set_verdict(monitor)
         minute = monitor.now() // MINUTE_MS
         if minute != noted and note_minute(monitor, minute * MINUTE_MS):
@@ -4755,7 +4798,7 @@ class Guard:
             detail, self.unnoted = f"{detail} ({self.unnoted} more events before it were not kept)", 0
         log.info("api: %s: %s (the audit log has the address)", event, detail)
         store = self.monitor.store
-        with contextlib.suppress(sqlite3.OperationalError), store.write() as db:
+        with contextlib.suppress(sqlite3.DatabaseError), store.write() as db:
             store.put(db, "audit", [(self.monitor.now(), event, caller.address, detail)])
 
     def opens(self, access: str, caller: Caller) -> bool:
@@ -5285,7 +5328,7 @@ class Api:
                 if time.monotonic() - beat >= (STREAM_BEAT_S if place == told else 1):
                     beat, told = time.monotonic(), place  # what was passed over need not be read again
                     yield self.event_id(place) + b": still here\n\n"
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             log.warning("api: a live stream ended: the database cannot be read: %s", error)
         finally:
             with self.streams_lock:
@@ -5659,7 +5702,9 @@ def answer(api: Api, route: Route, path: Mapping[str, str], environ: Mapping[str
     call = Call(caller, path, query, read_body(environ, route.body) if route.body else NOTHING)
     try:
         found = route.answer(api, call)
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:
+        if type(error) not in (sqlite3.OperationalError, sqlite3.DatabaseError):  # a bug of ours
+            raise
         raise Refusal(503, f"the database cannot be read now: {error}", {"Retry-After": "5"}) from None
     reply = found if isinstance(found, Reply) else Reply(found)
     if route.rows and isinstance(found, Mapping) and wants_csv(call):
@@ -5710,7 +5755,7 @@ def filled_page(api: Api, environ: Mapping[str, Any], page: str) -> Reply:
     its script would ask for. Where the reader may see nothing, the script asks and says what is wrong."""
     theme = re.search(r"(?:^|;) *tbmon-theme=(light|dark)(?:;|$)", environ.get("HTTP_COOKIE", ""), re.ASCII)
     page = page.replace('<html lang="en"', f'<html lang="en" data-theme="{theme[1]}"', 1) if theme else page
-    with contextlib.suppress(Refusal, sqlite3.OperationalError):
+    with contextlib.suppress(Refusal, sqlite3.DatabaseError):
         facts = page_facts(api, environ)
         words = page_words(facts["now"]["verdict"])
         page = re.sub(r'( data-say="(\w+)">)[^<]*', lambda found: found[1] + html.escape(words[found[2]]), page)
@@ -5943,8 +5988,11 @@ def start_thread(monitor: Monitor, name: str, work: Callable[[Monitor], None], f
         try:
             work(monitor)
         except Exception as error:  # a bug of ours, whatever it is
-            if type(error) is sqlite3.DatabaseError:  # its subclasses are bugs of ours, or the disk's
-                monitor.store.mark_damaged()
+            if isinstance(error, UserError):
+                log.critical("%s: %s", name, error)
+            elif type(error) is sqlite3.DatabaseError:  # its subclasses are bugs of ours, or the disk's
+                with contextlib.suppress(OSError):  # where the disk takes no file, the start's check has to find it
+                    monitor.store.mark_damaged()
                 log.critical("%s: the database fails (%s); the next start moves it aside", name, error)
             elif not monitor.stop.is_set():  # at the end the store may be closed before a thread has noticed
                 log.critical("%s: thread ended by an error", name, exc_info=True)
@@ -6019,7 +6067,7 @@ def serve(config: Config, demo: bool = False) -> int:
         with contextlib.closing(Store(Path(config.db_path), local_key)) as store:
             engine = None if demo or config.log_dir else DockerEngine(config)
             monitor = Monitor(config, store, redactor, engine, stop, demo=demo)
-            monitor.started_at, monitor.doctor = monitor.now(), functools.partial(findings, config, demo)
+            monitor.started_at, monitor.doctor = monitor.now(), functools.partial(findings, config, demo, True)
             monitor.outbox = Outbox(store, SharingKeys(config.keys), monitor.now, random.SystemRandom())
             monitor.federation = Federation(
                 config, monitor.outbox, functools.partial(take_publication, monitor),
@@ -6082,9 +6130,9 @@ def doctor(config: Config) -> int:
         worst = worst or int(finding.level == "FAIL")
     return worst
 
-def findings(config: Config, demo: bool = False) -> Iterator[Finding]:
+def findings(config: Config, demo: bool = False, serving: bool = False) -> Iterator[Finding]:
     """All that doctor looks at; of a demo only what there is."""
-    return itertools.chain(warnings_of(config) if demo else check_source(config), check_host(config))
+    return itertools.chain(warnings_of(config) if demo else check_source(config), check_host(config, serving))
 
 def check_source(config: Config) -> Iterator[Finding]:
     """Settings, and what the node's words come from."""
@@ -6135,11 +6183,11 @@ def check_log(engine: DockerEngine, container: Container) -> Finding:
     remedy = "The node may be newer than tbmon, or this another container." if entries else "It may have just started."
     return Finding("WARN", f"{good} of the last {len(entries)} log entries recognised", remedy)
 
-def check_host(config: Config) -> Iterator[Finding]:
-    """Database file, port and disk."""
+def check_host(config: Config, serving: bool) -> Iterator[Finding]:
+    """Database file, port and disk. Who has the file open must not open and close it: SQLite's locks would go."""
     path = Path(config.db_path)
     folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if file_kind(path) in ("foreign", "unreadable"):
+    if not serving and file_kind(path) in ("foreign", "unreadable"):
         yield Finding("FAIL", f"{path} is not a database of tbmon", "Set DB_PATH to a new file.")
     elif not os.access(path if path.exists() else folder, os.W_OK):
         yield Finding("FAIL", f"{path} cannot be written", "Let tbmon's user write there, or set DB_PATH.")
