@@ -2702,6 +2702,8 @@ class FrameReader:
         position, end = 0, len(buffer)
         while end - position >= 8:
             if buffer[position] > 2 or buffer[position + 1 : position + 4] != b"\0\0\0":
+                if lines:  # they come first; the next call raises
+                    break
                 raise DockerError(f"the log stream says: {buffer[position + 8 : position + 200]!r}")
             after = position + 8 + int.from_bytes(buffer[position + 4 : position + 8], "big")
             if after > end:
@@ -3782,6 +3784,7 @@ class Follower:
             if chunk is None and pipe.error is not None:
                 raise pipe.error
             if chunk is None:
+                feed.frames.feed(b"")  # raises if the engine's last words were no log
                 return True
             if chunk:
                 heard = time.monotonic()
