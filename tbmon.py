@@ -453,7 +453,7 @@ REGISTRATION = re.compile(r"Node with address (\S+) (registered|deregistered|req
 OWN_START = re.compile(r"Command execution std(?:out|err):|\(node:\d+\) |\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d", re.ASCII)
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\'|\\.', re.S)
-WALLET = re.compile(r"(?:0[xX]|(?<![0-9a-fA-F]))[0-9a-fA-F]{40}(?![0-9a-fA-F])")
+WALLET = re.compile(r"(?:0[xX]|(?<![0-9a-fA-F]))[0-9a-fA-F]{40}(?![1-9a-fA-F]|0(?![xX]))")
 HEX_RUN = re.compile(r"[0-9a-fA-F]{40}")
 
 def keyed(key: bytes, kind: str, text: str) -> bytes:
@@ -483,7 +483,7 @@ class Redactor:
         digits = address[-40:].lower()
         if len(digits) == 40 and digits not in self.seen and len(self.seen) < 64:
             self.seen.add(digits)
-            self.anywhere = re.compile("(?:0x)?(?:" + "|".join(self.seen) + ")", re.I)
+            self.anywhere = re.compile("((?:0x)?(?:" + "|".join(self.seen) + "))", re.I)
         return self.pseudonym(digits)
 
     def pseudonym(self, digits: str) -> str:
@@ -504,8 +504,10 @@ class Redactor:
                 for digits in (run[at : at + 40] for at in range(len(run) - 39)):
                     if self.pseudonym(digits) in self.own:
                         self.see(digits)
-        text = WALLET.sub(named, text)
-        return self.anywhere.sub(named, text) if self.anywhere else text
+        parts = self.anywhere.split(text) if self.anywhere else [text]  # another's beside it stands alone then
+        parts[::2] = [WALLET.sub(named, part) for part in parts[::2]]
+        parts[1::2] = [replacement or self.pseudonym(found) for found in parts[1::2]]
+        return "".join(parts)
 
 class Head(NamedTuple):
     """What a header says of its writer; `suffix` is the pseudonym of the address in the logger's name."""
