@@ -611,6 +611,7 @@ class Assembler:
             known = self.known.get(raw[19:])
             if known is not None and (raw[:19] == self.stamp or self.read_stamp(raw[:19])):
                 assert self.second is not None
+                self.compose = self.dated = False  # a header is known by what follows its stamp, with nothing before it
                 entry = Entry(self.second, *known, engine_ms)
             else:
                 found = self.read_line(raw[:LINE_BYTES].decode("utf-8", "replace"), engine_ms, place)
