@@ -3135,6 +3135,7 @@ class Recorder:
             second, kind = int.from_bytes(row["key"][:4], "big"), LOG_TYPES[row["type"]]
             entry = Entry(second, None, kind, row["message"], b"", stamped=not row["flags"] & UNSTAMPED, changed=False)
             entry.key, entry.seq, entry.at, entry.believed = row["key"], row["seq"], row["at"], before["believed"]
+            entry.depth = before.get("depth")
             assembler.open = entry
 
     def feed(self, stream: str, lines: Iterable[tuple[bytes, int | None, object]]) -> None:
@@ -3251,8 +3252,9 @@ class Recorder:
     def saved(self) -> dict[str, Any]:
         streams = {}
         for stream, its in self.assemblers.items():
-            key, believed = (its.open.key.hex(), its.open.believed) if its.open else ("", False)
-            streams[stream] = {"key": key, "second": its.second, "believed": believed}
+            last = its.open
+            key, believed, depth = (last.key.hex(), last.believed, last.depth) if last else ("", False, 0)
+            streams[stream] = {"key": key, "second": its.second, "believed": believed, "depth": depth}
         return {
             **self.tracker.saved(), "cursor": self.cursor, "identity": self.trust.identity, "seq": self.seq,
             "newest_second": self.newest_second, "streams": streams, "loose": sorted(self.loose),
