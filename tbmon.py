@@ -2556,7 +2556,7 @@ class DockerEngine:
             mode = int(found["mode"])
             link = str(found.get("linkTarget", "")) if mode & GO_SYMLINK else ""
             return PathStat(int(found["size"]), str(found["mtime"]), link, not mode & GO_TYPE)
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
             raise DockerError("the engine's stat of a path cannot be read") from None
 
     @contextlib.contextmanager
@@ -2570,7 +2570,7 @@ class DockerEngine:
         try:
             with tarfile.open(fileobj=answer.raw, mode="r|") as tar:
                 yield tar
-        except (tarfile.TarError, EOFError, OSError, urllib3.exceptions.HTTPError) as error:
+        except (tarfile.TarError, EOFError, OSError, ValueError, urllib3.exceptions.HTTPError) as error:
             raise DockerError(f"a file could not be read: {reason_of(error)}") from None
         finally:
             answer.close()
