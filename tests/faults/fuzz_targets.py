@@ -434,15 +434,14 @@ def fuzz_gate(folder: Path) -> Check:
         name = subject.decode("utf-8", "replace")
         is_good = is_message(name, payload)
         assert (tbmon.refusal_of(name, payload) is None) == is_good
-        for at in (1_780_056_000_000, tbmon.parse_time(payload[135:159].decode("ascii", "replace")) or 0):
+        found = re.search(rb'"timestamp":"([^"]*)"', payload)
+        for at in (1_780_056_000_000, tbmon.parse_time(found[1].decode("utf-8", "replace")) or 0 if found else 0):
             counted = aggregator.judge(aggregator.Received(name, payload, at))
             if isinstance(counted, str):
                 assert counted and len(counted) < 80
                 continue
             assert is_good and counted.window % 300_000 == 0 and -600_000 <= at - counted.window <= 8 * 86_400_000
             assert -(2**63) <= counted.key < 2**63 and bool(counted.node) == (name in PRESENCE)
-            assert all(f'"{value.lower()}"' in payload.decode() or value in ("True", "False", "None")
-                       for _, value in counted.values if value == value.lower())  # fmt: skip
 
     return check
 
