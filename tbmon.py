@@ -454,7 +454,7 @@ REGISTRATION = re.compile(r"Node with address (\S+) (registered|deregistered|req
 OWN_START = re.compile(r"Command execution std(?:out|err):|\(node:\d+\) |\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d", re.ASCII)
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\'|\\.', re.S)
-WALLET = re.compile(r"(?:0[xX]|(?<![0-9a-fA-F]))[0-9a-fA-F]{40}(?![0-9a-fA-F])")
+WALLET = re.compile(r"(?:0[xX]|(?<![0-9a-fA-F]))[0-9a-fA-F]{40}(?![1-9a-fA-F]|0(?![xX]))")
 HEX_RUN = re.compile(r"[0-9a-fA-F]{40}")
 
 def keyed(key: bytes, kind: str, text: str) -> bytes:
@@ -484,7 +484,7 @@ class Redactor:
         digits = address[-40:].lower()
         if len(digits) == 40 and digits not in self.seen and len(self.seen) < 64:
             self.seen.add(digits)
-            self.anywhere = re.compile("(?:0x)?(?:" + "|".join(self.seen) + ")", re.I)
+            self.anywhere = re.compile("((?:0x)?(?:" + "|".join(self.seen) + "))", re.I)
         return self.pseudonym(digits)
 
     def pseudonym(self, digits: str) -> str:
@@ -505,8 +505,10 @@ class Redactor:
                 for digits in (run[at : at + 40] for at in range(len(run) - 39)):
                     if self.pseudonym(digits) in self.own:
                         self.see(digits)
-        text = WALLET.sub(named, text)
-        return self.anywhere.sub(named, text) if self.anywhere else text
+        parts = self.anywhere.split(text) if self.anywhere else [text]  # another's beside it stands alone then
+        parts[::2] = [WALLET.sub(named, part) for part in parts[::2]]
+        parts[1::2] = [replacement or self.pseudonym(found) for found in parts[1::2]]
+        return "".join(parts)
 
 class Head(NamedTuple):
     """What a header says of its writer; `suffix` is the pseudonym of the address in the logger's name."""
@@ -610,6 +612,7 @@ class Assembler:
             known = self.known.get(raw[19:])
             if known is not None and (raw[:19] == self.stamp or self.read_stamp(raw[:19])):
                 assert self.second is not None
+                self.compose = self.dated = False  # a header is known by what follows its stamp, with nothing before it
                 entry = Entry(self.second, *known, engine_ms)
             else:
                 found = self.read_line(raw[:LINE_BYTES].decode("utf-8", "replace"), engine_ms, place)
@@ -2614,7 +2617,7 @@ class DockerEngine:
             mode = int(found["mode"])
             link = str(found.get("linkTarget", "")) if mode & GO_SYMLINK else ""
             return PathStat(int(found["size"]), str(found["mtime"]), link, not mode & GO_TYPE)
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
             raise DockerError("the engine's stat of a path cannot be read") from None
 
     @contextlib.contextmanager
@@ -2628,7 +2631,7 @@ class DockerEngine:
         try:
             with tarfile.open(fileobj=answer.raw, mode="r|") as tar:
                 yield tar
-        except (tarfile.TarError, EOFError, OSError, urllib3.exceptions.HTTPError) as error:
+        except (tarfile.TarError, EOFError, OSError, ValueError, urllib3.exceptions.HTTPError) as error:
             raise DockerError(f"a file could not be read: {reason_of(error)}") from None
         finally:
             answer.close()
@@ -2763,6 +2766,8 @@ class FrameReader:
         position, end = 0, len(buffer)
         while end - position >= 8:
             if buffer[position] > 2 or buffer[position + 1 : position + 4] != b"\0\0\0":
+                if lines:  # they come first; the next call raises
+                    break
                 raise DockerError(f"the log stream says: {buffer[position + 8 : position + 200]!r}")
             after = position + 8 + int.from_bytes(buffer[position + 4 : position + 8], "big")
             if after > end:
@@ -3218,6 +3223,7 @@ class Recorder:
             second, kind = int.from_bytes(row["key"][:4], "big"), LOG_TYPES[row["type"]]
             entry = Entry(second, None, kind, row["message"], b"", stamped=not row["flags"] & UNSTAMPED, changed=False)
             entry.key, entry.seq, entry.at, entry.believed = row["key"], row["seq"], row["at"], before["believed"]
+            entry.depth = before.get("depth")
             assembler.open = entry
 
     def feed(self, stream: str, lines: Iterable[tuple[bytes, int | None, object]]) -> None:
@@ -3334,8 +3340,9 @@ class Recorder:
     def saved(self) -> dict[str, Any]:
         streams = {}
         for stream, its in self.assemblers.items():
-            key, believed = (its.open.key.hex(), its.open.believed) if its.open else ("", False)
-            streams[stream] = {"key": key, "second": its.second, "believed": believed}
+            last = its.open
+            key, believed, depth = (last.key.hex(), last.believed, last.depth) if last else ("", False, 0)
+            streams[stream] = {"key": key, "second": its.second, "believed": believed, "depth": depth}
         return {
             **self.tracker.saved(), "cursor": self.cursor, "identity": self.trust.identity, "seq": self.seq,
             "newest_second": self.newest_second, "streams": streams, "loose": sorted(self.loose),
@@ -3914,6 +3921,7 @@ class Follower:
             if chunk is None and pipe.error is not None:
                 raise pipe.error
             if chunk is None:
+                feed.frames.feed(b"")  # raises if the engine's last words were no log
                 return True
             if chunk:
                 heard = time.monotonic()
