@@ -972,7 +972,6 @@ def invoice_event(body: Mapping[str, Any], clean: Clean) -> Event | None:
     return Event("invoice", execution_id, fields)
 
 @functools.lru_cache(256)
-@functools.lru_cache(1024)  # a node says the same few lines over and over
 def slot_event(text: str) -> Event | None:
     """Read a semaphore line: slots in use now (None where the line changes nothing) and in all."""
     found = SEMAPHORE.match(text)
@@ -1748,10 +1747,12 @@ class Store:
         if what != "entry":
             db.executemany(WRITES[what], rows)
             return
-        entries = list(rows)  # 100 in one statement: after each, this thread waits for the interpreter's lock
-        for at in range(0, len(entries), 100):
-            some = entries[at : at + 100]
-            db.execute(SAVE_ENTRY % ",".join(["(?,?,?,?,?,?,?,NULLIF(?,''),?)"] * len(some)), [*itertools.chain(*some)])
+        left = list(rows)
+        for size in (100, 10, 1):  # rows in one statement: after each, this thread waits for the interpreter's lock
+            sql = SAVE_ENTRY % ",".join(["(?,?,?,?,?,?,?,NULLIF(?,''),?)"] * size)
+            while len(left) >= size:
+                db.execute(sql, [*itertools.chain(*left[:size])])
+                del left[:size]
 
     def facts_between(self, since: int, until: int) -> list[sqlite3.Row]:
         """Believed entries that say something of a task, in order; times in ms."""

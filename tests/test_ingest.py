@@ -320,6 +320,6 @@ def test_lines_without_an_id_are_bound_across_the_seam_of_history_and_engine(nod
     node.put("/app/logs/@truebit/worker-runner-node/debug/worker-2026-01-01.log", "\n".join(history).encode() + b"\n")
     node.say(header(f"Execution {IDS[0]} completed", now - 19))  # all that the engine still holds
     with watch:
-        wait_for(lambda: watch.task(IDS[0]) and watch.task(IDS[0]).gas_used == 11)
-        assert watch.task(IDS[0]).status == "completed"
+        wait_for(lambda: watch.task(IDS[0]) and watch.task(IDS[0]).status == "completed")
+        assert watch.task(IDS[0]).gas_used == 11
         assert watch.task(IDS[0]).completed_at == int(now - 19) * 1000

@@ -31,7 +31,7 @@ SAMPLE_S = 0.5
 SPARE = 4  # descriptors: connections to the engine come and go by themselves
 KINDS = {"streams": 50, "private": 5, "callers": 20, "drips": 100, "blind": 5}
 SIZE_CAP = 256 * tbmon.MIB  # in the long form, so that there is something to prune
-SETTINGS = {"MALLOC_ARENA_MAX": "2"} | ({"MAX_DB_BYTES": str(SIZE_CAP)} if LONG else {})  # the first as we ship it
+SETTINGS = {"MAX_DB_BYTES": str(SIZE_CAP)} if LONG else {}
 
 
 class Talker:

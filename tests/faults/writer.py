@@ -25,7 +25,7 @@ from test_main import begin
 import tbmon
 
 BURST, PACED = 2_000, 2_000  # entries that are there when tbmon comes, and that are written while it is troubled
-HISTORY = 10_000  # entries of the node's files
+HISTORY, PAD = 10_000, "." * 500  # entries of the node's files, of some batches each
 LONG_LINE = "x" * 40_000
 AWK = r"""
 # Each line begins with its stream: o, e, or p for a pause. STAMP is the second, LONG forty thousand letters.
@@ -127,7 +127,7 @@ class Telling:
         (node.folder / "say.awk").write_text(AWK)
         (node.folder / "story").write_text("".join(line + "\n" for line in story.lines()))
         begun = int(time.time()) - 9000
-        self.history = [(begun + number // 3, f"old {number}") for number in range(HISTORY)]
+        self.history = [(begun + number // 3, f"old {number} {PAD}") for number in range(HISTORY)]
         self.node.run(
             "--log-driver", "json-file", "--log-opt", "max-size=4g",
             script="busybox awk -f /io/say.awk /io/story; exec sleep 100000",
@@ -221,9 +221,10 @@ def compare(program: Program, told: Telling) -> None:
     assert is_sound(program)
     kept = [(at // 1000, text) for at, text in rows(program, "SELECT at, message FROM log")]
     stored, given = Counter(text for _, text in kept), Counter(said)
-    assert ([text[-60:] for text in given - stored], [text[-60:] for text in stored - given]) == ([], [])
+    assert stored == given, ([text[-60:] for text in given - stored], [text[-60:] for text in stored - given])
     heads = Counter((at, clean(text)) for at, text in told.heads().elements()) + Counter(told.history)
-    assert Counter((at, text.split("\n")[0]) for at, text in kept) == heads
+    first_lines = Counter((at, text.split("\n")[0]) for at, text in kept)
+    assert first_lines == heads, ([*first_lines - heads], [*heads - first_lines])
     columns = ", ".join(Outcome._fields)
     assert {Outcome(*row) for row in rows(program, f"SELECT {columns} FROM task")} == set(story.tasks)
     paid = {(task.execution_id, "pay", task.gas_used) for task in story.tasks if task.gas_used is not None}
