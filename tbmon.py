@@ -3801,7 +3801,8 @@ class EngineFeed:
             return
         cursor, recorder = self.recorder.cursor, self.recorder
         unfinished = (stamp for stamp, _ in self.frames.pending.values())
-        cursor["newest"] = min((self.newest, *unfinished)).decode("ascii", "replace")
+        newest = min((self.newest, *unfinished)).decode("ascii", "replace")
+        cursor["newest"] = max(newest, cursor["newest"])  # what is read again may be unfinished, and is known
         cursor["first_at"] = cursor.get("first_at") or recorder.first_at
         cursor["again"] = self.behind or recorder.rereads  # `since` would pass over lines, or count them twice
         newest_s = parse_second(cursor["newest"][:19]) or 0

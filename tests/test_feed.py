@@ -187,6 +187,32 @@ def test_reading_all_again_after_the_clock_was_set_back_stores_nothing_twice(fee
     assert play(1501) == stored == len(lines) + 1
 
 
+def pieces(at: int, line: str) -> list[bytes]:
+    """A line as an engine sends it: frames of 16 KiB at most, each with the stamp of the first."""
+    stamp, body = f"{tbmon.second_text(at).replace(' ', 'T')}.000000000Z ".encode(), line.encode() + b"\n"
+    payloads = [stamp + body[begin : begin + 16384] for begin in range(0, len(body), 16384)]
+    return [b"\1\0\0\0" + len(one).to_bytes(4, "big") + one for one in payloads]
+
+
+def test_connections_that_end_within_a_long_line_read_again_bring_nothing_twice(feed: Feed) -> None:
+    long = "x" * 40_000
+    words = [f"{number} {long if number == 7 else ''}" for number in range(10)]
+    said = [pieces(NOW + number, header(text, NOW + number)) for number, text in enumerate(words)]
+
+    def read(whole: int, begun: int = 0) -> None:
+        feed.connect()
+        since = max(0, (feed.feed.since_s or 0) - NOW)
+        for one in (*said[since:whole], said[whole % 10][:begun]):
+            feed.feed.take_lines(feed.feed.frames.feed(b"".join(one)))
+        feed.feed.commit()
+
+    read(10)
+    read(7, begun=2)
+    assert feed.feed.recorder.cursor["newest"][:19] == tbmon.second_text(NOW + 9).replace(" ", "T")
+    read(10)
+    assert len(feed.store.entries({}, 0, 2**42, None, 100)) == 11
+
+
 def test_an_own_penalty_told_before_its_task_makes_it_failed(feed: Feed) -> None:
     tracker = feed.feed.recorder.tracker
     event = tbmon.record_event(invoice(1, "penalty"), feed.monitor.redactor.clean)
