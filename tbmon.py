@@ -2881,6 +2881,7 @@ class Monitor:
     outbox: Outbox | None = None
     federation: Federation | None = None
     started_at: int = 0  # main; ms
+    asked_at: float = math.inf  # upkeep: since when (monotonic) it waits for the engine's words about the container
     settled_at: int = 0  # upkeep: the newest time (ms) of a clock that did not jump
     doubts: int = 0  # upkeep: looks at a clock that has jumped
     beats: dict[str, float] = field(default_factory=dict)  # each thread its own; what `beat` keeps
@@ -2891,8 +2892,8 @@ class Monitor:
         self.beats[name] = time.monotonic()
 
     def judged(self) -> tuple[Verdict | None, int | None]:
-        """The verdict and since when; blind if upkeep waits, as for an engine that never ends its answer."""
-        still_s = time.monotonic() - self.beats.get("upkeep", math.inf)
+        """The verdict and since when; blind if upkeep waits for an engine that never ends its answer."""
+        still_s = time.monotonic() - self.asked_at
         if still_s < STILL_S:
             return self.verdict, self.verdict_since
         verdict = Verdict("blind", "tbmon waits for an answer about the node", "Run `tbmon.py doctor` on this host.")
@@ -3723,16 +3724,12 @@ class EngineFeed:
         run: list[tuple[bytes, int, bytes]] = []
         current = 0
         for stream, stamp, body in lines:
-            name = hash((stream, stamp, body))
-            if (self.known and self.is_known(stream, stamp, body)) or (stamp <= self.newest and name in self.recent):
-                continue  # read before this connection, or sent twice: an engine may do that when it rotates
-            self.recent[name] = None
-            self.fresh_lines.append((stamp, stream, body))
+            if self.known and self.is_known(stream, stamp, body):
+                continue
             engine_ms = self.read_stamp(stamp)
-            self.rush += len(body) + JSON_BYTES
-            if engine_ms - self.last_ms >= 2 + self.container.file_bytes // WRITTEN_IN_MS:
-                self.leap = self.leap[0] if self.leap else self.last_ms, engine_ms
-            self.last_ms = max(self.last_ms, engine_ms)
+            if self.container.file_bytes and self.came_twice(stream, stamp, body, engine_ms):
+                continue
+            self.fresh_lines.append((stamp, stream, body))
             if stamp > self.newest:
                 self.newest, self.behind = stamp, False
             elif not self.behind:
@@ -3773,6 +3770,18 @@ class EngineFeed:
         since, until = parse_time(self.newest.decode()), parse_time(first.decode("ascii", "replace"))
         log.warning("ingest: the engine's log begins after what was read: lines may be missing since %s", utc(since))
         self.monitor.note_gap(since, until, "the engine had dropped older lines")
+
+    def came_twice(self, stream: int, stamp: bytes, body: bytes, engine_ms: int) -> bool:
+        """True for a line that came on this connection already: an engine may send it again when it rotates its log."""
+        name = hash((stream, stamp, body))
+        if stamp <= self.newest and name in self.recent:
+            return True
+        self.recent[name] = None
+        self.rush += len(body) + JSON_BYTES
+        if engine_ms - self.last_ms >= 2 + self.container.file_bytes // WRITTEN_IN_MS:
+            self.leap = self.leap[0] if self.leap else self.last_ms, engine_ms
+        self.last_ms = max(self.last_ms, engine_ms)
+        return False
 
     def weigh(self, ended: bool = False) -> None:
         """Once a second: an engine that rotates faster than it is read passes over whole files, and says nothing.
@@ -4201,18 +4210,21 @@ def upkeep(monitor: Monitor) -> None:
 
 def sample_container(monitor: Monitor, engine: DockerEngine, with_stats: bool) -> None:
     """Look at the container's state and, if asked, at what it uses."""
+    monitor.asked_at = time.monotonic()
     try:
         monitor.container = engine.inspect(monitor.config.container_name)
         monitor.container_error = None
     except DockerError as error:
         monitor.container_error, monitor.stats = str(error), None
-        return
-    running = monitor.container is not None and monitor.container.running
-    if with_stats or not running:
-        try:
-            monitor.stats = engine.stats(monitor.config.container_name) if running else None
-        except DockerError:  # the node is seen all the same
-            monitor.stats = None
+    else:
+        running = monitor.container is not None and monitor.container.running
+        if with_stats or not running:
+            try:
+                monitor.stats = engine.stats(monitor.config.container_name) if running else None
+            except DockerError:  # the node is seen all the same
+                monitor.stats = None
+    finally:
+        monitor.asked_at = math.inf
 
 def note_minute(monitor: Monitor, at: int) -> bool:
     """Keep whether the node is up at this minute, and what it uses; False where tbmon cannot see it."""
