@@ -1562,6 +1562,7 @@ class Store:
         self.readers: list[sqlite3.Connection] = []  # read-only connections that nobody uses now
         self.own: frozenset[str] = frozenset()
         self.damage: sqlite3.DatabaseError | None = None  # as SQLite told it, to whichever thread
+        self.is_full = False  # the disk, and the ballast is not held
         self.inodes: list[int | None] = []  # of the file and of what SQLite keeps beside it
         path.parent.mkdir(parents=True, exist_ok=True)
         self.refuse_foreign()
@@ -1622,6 +1623,7 @@ class Store:
     def note_error(self, error: BaseException) -> None:
         """Act on what SQLite says of the disk: it is full, or the file is damaged."""
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            self.is_full = True
             self.release_ballast()
         if type(error) is sqlite3.DatabaseError:  # its subclasses are bugs of ours, or the disk's
             self.damage = error
@@ -1635,6 +1637,7 @@ class Store:
                         self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                     os.posix_fallocate(file.fileno(), 0, 2 * BALLAST_BYTES)  # as much again must be free to go on
                     file.truncate(BALLAST_BYTES)
+            self.is_full = False
         except OSError as error:
             self.release_ballast()
             raise sqlite3.OperationalError(f"the database cannot grow: {error.strerror}") from None
@@ -3248,9 +3251,9 @@ class Recorder:
             entry.seq = self.seq
             self.first_at = self.first_at or entry.at
             if entry.head is not None and entry.believed:  # what a task prints must not move the log's clock
-                self.newest_at = entry.at if self.live else max(self.newest_at or 0, entry.at)
+                self.newest_at = entry.at if self.live or self.rereads else max(self.newest_at or 0, entry.at)
         flags = self.record(entry, stream)
-        if fresh and flags:
+        if fresh and flags and not self.rereads:
             self.counted["unrecognised"] += flags // UNRECOGNISED & 1
             self.counted["suspect"] += flags & SUSPECT
 
@@ -3707,13 +3710,14 @@ class EngineFeed:
         started = container.started_at
         self.start = started if started is not None and started != cursor.get("started_at") else None
         self.dirty = False
+        self.last = b""  # the stamp that came last
         self.recent: dict[int, None] = {}  # hashes of lines, oldest first
-        self.last_ms = monitor.now()
+        self.last_ms = self.opened_ms = monitor.now()
         self.leap: tuple[int, int] | None = None  # from the first to the last pause in which a file fits (ms)
         self.rush, self.rush_before, self.weigh_at = 0, 0, time.monotonic() + 1  # bytes in this second and the last
 
     def take_lines(self, lines: Sequence[tuple[int, bytes, bytes]]) -> None:
-        if not self.recorder.live and lines and lines[0][1] >= self.began:
+        if not (self.recorder.live or self.recorder.rereads) and lines and lines[0][1] >= self.began:
             self.go_live()
         for stream, group in self.runs(lines):
             self.recorder.feed(str(stream), group)
@@ -3724,6 +3728,7 @@ class EngineFeed:
         run: list[tuple[bytes, int, bytes]] = []
         current = 0
         for stream, stamp, body in lines:
+            self.last = stamp
             if self.known and self.is_known(stream, stamp, body):
                 continue
             engine_ms = self.read_stamp(stamp)
@@ -3777,7 +3782,7 @@ class EngineFeed:
         if stamp <= self.newest and name in self.recent:
             return True
         self.recent[name] = None
-        self.rush += len(body) + JSON_BYTES
+        self.rush += len(body) + JSON_BYTES if engine_ms >= self.opened_ms else 0  # the past comes fast
         if engine_ms - self.last_ms >= 2 + self.container.file_bytes // WRITTEN_IN_MS:
             self.leap = self.leap[0] if self.leap else self.last_ms, engine_ms
         self.last_ms = max(self.last_ms, engine_ms)
@@ -3792,7 +3797,7 @@ class EngineFeed:
             return
         rush, leap = self.rush + self.rush_before, self.leap
         self.rush, self.rush_before, self.leap, self.weigh_at = 0, self.rush, None, time.monotonic() + 1
-        if leap and 0 < self.container.file_bytes <= 8 * rush:
+        if leap and max(self.container.file_bytes, 2 * MIB) <= 8 * rush:
             self.monitor.note_gap(*leap, "the log was rotated faster than it could be read")
         if len(self.recent) > RECENT_LINES:
             self.recent = dict.fromkeys(itertools.islice(self.recent, len(self.recent) - RECENT_LINES // 2, None))
@@ -3839,7 +3844,8 @@ class EngineFeed:
         """All there is has been read: a start after the last line took effect too, and time may be over for tasks."""
         if self.start is not None:
             self.note_start(self.start)
-        self.recorder.lose_overdue()
+        if not self.recorder.rereads:  # a clock that went back has yet to come in it
+            self.recorder.lose_overdue()
         self.dirty = self.dirty or bool(self.recorder.tracker.tasks)
         self.commit()
 
@@ -3923,10 +3929,12 @@ class Follower:
 
     def follow(self, feed: EngineFeed, pipe: Pipe) -> bool:
         """Take what comes until the connection ends (True), or tbmon stops or mistrusts it (False)."""
-        heard = time.monotonic()
+        heard = opened = time.monotonic()
         caught_up = False
         while not self.monitor.stop.is_set() and not self.was_replaced(feed.container):
             self.monitor.beat("ingest")
+            if self.monitor.store.is_full:
+                self.monitor.store.hold_ballast()
             feed.weigh()
             chunk = pipe.get(0 if self.history else 0.5)
             if chunk is None and pipe.error is not None:
@@ -3942,7 +3950,10 @@ class Follower:
                 behind = bool(pipe.chunks) and feed.second_ms
                 self.monitor.lag_ms = max(0, self.monitor.now() - feed.second_ms) if behind else 0
             if not chunk or not pipe.chunks:
-                if not caught_up and (not chunk or feed.second_ms > self.monitor.now() - 5000):
+                is_near = not chunk or feed.second_ms > self.monitor.now() - 5000
+                if feed.recorder.rereads:  # stamps tell nothing then
+                    is_near = time.monotonic() - heard > 2 or time.monotonic() - opened > 120
+                if not caught_up and is_near:
                     caught_up = True
                     self.begin_import(feed)
                 self.between(feed)
@@ -3987,7 +3998,7 @@ class Follower:
             lines = [line for chunk in stream.chunks() for line in frames.feed(chunk)] + frames.finish()
         finally:
             stream.close()
-        return any(stamp > feed.newest for _, stamp, _ in lines)
+        return any(stamp > feed.newest or (feed.behind and stamp != feed.last) for _, stamp, _ in lines)
 
     def finish(self, feed: EngineFeed) -> None:
         """The connection ended: if the container did too, what is left of its last line is a line.
@@ -4235,7 +4246,8 @@ def note_minute(monitor: Monitor, at: int) -> bool:
     with contextlib.suppress(sqlite3.OperationalError), store.write() as db:  # a full disk: ingest says so
         store.put(db, "sample", [row])
         store.put(db, "old_samples", [(monitor.oldest(SAMPLE_MS),)])
-        store.put(db, "set_back", [(at + BELIEF_MS,)])  # or what is newer were taken for older for a year
+        if not monitor.doubts:
+            store.put(db, "set_back", [(at + BELIEF_MS,)])  # or what is newer were taken for older for a year
     return True
 
 def prune(monitor: Monitor) -> None:

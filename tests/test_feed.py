@@ -187,6 +187,46 @@ def test_reading_all_again_after_the_clock_was_set_back_stores_nothing_twice(fee
     assert play(1501) == stored == len(lines) + 1
 
 
+def test_reading_all_again_tells_and_loses_nothing_whatever_its_stamps(feed: Feed) -> None:
+    said = [(NOW + 10, received(0)), (NOW + 20, "Heartbeat sent")]
+    for at, message in said:
+        feed.say(at, message)
+    assert feed.task(0).status == "received"
+    ahead = NOW + 10 - 10 * 365 * 86400
+    feed.monitor.clock = lambda: ahead
+    feed.connect()
+    assert feed.feed.recorder.rereads
+    feed.number = 1
+    for at, message in [*said, (NOW + 10**7, "Heartbeat sent")]:
+        feed.say(at, message)
+    assert not feed.feed.recorder.live and feed.task(0).status == "received"
+    feed.feed.go_live()
+    feed.feed.end_reread()
+    feed.feed.caught_up()
+    assert feed.feed.recorder.live
+
+
+def test_an_old_log_that_comes_fast_is_no_sign_of_rotation_but_what_comes_so_now_is(feed: Feed) -> None:
+    begin = NOW + 1000
+    feed.monitor.clock = lambda: begin
+    container = feed.feed.container._replace(id="b2" * 32, file_bytes=100_000)
+    line = b"x" * 1000
+
+    def take(at_ms: int, count: int) -> None:
+        start = f"{tbmon.second_text(at_ms // 1000).replace(' ', 'T')}.{at_ms % 1000:03d}"
+        stamps = (f"{start}{number:06d}Z" for number in range(count))
+        feed.feed.take_lines([(1, one.encode(), line) for one in stamps])
+        feed.feed.weigh(ended=True)
+
+    feed.feed = tbmon.EngineFeed(feed.monitor, container)
+    before = feed.store.first("gap_count")
+    take((begin - 100) * 1000, 3000)
+    take((begin + 1) * 1000, 2)
+    assert feed.store.first("gap_count") == before
+    take((begin + 2) * 1000, 500)
+    assert feed.store.first("gap_count") == before + 1
+
+
 def pieces(at: int, line: str) -> list[bytes]:
     """A line as an engine sends it: frames of 16 KiB at most, each with the stamp of the first."""
     stamp, body = f"{tbmon.second_text(at).replace(' ', 'T')}.000000000Z ".encode(), line.encode() + b"\n"

@@ -30,7 +30,7 @@ PAGES = {
     "stats": "/api/tasks/stats/summary", "search": "/api/logs?limit=20&search=",
 }  # fmt: skip
 PAUSE_S = 0.5  # between two requests of one caller, in the mean
-PATIENCE_S = 20  # for the last task to be told of
+PATIENCE_S = 20  # for every stream to be open, and for the last task to be told of
 
 
 def address(kind: int, number: int) -> tuple[str, int]:
@@ -173,7 +173,9 @@ async def work(port: int, kinds: dict[str, int], keeps_times: bool) -> dict[str,
     tasks: list[Coroutine[Any, Any, None]] = [callers.run(number) for number in range(kinds.get("callers", 0))]
     tasks += [drip(port, number) for number in range(kinds.get("drips", 0))]
     running = [asyncio.create_task(task) for task in tasks]
+    deadline = time.monotonic() + PATIENCE_S
     while any(one.place < 0 for one in streams):
+        assert time.monotonic() < deadline, "a stream was not opened"
         await asyncio.sleep(0.01)
     print("ready", flush=True)
     last = (await loop.run_in_executor(None, sys.stdin.readline)).strip().encode()
@@ -198,7 +200,9 @@ class Clients:
         words = (sys.executable, __file__, str(port), json.dumps(kinds), str(int(keeps_times)))
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
-        assert self.process.stdout.readline() == "ready\n"
+        if self.process.stdout.readline() != "ready\n":
+            self.process.kill()
+            raise AssertionError(f"the clients ended with {self.process.wait()}")
 
     def end(self, last: str) -> dict[str, Any]:
         """What they saw, as soon as all streams have told that the task `last` completed."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import tempfile
@@ -14,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from conftest import Node, Program, header, missing, wait_for
+from conftest import Node, Program, discard, header, missing, wait_for
 
 MEMORY = Path("/dev/shm")
 
@@ -27,7 +29,10 @@ def memory_folder() -> Iterator[Path]:
 
 
 def root(*words: str, check: bool = True) -> bool:
-    done = subprocess.run(words, capture_output=True, text=True)
+    place = shutil.which(words[0], path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    if place is None:
+        missing(words[0])
+    done = subprocess.run((place or "", *words[1:]), capture_output=True, text=True)
     assert done.returncode == 0 or not check, (words, done.stderr)
     return done.returncode == 0
 
@@ -40,7 +45,8 @@ def mounted(folder: Path, *words: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        root("umount", "--lazy", str(folder))
+        if not root("umount", str(folder), check=False):  # somebody still has a file open there
+            root("umount", "--lazy", str(folder))
 
 
 def memory_disk(folder: Path, options: str = "size=16m") -> contextlib.AbstractContextManager[Path]:
@@ -162,6 +168,4 @@ class Station:
 
     def close(self) -> None:
         print(self.log()[-4000:])  # shown with a test that fails
-        if getattr(self.program, "process", None) and self.program.process.poll() is None:
-            self.program.process.kill()
-            self.program.process.wait()
+        discard([self.program])

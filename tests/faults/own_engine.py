@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class OwnEngine:
         environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(self.words, env=environment, stdout=log, stderr=log)
-        wait_for(self.answers)
+        wait_for(self.answers, 60)
 
     def answers(self) -> bool:
         assert self.process.poll() is None, (self.folder / "log").read_text()[-2000:]
@@ -63,14 +63,26 @@ class OwnEngine:
 
     def close(self) -> None:
         """End what it runs, too: containers outlive an engine that was killed."""
-        if self.process.poll() is not None:
-            self.start()
-        left = docker("--host", self.url, "ps", "--all", "--quiet").split()
-        docker("--host", self.url, "rm", "--force", *left, check=bool(left))
-        self.end(signal.SIGTERM)
+        try:
+            if self.process.poll() is not None:
+                self.start()
+            if left := docker("--host", self.url, "ps", "--all", "--quiet").split():
+                docker("--host", self.url, "rm", "--force", *left)
+        finally:
+            self.end_all()
+
+    def end_all(self) -> None:
+        """Leave nothing behind, also of an engine that did not come up."""
+        try:
+            self.end(signal.SIGTERM)
+        except subprocess.TimeoutExpired:
+            self.end(signal.SIGKILL)
+        for path in self.folder.glob("exec/containerd/*.pid"):  # which outlives an engine that was killed
+            with contextlib.suppress(ValueError, ProcessLookupError):
+                os.kill(int(path.read_text()), signal.SIGKILL)
         while subprocess.run(("umount", "--lazy", f"{self.folder}/data"), capture_output=True).returncode == 0:
             pass  # an engine that was killed leaves the folder mounted on itself, once for each start
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class OddEngine:
@@ -208,6 +220,12 @@ def held(node: Node) -> Counter[str]:
     """The numbered lines that the engine has."""
     done = subprocess.run(("docker", "logs", node.name), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True)
     return numbers(done.stdout.decode())
+
+
+def delay_s(node: Node, said: Mapping[int, float]) -> float:
+    """The longest time between a line's writing and its stamp, of those that the engine has."""
+    found = re.findall(r"^(\S+Z) .*line (\d{6})$", docker("logs", "--timestamps", node.name), re.M)
+    return max(moment(f"{stamp[:23]}Z") - said[int(number)] for stamp, number in found)
 
 
 def stored(one: Program, words: str = "line") -> Counter[str]:

@@ -22,6 +22,7 @@ from own_engine import (
     answering,
     await_line,
     await_verdict,
+    delay_s,
     follow,
     gaps,
     held,
@@ -35,7 +36,7 @@ from own_engine import (
 import tbmon
 
 Make = Callable[..., Program]
-DELAY_S = 0.5  # at most between a line's writing and its stamp: pipes on the way hold some hundred
+DELAY_S = 0.5  # more than the longest seen between a line's writing and its stamp: pipes on the way hold some hundred
 CODES = (404, 409, 500, 501)
 CALLS = ("json", "logs", "archive")
 
@@ -74,8 +75,10 @@ def test_what_was_rotated_away_lies_in_a_gap_and_nothing_is_doubled(node: Node, 
     assert max(have.values()) == 1
     assert missing or not stopped
 
+    late_s = DELAY_S + delay_s(node, said)
+
     def silent() -> list[int]:
-        spans = [(moment(gap["from"]) - DELAY_S, moment(gap["to"]) + 0.001) for gap in gaps(one)]
+        spans = [(moment(gap["from"]) - late_s, moment(gap["to"]) + 0.001) for gap in gaps(one)]
         return [number for number in missing if not any(a <= said[number] <= b for a, b in spans)]
 
     wait_for(lambda: not silent(), 5)
@@ -110,8 +113,16 @@ def test_a_status_of_any_call_is_told_and_passes(
 def test_figures_that_cannot_be_had_make_nobody_blind(
     odd: OddEngine, node: Node, program: Make, status: int
 ) -> None:
-    odd.change(answering("stats", status))
+    refuse, asked = answering("stats", status), threading.Event()
+
+    def spoil(call: str, answer: Iterator[bytes]) -> Iterator[bytes]:
+        if call == "stats":
+            asked.set()
+        return refuse(call, answer)
+
+    odd.change(spoil)
     one = follow(node, program(CONTAINER_NAME=node.name, API_RATE_LIMIT="0", DOCKER_HOST=odd.url))
+    assert asked.is_set()
     assert "blind: the engine" not in one.log.read_text() and one.get("/api/status")[1]["stats"] is None
     odd.change(unspoilt)
     if LONG:
@@ -192,7 +203,7 @@ def test_cuts_of_every_call_at_any_byte_lose_and_double_nothing(odd: OddEngine, 
     written: list[str] = []
     with Watch(tmp_path / "data", node.name, docker_host=odd.url, node_timezone="UTC") as watch:
         pause = threading.Event()
-        while cuts["logs"] < length(40, 3000):
+        while cuts["logs"] < length(40, 3000) or not cuts["json"]:
             written.append(f"line {len(written):06d}" + ": {\n  1\n}" * (dice.random() < 0.2))
             node.say(header(written[-1]), dice.choice(("out", "err")))
             pause.wait(0.005)
@@ -234,7 +245,7 @@ def frame(stream: int, payload: bytes, size: int | None = None) -> bytes:
 def test_a_frame_that_cannot_be_is_survived(
     odd: OddEngine, node: Node, tmp_path: Path, odd_frame: bytes, words: str
 ) -> None:
-    served = list[str]()
+    served, before = list[str](), figure_of(os.getpid(), "VmRSS")
 
     def spoil(call: str, answer: Iterator[bytes]) -> Iterator[bytes]:
         if call != "logs":
@@ -256,7 +267,7 @@ def test_a_frame_that_cannot_be_is_survived(
         wait_for(lambda: watch.monitor.problem is None)
         said = watch.messages()
     assert said.count("one") == said.count("two") == 1
-    assert figure_of(os.getpid(), "VmRSS") < 300 * 1024
+    assert figure_of(os.getpid(), "VmRSS") - before < 128 * 1024  # this process has other tests behind it
 
 
 def doctor(one: Program) -> subprocess.CompletedProcess[str]:

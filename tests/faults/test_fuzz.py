@@ -131,11 +131,12 @@ def list_records(text: str) -> object:
 
 def cpu_s(read: Callable[[str], object], text: str) -> float:
     gc.disable()  # how long it takes depends on all that the process holds
-    before = time.thread_time()
-    read(text)
-    took_s = time.thread_time() - before
-    gc.enable()
-    return took_s
+    try:
+        before = time.thread_time()
+        read(text)
+        return time.thread_time() - before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -195,6 +195,7 @@ def test_under_load_every_line_is_stored_once_and_in_time(ran: Run, figure: Tell
     figure("load: lines", ran.talker.lines)
     figure("load: entries behind, median and most", (statistics.median(ran.sampler.behind), max(ran.sampler.behind)))
     figure("load: seconds from the last line said to all stored", round(ran.drained_s, 2))
+    assert ran.talker.lines > 0.9 * sum(seconds * rate for seconds, rate in PHASES)
     assert ran.numbers[-1] == ran.talker.entries - 1
     assert ran.numbers == list(range(0 if not LONG else ran.numbers[0], ran.talker.entries))
     assert ran.counts == {"completed": ran.talker.tasks, "invoices": ran.talker.tasks, "gaps": 0}
@@ -241,7 +242,7 @@ def test_load_leaves_nothing_behind(ran: Run, figure: Tell) -> None:
 
 def test_after_the_load_the_program_rests(ran: Run, figure: Tell) -> None:
     figure(f"load: CPU over {IDLE_S} s after it, % of a core", round(100 * ran.idle, 2))
-    assert ran.idle < 0.005
+    assert ran.idle < (0.005 if LONG else 0.02)  # of six seconds 0.005 is three ticks of the kernel's clock
 
 
 def test_one_event_reaches_a_hundred_streams_together(node: Node, tmp_path: Path, figure: Tell) -> None:

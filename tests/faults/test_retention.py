@@ -95,7 +95,7 @@ class Clients:
             began = time.monotonic()
             try:
                 status, body = self.program.get(page, X_Task_Data_Password="open sesame")
-            except OSError as error:
+            except (OSError, AssertionError) as error:
                 self.failures.append(error)
                 return
             self.took[path].append(1000 * (time.monotonic() - began))
@@ -131,7 +131,7 @@ def test_old_entries_go_while_everybody_is_served(
         def serve(goes_on: Callable[[int], bool]) -> dict[str, list[float]]:
             """How long rows and answers took meanwhile, in ms."""
             clients, took = Clients(made, *paths), list[float]()
-            while goes_on(len(took)):
+            while goes_on(len(took)) or not (clients.failures or all(clients.took.values())):  # may come late
                 words, at = f"line {time.monotonic_ns()}", time.monotonic()
                 node.say(header(words))
                 took.append(1000 * (wait_for(functools.partial(told, words))[0] - at))
@@ -144,13 +144,15 @@ def test_old_entries_go_while_everybody_is_served(
         lines = len(meanwhile["log line to event"])
         later = serve(lambda count: count < lines)
     wait_for(lambda: seen.first("PRAGMA freelist_count") == 0, 120)
+    assert size_wal < 4 * WAL_BYTES
     figure(f"retention: {rows // 2} of {rows} rows gone in (s)", round(took, 1))
     figure("retention: write-ahead log meanwhile (MiB)", round(size_wal / tbmon.MIB, 1))
     for path in ("log line to event", *paths[:2]):
         here, there = (sorted(found[path]) for found in (meanwhile, later))
         shown = [f"{round(times[len(times) * 99 // 100])} ({round(times[-1])})" for times in (here, there)]
         figure(f"retention: {path}, ms at the 99th percentile (worst) meanwhile, later", ", ".join(shown))
-        assert here[-1] < 5000 and (not LONG or here[len(here) * 99 // 100] < there[len(there) * 99 // 100] + SHARE_MS)
+        assert here[-1] < length(15_000, 5000)
+        assert not LONG or here[len(here) * 99 // 100] < there[len(there) * 99 // 100] + SHARE_MS
     lines *= 2
     assert abs(seen.first("SELECT COUNT(*) FROM log") - lines - rows / 2) < rows / 100
     assert made.get("/api/tasks")[1]["tasks"][0]["execution_id"] == TASK

@@ -160,7 +160,7 @@ def telling(folder: Path, seed: int) -> Iterator[Telling]:
 # What tbmon keeps
 
 
-def rows(program: Program, sql: str, *values: str) -> list[Any]:
+def rows(program: Program, sql: str, *values: str | int) -> list[Any]:
     """Of the database as it lies there; nothing before there is one."""
     with contextlib.closing(sqlite3.connect(f"file:{program.env['DB_PATH']}?mode=ro", uri=True)) as db:
         return db.execute(sql, values).fetchall()
@@ -173,6 +173,14 @@ def place(program: Program, source: str) -> str:
     return ""
 
 
+def is_imported(program: Program) -> bool:
+    """Whether the node's files have given all they hold, so that no further batch of them is to come."""
+    with contextlib.suppress(sqlite3.OperationalError):
+        sql = "SELECT 1 FROM state WHERE name = 'files' AND json_extract(value, '$.seq') >= ?"
+        return bool(rows(program, sql, HISTORY))
+    return False
+
+
 def disturb(program: Program, moment: str, dice: random.Random) -> float | None:
     """Start tbmon and wait for a moment: start, engine, files or work. Returns how long a whole start took."""
     before = {source: place(program, source) for source in ("engine", "files")}
@@ -181,7 +189,7 @@ def disturb(program: Program, moment: str, dice: random.Random) -> float | None:
     if moment == "start":
         threading.Event().wait(dice.uniform(0, 0.6))
         return None
-    if moment == "work":
+    if moment == "work" or (moment == "files" and is_imported(program)):  # by now: a busy machine kills late
         wait_for(lambda: program.process.poll() is not None or program.answers())
         took = time.monotonic() - begun
         assert program.process.poll() is None, program.log.read_text()
