@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import math
 import sqlite3
 import threading
 import time
@@ -55,7 +57,9 @@ class Clocked:
 
     def now(self) -> float:
         """What the program's clock shows."""
-        return datetime.fromisoformat(self.program.get("/health")[1]["timestamp"]).timestamp()
+        with contextlib.suppress(http.client.IncompleteRead):  # the server may take what is on its way for too slow
+            return datetime.fromisoformat(self.program.get("/health")[1]["timestamp"]).timestamp()
+        return math.nan
 
     def restart(self, seconds: float) -> None:
         with self.stopped():
