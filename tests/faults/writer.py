@@ -75,7 +75,7 @@ class Story:
             words += " LONG."
         elif number % 5 == 0:
             words += ': {\n  "a": 1,\n\n  "b": "}"\n}'
-        return "e" if number % 4 == 3 or number % 20 == 12 else "o", words
+        return "e" if number % 4 == 3 else "o", words
 
     def life(self, fate: str) -> Iterator[tuple[str, str]]:
         """One execution, from receipt to invoice."""
