@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from conftest import Node, Program, header, length, missing, wait_for
@@ -313,3 +313,47 @@ def test_a_long_log_with_a_jump_in_it_is_read_again_without_a_double(engine_log:
     for _ in range(2):
         engine_log.read(BEGIN - 2 * HOUR)
         engine_log.check()
+
+
+class Halting:
+    """An engine that gives its log in two parts, as a network may, and then ends the connection."""
+
+    def __init__(self, lines: list[tuple[float, str]]) -> None:
+        started = int(lines[0][0] * 1000)
+        self.container = tbmon.Container("a" * 64, "n", "running", True, started, started, "x", 0, False, "json-file")
+        self.frames = [frame(f"{stamp(at, number)} {header(words, at)}\n") for number, (at, words) in enumerate(lines)]
+
+    def inspect(self, name: str) -> tbmon.Container:
+        return self.container
+
+    def stat(self, name: str, path: str) -> None:
+        return None
+
+    def logs(self, name: str, since_s: int | None, follow: bool) -> Halting:
+        assert since_s is None
+        return self
+
+    def chunks(self) -> Iterator[bytes]:
+        yield b"".join(self.frames[:50])
+        threading.Event().wait(0.1)  # what tbmon must not take for the end
+        yield b"".join(self.frames[50:])
+
+    def close(self) -> None:
+        pass
+
+
+def frame(line: str) -> bytes:
+    return b"\1\0\0\0" + len(line).to_bytes(4, "big") + line.encode()
+
+
+def test_a_pause_while_all_is_read_again_is_not_taken_for_its_end(engine_log: Engine) -> None:
+    now = int(time.time())
+    lines: list[tuple[float, str]] = [(now + 7000 + number, f"ahead {number}") for number in range(100)]
+    lines += [(now - 100 + number, f"set right {number}") for number in range(90)]
+    engine = Halting(lines)
+    follower = tbmon.Follower(engine_log.monitor, cast(Any, engine))
+    for _ in range(3):
+        follower.step()
+        assert Counter(row["message"] for row in engine_log.store.entries({}, 0, 2**42, None, 1000)) == Counter(
+            words for _, words in lines
+        )
