@@ -235,10 +235,12 @@ class Judged:
         self.own: Any = None
         self.began: int | None = None
         self.rivals: list[tuple[Any, int]] = []
+        self.heard = 0  # a header from before the node's own last one is nobody's rival
 
     def is_right(self, who: Any, second: int, came: int, believed: bool, adopted: int) -> bool:
         """Another identity is believed first, within two minutes after one without address, or after ten alone."""
         if who == self.own or self.own is None:
+            self.heard = self.heard if self.own is None else came
             self.began = second if self.own is None else self.began
             self.own, self.rivals = who, []
             return believed
@@ -246,6 +248,8 @@ class Judged:
             right = self.own[0] is None and self.began is not None and 0 <= second - self.began <= 120
             self.own, self.rivals = who, self.rivals if right else []
             return right
+        if came < self.heard:
+            return not adopted
         self.rivals = [one for one in self.rivals if one[0] == who] if all(w == who for w, _ in self.rivals) else []
         self.rivals.append((who, came))
         if adopted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import io
@@ -168,7 +169,7 @@ def changed(message: dict[str, Any], changes: list[tuple[bool, int, Any]]) -> by
     for in_data, place, value in changes:
         box = message["data"] if in_data and isinstance(message["data"], dict) else message
         name = next(iter(list(box)[place:]), "more")
-        box[name] = value
+        box[name] = copy.deepcopy(value)
     return tbmon.encode(message)
 
 
