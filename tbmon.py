@@ -3203,7 +3203,9 @@ class Recorder:
         self.trust = Trust(tuple(saved["identity"]) if saved.get("identity") else None)
         self.zone = Zone(monitor.config.node_timezone, json.loads(self.store.first("state", "zone") or "null"))
         monitor.redactor.own = self.store.own
-        self.tracker = Tracker(self.store, monitor.redactor, monitor.config.max_output_data_bytes, saved)
+        self.tracker = Tracker(
+            self.store, monitor.redactor, monitor.config.max_output_data_bytes, {} if fresh_pass else saved
+        )  # fmt: skip
         self.seq: int = saved.get("seq", 0)
         self.rereads = fresh_pass  # all is read once more, and counted as if nothing were stored
         # Equal headers of one second are counted from the store up to `floor`; no second above it was read.
@@ -3686,7 +3688,7 @@ class EngineFeed:
         self.known: Counter[str] = Counter()
         self.newest = b""  # the engine's newest stamp, fixed width: byte order is time order
         self.since_s: int | None = None
-        fresh = cursor.get("container") != container.id and store.first("was_followed", container.id) is not None
+        fresh = cursor.get("container") not in (None, container.id) and store.first("was_followed", container.id)
         if cursor.get("container") == container.id and cursor.get("newest"):
             self.newest = cursor["newest"].encode()
             second = parse_second(cursor["newest"][:19])

@@ -206,6 +206,31 @@ def test_reading_all_again_tells_and_loses_nothing_whatever_its_stamps(feed: Fee
     assert feed.feed.recorder.live
 
 
+def test_a_start_that_ends_before_its_first_commit_is_no_reason_to_read_again(feed: Feed) -> None:
+    with feed.store.write() as db:
+        db.execute("DELETE FROM state WHERE name = 'engine'")
+        feed.store.put(db, "start", [(NOW * 1000, "c3" * 32)])
+    feed.connect("c3")
+    assert not feed.feed.recorder.rereads
+
+
+def test_reading_again_from_the_beginning_knows_nothing_of_the_pass_that_was_cut(feed: Feed) -> None:
+    named = output(5).replace("{", f'{{"executionId": "{IDS[0]}", ', 1)
+    said = [
+        received(0), named, completed(0),
+        received(1), output(5, 1), completed(1),
+        received(2), output(5), completed(2),
+    ]  # fmt: skip
+    feed.say(NOW + 1, *said)
+    feed.monitor.clock = lambda: NOW - 3600
+    for cut in (7, 5, 9):
+        feed.connect()
+        assert feed.feed.recorder.rereads
+        feed.number = 1
+        feed.say(NOW + 1, *said[:cut])
+    assert [feed.task(number).status for number in range(3)] == ["completed", "failed", "completed"]
+
+
 def test_an_old_log_that_comes_fast_is_no_sign_of_rotation_but_what_comes_so_now_is(feed: Feed) -> None:
     begin = NOW + 1000
     feed.monitor.clock = lambda: begin

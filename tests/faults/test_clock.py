@@ -114,7 +114,7 @@ def test_jumps_lose_and_double_no_line_and_stop_nothing(node: Node, clocked: Cal
     clock.wait_for_lines(*lines)
     cookie = login(clock.program, OPEN["X-Task-Data-Password"])
     with Stream(clock.program, OPEN) as stream:
-        for number, ahead in enumerate(JUMPS * length(1, 50)):
+        for number, ahead in enumerate(JUMPS * length(1, 20)):
             clock.jump(ahead)
             say(f"jump {number}")
             stream.wait_for_message(lines[-1])
@@ -123,7 +123,7 @@ def test_jumps_lose_and_double_no_line_and_stop_nothing(node: Node, clocked: Cal
             if ahead < 0:
                 clock.wait_for_status()
     clock.wait_for_lines(*lines)
-    for number, ahead in enumerate(length(1, 20) * JUMPS[1:3]):
+    for number, ahead in enumerate(length(1, 10) * JUMPS[1:3]):
         say(f"before start {number}")
         clock.restart(ahead)
         say(f"after start {number}")
