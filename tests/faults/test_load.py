@@ -208,7 +208,8 @@ def test_under_load_no_stream_has_a_gap_that_it_was_not_told_of(ran: Run, figure
     assert [one["faults"] for one in streams if one["faults"]] == []
     assert [one["ended"] for one in streams] == [False] * KINDS["streams"]
     for one in streams:
-        assert one["last"] and bool(one["told"].get("log")) == one["private"]
+        assert one["last"] or one["told"].get("reset")  # a stream that is behind may be sent beyond the last
+        assert bool(one["told"].get("log")) == one["private"]
         resets[one["private"]].append(one["told"].get("reset", 0))
         if not resets[one["private"]][-1]:
             assert one["completed"] == one["invoices"] == ran.talker.tasks - ran.tasks_before
