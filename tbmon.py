@@ -497,8 +497,8 @@ class Redactor:
         if len(text) < 40 or HEX_RUN.search(text) is None:
             return text
 
-        def named(found: re.Match[str]) -> str:
-            return replacement or self.pseudonym(found[0])
+        def named(address: str) -> str:
+            return replacement or self.pseudonym(address)
 
         if self.anywhere is None and self.own:  # until a header names it, its pseudonym is all we know
             for run in re.findall("[0-9a-fA-F]{41,}", text):
@@ -506,8 +506,8 @@ class Redactor:
                     if self.pseudonym(digits) in self.own:
                         self.see(digits)
         parts = self.anywhere.split(text) if self.anywhere else [text]  # another's beside it stands alone then
-        parts[::2] = [WALLET.sub(named, part) for part in parts[::2]]
-        parts[1::2] = [replacement or self.pseudonym(found) for found in parts[1::2]]
+        parts[::2] = [WALLET.sub(lambda found: named(found[0]), part) for part in parts[::2]]
+        parts[1::2] = map(named, parts[1::2])
         return "".join(parts)
 
 class Head(NamedTuple):
@@ -1264,7 +1264,7 @@ SAVE_TASK = (
     " ON CONFLICT (execution_id) DO UPDATE SET "
     + ", ".join(f"{name} = excluded.{name}" for name in (*TASK_COLUMNS[1:], "deadline"))
 )
-SAVE_ENTRY = """
+SAVE_ENTRIES = """
     INSERT INTO log (key, seq, at, level, type, sources, flags, execution_id, message) VALUES %s
     ON CONFLICT (key) DO UPDATE SET
         sources = sources | excluded.sources,
@@ -1275,10 +1275,12 @@ SAVE_ENTRY = """
                 > length(CAST(replace(message, char(65533), '') AS BLOB))
             THEN excluded.message ELSE message END
 """
+SAVE_ROWS = [  # of the log, in one statement: after each, its thread waits for the interpreter's lock
+    (rows, SAVE_ENTRIES % ",".join(["(?,?,?,?,?,?,?,NULLIF(?,''),?)"] * rows)) for rows in (100, 10, 1)
+]
 WRITES = {  # by `Store.put`
     "state": "INSERT OR REPLACE INTO state (name, value) VALUES (?, ?)",
     "counter": "INSERT INTO counter VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
-    "entry": SAVE_ENTRY,
     "binding": "UPDATE log SET execution_id = ? WHERE key = ?",
     "task_event": "INSERT OR IGNORE INTO task_event (execution_id, at, event) VALUES (?, ?, ?)",
     "start": "INSERT OR IGNORE INTO start (started_at, container_id) VALUES (?, ?)",
@@ -1747,15 +1749,15 @@ class Store:
 
     def put(self, db: sqlite3.Connection, what: str, rows: Iterable[Sequence[object]]) -> None:
         """Write rows of one of the kinds in WRITES, in the order of its columns."""
-        if what != "entry":
-            db.executemany(WRITES[what], rows)
-            return
+        db.executemany(WRITES[what], rows)
+
+    def save_entries(self, db: sqlite3.Connection, rows: Iterable[Sequence[object]]) -> None:
+        """Write rows of the log; a copy of one that is there completes it."""
         left = list(rows)
-        for size in (100, 10, 1):  # rows in one statement: after each, this thread waits for the interpreter's lock
-            sql = SAVE_ENTRY % ",".join(["(?,?,?,?,?,?,?,NULLIF(?,''),?)"] * size)
-            while len(left) >= size:
-                db.execute(sql, [*itertools.chain(*left[:size])])
-                del left[:size]
+        for most, sql in SAVE_ROWS:
+            while len(left) >= most:
+                db.execute(sql, [*itertools.chain(*left[:most])])
+                del left[:most]
 
     def facts_between(self, since: int, until: int) -> list[sqlite3.Row]:
         """Believed entries that say something of a task, in order; times in ms."""
@@ -3368,7 +3370,7 @@ class Recorder:
         if self.heard is not None:
             self.note_head(*self.heard)
         with self.store.write() as db:
-            self.store.put(db, "entry", self.rows.values())
+            self.store.save_entries(db, self.rows.values())
             self.tracker.save(db)
             self.store.put(db, "state", [(self.name, json.dumps(self.saved()))])
             if self.zone.offset_s is not None:
@@ -3672,7 +3674,9 @@ class EventDbPoll:
         self.seen.update(fresh)
         return waiting
 
-JSON_BYTES, WRITTEN_IN_MS, RECENT_LINES = 80, 50_000, 20_000  # around a line; bytes, more than engines write; kept
+JSON_BYTES = 80  # that the engine's log file holds around a line
+WRITTEN_IN_MS = 50_000  # bytes; more than an engine writes
+RECENT_LINES = 20_000  # are known if they come again on a connection
 
 class EngineFeed:
     """Feeds one connection's lines to the engine's recorder and knows those read before again.
@@ -4980,22 +4984,22 @@ class Api:
         return {"tasks": self.summary(), "invoices": invoices, "node": self.node(), "timestamp": now}
 
     def summary(self) -> dict[str, Any]:
-        tasks, shown = self.task_totals(), dict.fromkeys(("total", *STATUSES), 0)
-        shown |= {row["status"]: row["tasks"] for row in self.store.get("task_totals")}
+        tasks, shown = self.task_totals()
         finished = shown["completed"] + shown["failed"]
         return {
-            **shown, "total": tasks["tasks"], "cached": tasks["cached"],
+            "total": tasks["tasks"], **shown, "cached": tasks["cached"],
             "success_rate": 1000 * shown["completed"] // finished / 10 if finished else None,  # 99.96 is not all
             "avg_elapsed_ms": big(round(tasks["elapsed_ms"] / tasks["timed"])) if tasks["timed"] else None,
             "avg_gas_used": big(round(tasks["gas_used"] / tasks["measured"])) if tasks["measured"] else None,
             "tasks_24h": self.store.first("tasks_since", self.monitor.now() - DAY_MS),
         }  # fmt: skip
 
-    def task_totals(self) -> dict[str, int]:
-        """Sums over all tasks."""
+    def task_totals(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Sums over all tasks, and how many there are of each status."""
         rows = self.store.get("task_totals")
         names = ("tasks", "cached", "timed", "elapsed_ms", "measured", "gas_used")
-        return {name: sum(row[name] for row in rows) for name in names}
+        counts = dict.fromkeys(STATUSES, 0) | {row["status"]: row["tasks"] for row in rows}
+        return {name: sum(row[name] for row in rows) for name in names}, counts
 
     def page(self, table: str, name: str, show: Callable[[sqlite3.Row], dict[str, Any]], call: Call) -> dict[str, Any]:
         """One page of a table, newest first."""
@@ -5129,7 +5133,7 @@ class Api:
         stats, container = monitor.stats, self.container()
         state = verdict.state if (verdict := monitor.judged()[0]) else "blind"
         states = {word: float(word == state) for word in fields_of("Verdict")["state"].split("|")}
-        rows = {row["status"]: row["tasks"] for row in store.get("task_totals")}
+        totals, tasks = self.task_totals()
         slots, last = self.slots(store.node()), store.first("last_entry_at")
         yield "tbmon_build_info", "gauge", "Version of tbmon.", labelled("version", {__version__: 1})
         yield "tbmon_verdict", "gauge", "1 for what the node is.", labelled("state", states)
@@ -5146,10 +5150,8 @@ class Api:
         for name, part, words in (("slots_in_use", "current", "Slots in use."), ("slots", "total", "Slots in all.")):
             values = {subscriber: slot[part] for subscriber, slot in slots.items()}
             yield f"tbmon_{name}", "gauge", words, labelled("subscriber", values)
-        tasks = {status: rows.get(status, 0) for status in STATUSES}
         yield "tbmon_tasks", "gauge", "Tasks by what became of them so far.", labelled("status", tasks)
         yield "tbmon_tasks_received_total", "counter", "Tasks received.", {"": sum(tasks.values())}
-        totals = self.task_totals()
         yield "tbmon_task_duration_seconds", "summary", "Time that tasks took.", {
             "_sum": totals["elapsed_ms"] / 1000, "_count": totals["timed"]
         }  # fmt: skip
@@ -5519,7 +5521,7 @@ def database_json(api: Api) -> dict[str, Any]:
     return {
         "size_bytes": store.size_bytes(), "limit_bytes": config.max_db_bytes,
         "retention_days": config.log_retention_days, "oldestLogAt": utc(store.first("oldest_entry_at")),
-        "tasks": api.task_totals()["tasks"], "invoices": store.first("invoice_count"),
+        "tasks": api.task_totals()[0]["tasks"], "invoices": store.first("invoice_count"),
         "gaps": store.first("gap_count"),
     }  # fmt: skip
 

@@ -8,7 +8,6 @@ import json
 import os
 import random
 import socket
-import sqlite3
 import threading
 import time
 import urllib.request
@@ -130,10 +129,6 @@ class Monitor(Program):
         self.process.kill()
         self.process.wait()
 
-    def reader(self) -> sqlite3.Connection:
-        """A connection of the calling thread's own, which only reads."""
-        return sqlite3.connect(f"file:{self.env['DB_PATH']}?mode=ro", uri=True, isolation_level=None, timeout=10)
-
     def post(self, path: str) -> Any:
         url, headers = f"http://127.0.0.1:{self.port}{path}", {"Content-Type": "application/json"}
         with urllib.request.urlopen(urllib.request.Request(url, b"{}", headers, method="POST"), timeout=10) as answer:
@@ -142,10 +137,6 @@ class Monitor(Program):
     def memory_mib(self, name: str) -> float:
         """VmRSS (now) or VmHWM (the most ever) of the process."""
         return figure_of(self.process.pid, name) / 1024
-
-    def cpu_s(self) -> float:
-        spent = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(spent[11]) + int(spent[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager
@@ -229,16 +220,16 @@ def laid_down(base: Path, rows: int, tasks: int) -> Path:
         key = tbmon.read_key_file(folder / "local.key", lambda: os.urandom(32))
         store = tbmon.Store(folder / "t.db", key)
         now = int(time.time()) - 60
-        lay(store, "entry", laid_entries(rows, now))
+        lay(store, laid_entries(rows, now))
         lay_tasks(store, tasks, now)
         store.close()
     return folder
 
 
-def lay(store: tbmon.Store, what: str, rows: Iterator[Sequence[object]]) -> None:
+def lay(store: tbmon.Store, rows: Iterator[Sequence[object]]) -> None:
     while some := list(itertools.islice(rows, CHUNK)):
         with store.write() as db:
-            store.put(db, what, some)
+            store.save_entries(db, some)
 
 
 def laid_entries(rows: int, now: int) -> Iterator[Sequence[object]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench_parts import PASSWORD, Monitor, container, laid_down
 from bench_table import Figure, spread
-from conftest import Node, header, wait_for
+from conftest import Node, cpu_s, header, wait_for
 from hub import LOOPBACK, SECRET, Hub, papers
 
 STREAMS = 100
@@ -41,13 +41,13 @@ def idle(folder: Path, quick: bool) -> Iterator[Figure]:
             if url:
                 join(program)
         time.sleep(10)
-        before = {name: program.cpu_s() for name, program in programs.items()}
+        before = {name: cpu_s(program.process.pid) for name, program in programs.items()}
         for (name, program), target in zip(programs.items(), (40, 44, 54), strict=True):
             old = "79 MiB" if name == "without federation" else ""
             yield Figure(f"idle RSS {name}", program.memory_mib("VmRSS"), "MiB", target, replaced=old)
         time.sleep(seconds)
         for name, program in programs.items():
-            spent = 100 * (program.cpu_s() - before[name]) / seconds
+            spent = 100 * (cpu_s(program.process.pid) - before[name]) / seconds
             yield Figure(f"idle CPU {name}", spent, "% of a core", 0.1, replaced="< 0.02 % of a core")
 
 

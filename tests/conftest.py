@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tarfile
@@ -116,6 +117,17 @@ def figure_of(pid: int, name: str) -> int:
         return int(re.findall(rf"^{name}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)[0])
     missing("/proc")
     return 0
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of a core that a process has used."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def frame(stream: int, payload: bytes, size: int | None = None) -> bytes:
+    """A piece of a log as the engine sends it; `size` is what it announces, if that is not the payload's."""
+    return bytes((stream, 0, 0, 0)) + (len(payload) if size is None else size).to_bytes(4, "big") + payload
 
 
 class Node:
@@ -279,6 +291,15 @@ class Program:
         status, body = self.get(path, X_Task_Data_Password="open sesame")
         assert status == 200, body
         return body
+
+    def reader(self) -> sqlite3.Connection:
+        """A connection of the calling thread's own, which only reads."""
+        return sqlite3.connect(f"file:{self.env['DB_PATH']}?mode=ro", uri=True, isolation_level=None, timeout=10)
+
+    def rows(self, sql: str, *values: str | int) -> list[Any]:
+        """Of the database as it lies there."""
+        with contextlib.closing(self.reader()) as db:
+            return db.execute(sql, values).fetchall()
 
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)

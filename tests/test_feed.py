@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WALLET, header
+from conftest import WALLET, frame, header
 
 import tbmon
 from tbmon import Task
@@ -256,7 +256,7 @@ def pieces(at: int, line: str) -> list[bytes]:
     """A line as an engine sends it: frames of 16 KiB at most, each with the stamp of the first."""
     stamp, body = f"{tbmon.second_text(at).replace(' ', 'T')}.000000000Z ".encode(), line.encode() + b"\n"
     payloads = [stamp + body[begin : begin + 16384] for begin in range(0, len(body), 16384)]
-    return [b"\1\0\0\0" + len(one).to_bytes(4, "big") + one for one in payloads]
+    return [frame(1, one) for one in payloads]
 
 
 def test_connections_that_end_within_a_long_line_read_again_bring_nothing_twice(feed: Feed) -> None:

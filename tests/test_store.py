@@ -41,7 +41,7 @@ def log_row(
 
 def save(store: Store, *rows: Row) -> None:
     with store.write() as db:
-        store.put(db, "entry", rows)
+        store.save_entries(db, rows)
 
 
 def messages(store: Store, where: dict[str, object] | None = None) -> list[str]:
@@ -77,9 +77,9 @@ KILLED_IN_A_WRITE = """
 store = tbmon.Store(path, key)
 row = (tbmon.key_of(50, bytes(12)), 0, 50_000, 3, 1, 1, 0, None, "committed")
 with store.write() as db:
-    store.put(db, "entry", [row])
+    store.save_entries(db, [row])
 with store.write() as db:
-    store.put(db, "entry", [(tbmon.key_of(51, bytes(12)), *row[1:8], "begun")])
+    store.save_entries(db, [(tbmon.key_of(51, bytes(12)), *row[1:8], "begun")])
     os.kill(os.getpid(), 9)
 """
 
@@ -328,7 +328,7 @@ def test_the_check_tells_a_damaged_file_from_a_sound_one(path: Path) -> None:
 def test_an_exception_in_a_write_block_leaves_nothing_of_it(store: Store) -> None:
     save(store, log_row(1, 1, "before"))
     with pytest.raises(ZeroDivisionError), store.write() as db:
-        store.put(db, "entry", [log_row(2, 2)])
+        store.save_entries(db, [log_row(2, 2)])
         store.save_tasks(db, [Task("e1")])
         store.put(db, "counter", [("seen", 1)])
         store.add_own(db, "wallet:1")
@@ -341,14 +341,14 @@ def test_an_exception_in_a_write_block_leaves_nothing_of_it(store: Store) -> Non
 
 def test_a_failing_statement_leaves_nothing_of_its_block(store: Store) -> None:
     with pytest.raises(sqlite3.IntegrityError), store.write() as db:
-        store.put(db, "entry", [log_row(1, 1)])
+        store.save_entries(db, [log_row(1, 1)])
         store.put(db, "gap", [(1, 2, None)])
     assert messages(store) == []
 
 
 def test_nothing_of_a_block_is_seen_before_its_end(store: Store) -> None:
     with store.write() as db:
-        store.put(db, "entry", [log_row(1, 1)])
+        store.save_entries(db, [log_row(1, 1)])
         assert messages(store) == []
     assert messages(store) == ["words"]
 
@@ -465,7 +465,7 @@ def test_paging_shows_every_entry_once_newest_first(
     rows = [log_row(second, n, seq=seq, at=second * 1000 + ms) for second, seq, n, ms in found]
     with shared.write() as db:
         db.execute("DELETE FROM log")
-        shared.put(db, "entry", rows)
+        shared.save_entries(db, rows)
     shown = list(pages(shared, limit, since, until))
     expected = sorted(((row[0][:4], row[1], row[0]) for row in rows if since <= row[2] < until), reverse=True)
     assert [(row["key"][:4], row["seq"], row["key"]) for page in shown for row in page] == expected

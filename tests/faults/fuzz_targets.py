@@ -10,7 +10,6 @@ import io
 import json
 import random
 import re
-import struct
 import tarfile
 import threading
 import urllib.parse
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import node_samples
+from conftest import frame
 from fuzz import Check, Target
 from node_samples import HEADER, KEY, OWN, PEER, REQUESTER, SAMPLES, WHOLE_LOG
 
@@ -56,10 +56,6 @@ def pieces(data: Any, dice: random.Random) -> Iterator[Any]:
 
 
 # Bytes, lines, entries
-
-
-def frame(stream: int, payload: bytes) -> bytes:
-    return struct.pack(">BxxxL", stream, len(payload)) + payload
 
 
 def framed(lines: Sequence[bytes], tty: bool = False) -> bytes:

@@ -252,9 +252,3 @@ def moment(text: str) -> float:
     found = tbmon.parse_time(text)
     assert found is not None
     return found / 1000
-
-
-def cpu_s(pid: int) -> float:
-    """Seconds of a core that a process has used."""
-    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from conftest import Node, Program, header, length, missing, wait_for
+from conftest import Node, Program, frame, header, length, missing, wait_for
 from test_feed import Feed
 from test_stream import OPEN, Stream, login
 
@@ -90,10 +90,6 @@ class Clocked:
 
         wait_for(seen)
 
-    def read(self, sql: str) -> list[tuple[Any, ...]]:
-        with contextlib.closing(sqlite3.connect(f"file:{self.program.folder}/t.db?mode=ro", uri=True)) as db:
-            return db.execute(sql).fetchall()
-
 
 @pytest.fixture
 def clocked(program: Callable[..., Program], tmp_path: Path) -> Callable[..., Clocked]:
@@ -149,13 +145,13 @@ def test_a_year_in_the_wrong_deletes_nothing_that_is_young(
             db.execute("INSERT OR IGNORE INTO log VALUES (?, 0, ?, 0, 0, 1, 0, NULL, 'old')", (key, at))
             clock.ahead(offset)
         if offset >= 0:
-            wait_for(lambda: not clock.read("SELECT 1 FROM log WHERE message = 'old'"))
+            wait_for(lambda: not clock.program.rows("SELECT 1 FROM log WHERE message = 'old'"))
         lines.append(f"told {len(lines)}")
         with (logs / "node.log").open("a") as file:
             file.write(header(lines[-1]) + "\n")
         wait_for(lambda: set(lines) <= set(clock.messages()))
     clock.restart(0)
-    wait_for(lambda: not clock.read("SELECT 1 FROM log WHERE message = 'old'"))
+    wait_for(lambda: not clock.program.rows("SELECT 1 FROM log WHERE message = 'old'"))
     clock.wait_for_lines(*lines)
 
 
@@ -321,7 +317,8 @@ class Halting:
     def __init__(self, lines: list[tuple[float, str]]) -> None:
         started = int(lines[0][0] * 1000)
         self.container = tbmon.Container("a" * 64, "n", "running", True, started, started, "x", 0, False, "json-file")
-        self.frames = [frame(f"{stamp(at, number)} {header(words, at)}\n") for number, (at, words) in enumerate(lines)]
+        said = (f"{stamp(at, number)} {header(words, at)}\n" for number, (at, words) in enumerate(lines))
+        self.frames = [frame(1, line.encode()) for line in said]
 
     def inspect(self, name: str) -> tbmon.Container:
         return self.container
@@ -340,10 +337,6 @@ class Halting:
 
     def close(self) -> None:
         pass
-
-
-def frame(line: str) -> bytes:
-    return b"\1\0\0\0" + len(line).to_bytes(4, "big") + line.encode()
 
 
 def test_a_pause_while_all_is_read_again_is_not_taken_for_its_end(engine_log: Engine) -> None:

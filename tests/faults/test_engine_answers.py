@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LONG, Node, Program, Watch, figure_of, header, length, wait_for
+from conftest import LONG, Node, Program, Watch, figure_of, frame, header, length, wait_for
 from own_engine import (
     WORDS,
     OddEngine,
@@ -224,10 +224,6 @@ def test_one_byte_at_a_time_is_read_as_well(odd: OddEngine, node: Node, tmp_path
         for number, message in enumerate(written):
             node.say(header(message), "err" if number % 3 == 0 else "out")
         wait_for(lambda: Counter(watch.messages()) == Counter(written), length(20, 300))
-
-
-def frame(stream: int, payload: bytes, size: int | None = None) -> bytes:
-    return bytes((stream, 0, 0, 0)) + (len(payload) if size is None else size).to_bytes(4, "big") + payload
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LONG, Node, Program, docker, header, length
+from conftest import LONG, Node, Program, cpu_s, docker, header, length
 from own_engine import (
     OwnEngine,
     Talk,
     await_line,
     await_verdict,
-    cpu_s,
     follow,
     gaps,
     held,

@@ -16,7 +16,7 @@ from federation_feed import Aggregation
 from test_aggregator_hub import Aggregators, Hubs, Load, count, hub, settle
 from test_engine import LOG_FOLDER
 from test_main import begin
-from writer import compare, disturb, is_sound, moments, rows, telling
+from writer import compare, disturb, is_sound, moments, telling
 
 import aggregator
 
@@ -75,7 +75,7 @@ def test_what_an_import_had_still_to_bind_is_bound_by_the_next_start(
     one = program(CONTAINER_NAME=node.name)
     assert begin(one, "-c", CUT).process.wait(20) == 9
     one.start()
-    wait_for(lambda: rows(one, "SELECT status FROM task WHERE started_at NOTNULL") == [("executing",)])
+    wait_for(lambda: one.rows("SELECT status FROM task WHERE started_at NOTNULL") == [("executing",)])
 
 
 def disturb_count(one: Aggregation, moment: str, dice: random.Random) -> float | None:

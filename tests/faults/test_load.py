@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from bench_parts import Monitor, semaphore, task
 from clients import Clients
-from conftest import LONG, Node, Program, figure_of, header, length, wait_for
+from conftest import LONG, Node, Program, cpu_s, figure_of, header, length, wait_for
 from test_stream import streams_of
 
 import tbmon
@@ -69,12 +69,6 @@ class Talker:
         return next(line for line in said if " completed" in line).split("Execution ")[1].split()[0]
 
 
-def opened(program: Program) -> sqlite3.Connection:
-    """The program's file, for us to look at."""
-    path = f"file:{program.env['DB_PATH']}?mode=ro"
-    return sqlite3.connect(path, uri=True, isolation_level=None, timeout=10)
-
-
 def taken(db: sqlite3.Connection) -> int:
     """How many entries were taken from the engine, repeats not counted."""
     row = db.execute("SELECT json_extract(value, '$.seq') FROM state WHERE name = 'engine'").fetchone()
@@ -111,7 +105,7 @@ class Sampler:
         self.thread = threading.Thread(target=self.run, daemon=True)
 
     def run(self) -> None:
-        db, wal = opened(self.program), Path(self.program.env["DB_PATH"] + "-wal")
+        db, wal = self.program.reader(), Path(self.program.env["DB_PATH"] + "-wal")
         while not self.ended.wait(SAMPLE_S):
             said = self.talker.entries
             self.behind.append(max(0, said - taken(db)))
@@ -187,9 +181,9 @@ def look(program: Monitor, run: Run) -> None:
         (run.counts[name],) = program.db.execute(f"SELECT COUNT(*) FROM {sql}").fetchone()
     wait_for(lambda: held(program)["others"] <= run.before["others"] + SPARE, 10)
     wait_for(lambda: not LONG or is_pruned(program.db), 180)
-    run.after, spent = held(program), program.cpu_s()
+    run.after, spent = held(program), cpu_s(program.process.pid)
     threading.Event().wait(IDLE_S)
-    run.idle = (program.cpu_s() - spent) / IDLE_S
+    run.idle = (cpu_s(program.process.pid) - spent) / IDLE_S
 
 
 def test_under_load_every_line_is_stored_once_and_in_time(ran: Run, figure: Tell) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import sqlite3
 import threading
 import time
 import urllib.parse
@@ -36,7 +35,7 @@ def fill(path: Path, rows: int, words: str, days: int = DAYS) -> None:
             with store.write() as db:
                 keys = (tbmon.key_of(at // 1000, number.to_bytes(12, "big")) for number, at in times)
                 rest = ((number, at, 3, 1, 1, 0, None, f"{words} {number}") for number, at in times)
-                store.put(db, "entry", [(key, *values) for key, values in zip(keys, rest, strict=True)])
+                store.save_entries(db, [(key, *values) for key, values in zip(keys, rest, strict=True)])
         with store.write() as db:
             store.save_tasks(db, [tbmon.Task(TASK, received_at=1)])
             store.save_invoice(db, tbmon.Event("invoice", TASK, found), confirmed=True)
@@ -47,7 +46,7 @@ class Look:
 
     def __init__(self, program: Program) -> None:
         self.path = program.folder / "t.db"
-        self.db = sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True, isolation_level=None)
+        self.db = program.reader()
 
     def first(self, sql: str, *values: object) -> Any:
         return next(iter(self.db.execute(sql, values).fetchone() or ()), None)

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from conftest import WALLET, Node, Program, header, wait_for
 from test_engine import LOG_FOLDER
@@ -160,16 +160,10 @@ def telling(folder: Path, seed: int) -> Iterator[Telling]:
 # What tbmon keeps
 
 
-def rows(program: Program, sql: str, *values: str | int) -> list[Any]:
-    """Of the database as it lies there; nothing before there is one."""
-    with contextlib.closing(sqlite3.connect(f"file:{program.env['DB_PATH']}?mode=ro", uri=True)) as db:
-        return db.execute(sql, values).fetchall()
-
-
 def place(program: Program, source: str) -> str:
     """How far a source is read, in tbmon's words: "engine" or "files"."""
     with contextlib.suppress(sqlite3.OperationalError):  # not made yet
-        return "".join(value for (value,) in rows(program, f"SELECT value FROM state WHERE name = '{source}'"))
+        return "".join(value for (value,) in program.rows(f"SELECT value FROM state WHERE name = '{source}'"))
     return ""
 
 
@@ -177,7 +171,7 @@ def is_imported(program: Program) -> bool:
     """Whether the node's files have given all they hold, so that no further batch of them is to come."""
     with contextlib.suppress(sqlite3.OperationalError):
         sql = "SELECT 1 FROM state WHERE name = 'files' AND json_extract(value, '$.seq') >= ?"
-        return bool(rows(program, sql, HISTORY))
+        return bool(program.rows(sql, HISTORY))
     return False
 
 
@@ -208,11 +202,11 @@ def moments(count: int, dice: random.Random) -> list[str]:
 
 
 def is_sound(program: Program) -> bool:
-    return rows(program, "PRAGMA integrity_check") == [("ok",)]
+    return program.rows("PRAGMA integrity_check") == [("ok",)]
 
 
 def is_told(program: Program, count: int) -> bool:
-    return bool(rows(program, "SELECT COUNT(*) FROM log")[0][0] >= count)
+    return bool(program.rows("SELECT COUNT(*) FROM log")[0][0] >= count)
 
 
 def compare(program: Program, told: Telling) -> None:
@@ -223,20 +217,20 @@ def compare(program: Program, told: Telling) -> None:
     wait_for(lambda: is_told(program, len(said)), 60)
     lasts = {stream: clean(text) for (stream, _), text in zip(story.entries, story.messages(), strict=True)}
     for last in lasts.values():  # it grows line by line
-        wait_for(functools.partial(rows, program, "SELECT 1 FROM log WHERE message = ?", last))
+        wait_for(functools.partial(program.rows, "SELECT 1 FROM log WHERE message = ?", last))
     assert program.end() == 0
     names = [path.name for path in program.folder.iterdir()]
     assert [name for name in names if "damaged" in name or name.endswith((".part", ".tmp", "-wal"))] == []
     assert is_sound(program)
-    kept = [(at // 1000, text) for at, text in rows(program, "SELECT at, message FROM log")]
+    kept = [(at // 1000, text) for at, text in program.rows("SELECT at, message FROM log")]
     stored, given = Counter(text for _, text in kept), Counter(said)
     assert stored == given, ([text[-60:] for text in given - stored], [text[-60:] for text in stored - given])
     heads = Counter((at, clean(text)) for at, text in told.heads().elements()) + Counter(told.history)
     first_lines = Counter((at, text.split("\n")[0]) for at, text in kept)
     assert first_lines == heads, ([*first_lines - heads], [*heads - first_lines])
     columns = ", ".join(Outcome._fields)
-    assert {Outcome(*row) for row in rows(program, f"SELECT {columns} FROM task")} == set(story.tasks)
+    assert {Outcome(*row) for row in program.rows(f"SELECT {columns} FROM task")} == set(story.tasks)
     paid = {(task.execution_id, "pay", task.gas_used) for task in story.tasks if task.gas_used is not None}
-    invoices = rows(program, "SELECT execution_id, operation, steps FROM invoice")
+    invoices = program.rows("SELECT execution_id, operation, steps FROM invoice")
     assert set(invoices) == paid and len(invoices) == len(paid)
-    assert rows(program, "SELECT * FROM gap") == []
+    assert program.rows("SELECT * FROM gap") == []
