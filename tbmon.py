@@ -37,6 +37,7 @@ import contextlib
 import csv
 import fcntl
 import functools
+import gc
 import gzip
 import hashlib
 import heapq
@@ -103,6 +104,14 @@ def shorten(error: Exception) -> str:
     """What went wrong, in one line; a hub's own words may be in it."""
     words = "the hub's words cannot be read" if isinstance(error, (AttributeError, TypeError)) else str(error)
     return " ".join(re.sub("[^ -~]", " ", words.partition(", sub:")[0] or type(error).__name__).split())[:200]
+
+@contextlib.contextmanager
+def without(name: str) -> Iterator[None]:
+    """Let what is imported in the block find that a module is missing, unless it has been loaded."""
+    is_hidden = sys.modules.setdefault(name, cast(Any, None)) is None
+    yield
+    if is_hidden:
+        del sys.modules[name]
 
 # ---------------------------------------------------------------------------
 # 1. Configuration                                                (environment)
@@ -361,12 +370,13 @@ def utc(ms: int | None) -> str | None:
     """Format milliseconds as `YYYY-MM-DDTHH:MM:SS.mmmZ`; None stays None."""
     if ms is None:
         return None
-    return f"{datetime.fromtimestamp(ms // 1000, UTC).isoformat()[:19]}.{ms % 1000:03d}Z"
+    return f"{second_text(ms // 1000).replace(' ', 'T')}.{ms % 1000:03d}Z"
 
 def utc_day(ms: int) -> str:
     """The UTC day of a time, as `YYYY-MM-DD`."""
     return second_text(ms // 1000)[:10]
 
+@functools.lru_cache(1024)  # a page asked for again shows the same times
 def second_text(second: int) -> str:
     """Format a stamp's second as the node writes it."""
     return datetime.fromtimestamp(second, UTC).isoformat(" ")[:19]
@@ -1921,6 +1931,15 @@ class Store:
         )
         return self.read(sql, (*values, limit, skip))
 
+    def log_rows(self, keys: Iterable[bytes]) -> Iterator[sqlite3.Row]:
+        """The log entries of these keys, in their order; a few at a time, since each may have ENTRY_BYTES."""
+        rest = iter(keys)
+        while some := tuple(itertools.islice(rest, 50)):
+            marks = ", ".join("?" * len(some))
+            rows = self.read(f"SELECT {LOG_COLUMNS} FROM log WHERE key IN ({marks})", some)
+            found = {row["key"]: row for row in rows}
+            yield from (found[key] for key in some if key in found)
+
     def entries(
         self, filters: Mapping[str, object], since: int, until: int, before: tuple[bytes, int] | None, limit: int,
         columns: str = LOG_COLUMNS,
@@ -2205,7 +2224,8 @@ def make_hub(check: Callable[[Any], None], needs_tls: bool, most: int = MESSAGE_
     nats-py as it is buffers any announced size, follows the servers that INFO names, and goes on without TLS
     where INFO does not ask for it (each measured). `check` judges the address connected to, before CONNECT.
     """
-    from nats.aio import client, transport
+    with without("aiohttp"):  # 10 MiB, for websockets only
+        from nats.aio import client, transport
     from nats.errors import ProtocolError
     from nats.protocol import parser as protocol
 
@@ -2215,8 +2235,7 @@ def make_hub(check: Callable[[Any], None], needs_tls: bool, most: int = MESSAGE_
                 await super().parse(data)
             except Exception as error:  # whatever a hub's words make of nats-py
                 raise ProtocolError(f"the hub's words cannot be read: {type(error).__name__}") from None
-            waits_for_line = self.state == protocol.AWAITING_CONTROL_LINE
-            if self.needed > most or (waits_for_line and len(self.buf) > CONTROL_BYTES):
+            if self.needed > most or (self.state == protocol.AWAITING_CONTROL_LINE and len(self.buf) > CONTROL_BYTES):
                 raise ProtocolError("the hub sends more than it may")
 
     class Tcp(transport.TcpTransport):
@@ -2228,11 +2247,10 @@ def make_hub(check: Callable[[Any], None], needs_tls: bool, most: int = MESSAGE_
             return True  # else the client makes one of its own
 
     class WebSocket(transport.WebSocketTransport):
-        async def connect(self, uri: Any, buffer_size: int, connect_timeout: int, **options: Any) -> None:
-            self._using_tls, web = bool(options), cast(Any, self._client)
+        async def connect(self, uri: Any, buffer_size: int, connect_timeout: int, **tls: Any) -> None:
+            self._using_tls, web = bool(tls), cast(Any, self._client)
             web._request = functools.partial(web._request, allow_redirects=False)  # the hub is the one that was chosen
-            limits: Any = {"headers": {"User-Agent": "tbmon"}, "max_msg_size": 2 * most}
-            self._ws = await self._client.ws_connect(uri.geturl(), **limits, **options)
+            self._ws = await web.ws_connect(uri.geturl(), headers={"User-Agent": "tbmon"}, max_msg_size=2 * most, **tls)
             check(self._ws.get_extra_info("peername"))
 
         async def connect_tls(self, uri: Any, ssl_context: Any, buffer_size: int, connect_timeout: int) -> None:
@@ -2242,8 +2260,10 @@ def make_hub(check: Callable[[Any], None], needs_tls: bool, most: int = MESSAGE_
     class Hub(client.Client):
         def __init__(self, over_web: bool) -> None:
             super().__init__()
-            self._ps = Parser(self)
-            self._transport = cast(Any, WebSocket if over_web else Tcp)()
+            if over_web:
+                import aiohttp
+                cast(Any, transport).aiohttp = aiohttp
+            self._ps, self._transport = Parser(self), cast(Any, WebSocket if over_web else Tcp)()
 
         async def _select_next_server(self) -> None:  # its own loop hides each reason behind "no servers available"
             self._current_server = self._server_pool[0]
@@ -2254,9 +2274,8 @@ def make_hub(check: Callable[[Any], None], needs_tls: bool, most: int = MESSAGE_
                 raise ConnectionError("the hub does not introduce itself")
             if needs_tls and initial_connection and not info.get("tls_required"):
                 raise ConnectionError("the hub offers no TLS")
-            for name in ("connect_urls", "ws_connect_urls", "ldm"):
-                info.pop(name, None)
-            await super()._process_info(info, initial_connection)
+            kept = {name: info[name] for name in info if name not in ("connect_urls", "ws_connect_urls", "ldm")}
+            await super()._process_info(kept, initial_connection)
 
     return Hub
 
@@ -2543,6 +2562,11 @@ def read_stats(answer: Mapping[str, Any], before: Mapping[str, Any]) -> Stats | 
     cpu = 100.0 * cores * used / total if before and total > 0 and used >= 0 else None
     return Stats(cpu, max(0, usage - cache), whole(part(answer, "memory_stats", "limit")) or 0)
 
+def prepare(client: Any, method: str, url: str, *query: Any) -> Any:
+    """A request that can be sent again and again; to make it takes nearly as long as to ask."""
+    import requests
+    return client.prepare_request(requests.Request(method, url, params=query))
+
 class DockerEngine:
     """The Docker Engine, asked with GET and HEAD only, on ENGINE_CALLS, and for files under ARCHIVE_PREFIXES only.
 
@@ -2577,9 +2601,10 @@ class DockerEngine:
                 client.headers["Accept-Encoding"] = "identity"  # an archive would come compressed
                 client.trust_env = not self.url.startswith("unix")  # no proxy is before a socket; a look for one costs
                 self.client = client
-            url = f"{client.base_url}/v{client.api_version}{call}"
+                self.prepare = functools.lru_cache(32)(functools.partial(prepare, client))
+            question = self.prepare(method, f"{client.base_url}/v{client.api_version}{call}", *query.items())
             timeout = TIMEOUT_S, SILENT_S if query.get("follow") else TIMEOUT_S
-            answer = client.request(method, url, params=query, stream=stream, timeout=timeout)
+            answer = client.send(question, stream=stream, timeout=timeout)
         except (self.docker.errors.DockerException, OSError) as error:  # what requests raises is an OSError
             self.client = None
             raise DockerError(f"{self.url} does not answer: {reason_of(error)}") from None
@@ -3942,7 +3967,7 @@ class Follower:
             if self.monitor.store.is_full:
                 self.monitor.store.hold_ballast()
             feed.weigh()
-            chunk = pipe.get(0 if self.history else 0.5)
+            chunk = pipe.get(0 if self.history else 1.0)
             if chunk is None and pipe.error is not None:
                 raise pipe.error
             if chunk is None:
@@ -4319,7 +4344,7 @@ ANSWERS = 8  # made at once; more in the making would only take memory from each
 BODY_BYTES, HEADER_BYTES = 64 * KIB, 16 * KIB  # of a request
 PAGE_BYTES = 4 * MIB  # of log messages in one answer; what does not fit is on the next page
 STATUSES = ("received", "executing", "completed", "failed", "lost")
-TASK_LOCAL = tuple(name for name in TASK_COLUMNS if name not in ("wasm_hash", "timeout_ms", "evidence"))
+TASK_INNER = ("wasm_hash", "timeout_ms", "evidence", "deadline", "told")  # columns that nobody is shown
 SINCE, UNTIL = 0, 4_294_967_296_000  # what a list covers if not told otherwise
 
 class Refusal(Exception):
@@ -4581,9 +4606,13 @@ def times(steps: int, price: float) -> float:
 
 def task_json(row: sqlite3.Row) -> dict[str, Any]:
     """A task as the API shows it; memory in pages of 64 KiB."""
-    shown = {name: row[name] for name in ("id", *TASK_LOCAL)}
-    shown |= {name: utc(row[name]) for name in ("received_at", "started_at", "completed_at")}
-    shown |= {name: big(row[name]) for name in ("gas_limit", "gas_used", "memory_limit", "memory_peak", "block_number")}
+    shown = dict(zip(row.keys(), row, strict=True))
+    for name in TASK_INNER:
+        del shown[name]
+    for name in ("received_at", "started_at", "completed_at"):
+        shown[name] = utc(shown[name])
+    for name in ("gas_limit", "gas_used", "memory_limit", "memory_peak", "block_number"):
+        shown[name] = big(shown[name])
     return shown | {"cached": None if row["cached"] is None else bool(row["cached"])}
 
 def invoice_json(row: sqlite3.Row) -> dict[str, Any]:
@@ -5085,9 +5114,9 @@ class Api:
             query["search"] = literal_like(query["search"])
         found = self.store.entries(query, *span, before, offset + limit + 1, "key, seq")[offset:]
         rows, room = list[sqlite3.Row](), PAGE_BYTES
-        for key, _ in found:  # one by one, so that what is skipped or too much is never in memory
-            rows += self.store.get("log_row", key)
-            room -= len(rows[-1]["message"].encode()) if rows else 0
+        for row in self.store.log_rows(key for key, _ in found):
+            rows.append(row)
+            room -= len(row["message"].encode())
             if room < 0:  # the last one that still fits ends the page
                 limit = max(1, min(limit, len(rows) - 1))
                 break
@@ -6129,6 +6158,8 @@ def run(monitor: Monitor, listener: socket.socket, ends: set[signal.Signals]) ->
         for finding in warnings_of(config):
             log.warning("%s. %s", finding.what, finding.remedy)
         signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # a thread half started could not be joined
+        gc.freeze()  # what is there now stays, and what ingest makes has no cycles: seldom looked at, it is 7 % faster
+        gc.set_threshold(5000)
         workers = {"ingest": play_demo if monitor.demo else ingest, "upkeep": upkeep}
         if patience_s := watchdog_s():
             workers["watchdog"] = functools.partial(feed_watchdog, server=server, patience_s=patience_s)

@@ -105,6 +105,8 @@ class Spy:
 
     def __init__(self, program: Monitor) -> None:
         self.program, self.done = program, threading.Event()
+        ((self.newest,),) = program.rows("SELECT MAX(seq) FROM log")  # before anything is said
+        self.since = time.time() - 1
         self.rows, self.told = dict[int, float](), dict[int, float]()
         self.socket = open_stream(program.port)
         self.threads = [threading.Thread(target=work, daemon=True) for work in (self.watch, self.listen)]
@@ -112,9 +114,8 @@ class Spy:
             thread.start()
 
     def watch(self) -> None:
-        db, version = self.program.reader(), 0
-        (seq,) = db.execute("SELECT MAX(seq) FROM log").fetchone()
-        since = int(time.time()).to_bytes(4, "big")
+        db, version, seq = self.program.reader(), 0, self.newest
+        since = int(self.since).to_bytes(4, "big")
         sql = "SELECT message, seq, substr(key, 1, 4) FROM log WHERE key >= ? AND seq > ? ORDER BY seq"
         while not self.done.wait(0.001):
             if version == (version := db.execute("PRAGMA data_version").fetchone()[0]):

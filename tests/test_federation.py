@@ -10,6 +10,8 @@ import re
 import socket
 import sqlite3
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -19,7 +21,7 @@ from typing import Any, NamedTuple
 
 import contract
 import pytest
-from conftest import WALLET, Node, Program, docker, header, wait_for
+from conftest import ROOT, WALLET, Node, Program, docker, header, wait_for
 from hub import (
     BEGIN,
     INFO,
@@ -169,6 +171,23 @@ def test_nothing_is_connected_to_resolved_or_imported_while_off_and_again_after_
     end(program)
     assert outward_of(program, 4, 5) == []
     end(program)
+
+
+LOADED = """
+import asyncio, sys, tbmon
+make = tbmon.make_hub(print, False)
+make(False)
+before = "aiohttp" in sys.modules
+async def main():
+    await make(True)._transport._client.close()
+asyncio.run(main())
+print(before, "aiohttp" in sys.modules)
+"""
+
+
+def test_a_hub_without_websockets_does_not_load_what_they_need() -> None:
+    done = subprocess.run([sys.executable, "-c", LOADED], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False True\n"
 
 
 def outward_of(program: Stepped, *numbers: int) -> list[str]:
