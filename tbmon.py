@@ -5842,7 +5842,7 @@ def build_app(api: Api) -> Any:
     """The WSGI application: ROUTES, the page's files, and JSON for every refusal."""
     import bottle  # only where something is served
     app, request = bottle.Bottle(), bottle.request
-    room = threading.Semaphore(ANSWERS)
+    room, turn = threading.Semaphore(ANSWERS), threading.Lock()  # `turn` for pages, which slow each other down
     pages = read_pages()
 
     def send(reply: Reply) -> Any:
@@ -5855,7 +5855,8 @@ def build_app(api: Api) -> Any:
 
     def serve_route(route: Route, **path: str) -> Any:
         try:
-            with contextlib.nullcontext() if route.access == "open" else room:
+            plain = "cursor" in route.query and not request.environ.get("QUERY_STRING")
+            with contextlib.nullcontext() if route.access == "open" else turn if plain else room:
                 return send(answer(api, route, path, request.environ))
         except Refusal as refusal:
             return refuse(refusal)
