@@ -109,9 +109,11 @@ def shorten(error: Exception) -> str:
 def without(name: str) -> Iterator[None]:
     """Let what is imported in the block find that a module is missing, unless it has been loaded."""
     is_hidden = sys.modules.setdefault(name, cast(Any, None)) is None
-    yield
-    if is_hidden:
-        del sys.modules[name]
+    try:
+        yield
+    finally:
+        if is_hidden:
+            sys.modules.pop(name, None)
 
 # ---------------------------------------------------------------------------
 # 1. Configuration                                                (environment)
@@ -2600,8 +2602,8 @@ class DockerEngine:
                 client = self.docker.APIClient(self.url, version="auto", timeout=TIMEOUT_S, tls=self.tls)
                 client.headers["Accept-Encoding"] = "identity"  # an archive would come compressed
                 client.trust_env = not self.url.startswith("unix")  # no proxy is before a socket; a look for one costs
-                self.client = client
                 self.prepare = functools.lru_cache(32)(functools.partial(prepare, client))
+                self.client = client  # last: other threads ask as soon as they see it
             question = self.prepare(method, f"{client.base_url}/v{client.api_version}{call}", *query.items())
             timeout = TIMEOUT_S, SILENT_S if query.get("follow") else TIMEOUT_S
             answer = client.send(question, stream=stream, timeout=timeout)
@@ -4344,7 +4346,7 @@ ANSWERS = 8  # made at once; more in the making would only take memory from each
 BODY_BYTES, HEADER_BYTES = 64 * KIB, 16 * KIB  # of a request
 PAGE_BYTES = 4 * MIB  # of log messages in one answer; what does not fit is on the next page
 STATUSES = ("received", "executing", "completed", "failed", "lost")
-TASK_INNER = ("wasm_hash", "timeout_ms", "evidence", "deadline", "told")  # columns that nobody is shown
+TASK_SHOWN = ("id", *(name for name in TASK_COLUMNS if name not in ("wasm_hash", "timeout_ms", "evidence")))
 SINCE, UNTIL = 0, 4_294_967_296_000  # what a list covers if not told otherwise
 
 class Refusal(Exception):
@@ -4606,9 +4608,7 @@ def times(steps: int, price: float) -> float:
 
 def task_json(row: sqlite3.Row) -> dict[str, Any]:
     """A task as the API shows it; memory in pages of 64 KiB."""
-    shown = dict(zip(row.keys(), row, strict=True))
-    for name in TASK_INNER:
-        del shown[name]
+    shown = {name: row[name] for name in TASK_SHOWN}
     for name in ("received_at", "started_at", "completed_at"):
         shown[name] = utc(shown[name])
     for name in ("gas_limit", "gas_used", "memory_limit", "memory_peak", "block_number"):
