@@ -1641,6 +1641,8 @@ class Store:
             self.release_ballast()
         if type(error) is sqlite3.DatabaseError:  # its subclasses are bugs of ours, or the disk's
             self.damage = error
+        elif "decode to UTF-8" in str(error):  # sqlite3 quotes the text, which is nobody's to read
+            self.damage = sqlite3.DatabaseError("a text in it is not UTF-8")
 
     def hold_ballast(self) -> None:
         """Hold BALLAST_BYTES of the disk; raises OperationalError if there is no room."""
@@ -1742,6 +1744,8 @@ class Store:
         except BaseException as error:
             self.note_error(error)
             db.close()
+            if self.damage is not None:
+                raise self.damage from None
             raise
         if len(self.readers) < READERS:
             self.readers.append(db)
@@ -1899,7 +1903,17 @@ class Store:
     def is_sound(self) -> bool:
         """Check the file, from the disk and not from a reader's memory; takes about 0.2 s for a million rows."""
         self.readers.clear()
-        return bool(self.first("quick_check") == "ok")
+        if self.first("quick_check") != "ok":
+            self.damage = sqlite3.DatabaseError("the file is damaged")
+        return self.damage is None
+
+    def explains(self, error: Exception) -> bool:
+        """Whether an error is no bug of ours, but the disk's or of a damaged file, whose rows may have any shape."""
+        self.note_error(error)
+        if not isinstance(error, sqlite3.Error):
+            with contextlib.suppress(sqlite3.Error):  # `read` has noted it
+                self.is_sound()
+        return type(error) is sqlite3.OperationalError or self.damage is not None
 
     # What the API shows
 
@@ -4247,8 +4261,8 @@ def upkeep(monitor: Monitor) -> None:
             prune(monitor)
         if time.monotonic() > check_at:
             check_at = time.monotonic() + 86400
-            if not monitor.store.is_sound():
-                raise sqlite3.DatabaseError("the database is damaged")
+            monitor.store.is_sound()
+            monitor.store.check_files()
         rounds += 1
         monitor.stop.wait(2)
 
@@ -5395,8 +5409,10 @@ class Api:
                 if time.monotonic() - beat >= (STREAM_BEAT_S if place == told else 1):
                     beat, told = time.monotonic(), place  # what was passed over need not be read again
                     yield self.event_id(place) + b": still here\n\n"
-        except sqlite3.DatabaseError as error:
-            log.warning("api: a live stream ended: the database cannot be read: %s", error)
+        except Exception as error:
+            if not self.store.explains(error):
+                raise
+            log.warning("api: a live stream ended: the database cannot be read: %s", self.store.damage or error)
         finally:
             with self.streams_lock:
                 self.streams[caller.address] -= 1
@@ -5761,18 +5777,25 @@ def dress(reply: Reply, environ: Mapping[str, Any], show: Callable[[str], str]) 
         content = gzip.compress(content, 9 if headers["Content-Type"] in SMALLEST else 5, mtime=0)
     return Reply(content, headers, reply.status)
 
+@contextlib.contextmanager
+def reading(store: Store) -> Iterator[None]:
+    """Raises Refusal where the disk or a damaged file is why there is no answer."""
+    try:
+        yield
+    except Refusal:
+        raise
+    except Exception as error:
+        if not store.explains(error):
+            raise
+        raise Refusal(503, f"the database cannot be read now: {store.damage or error}", {"Retry-After": "5"}) from None
+
 def answer(api: Api, route: Route, path: Mapping[str, str], environ: Mapping[str, Any]) -> Reply:
     """Check who asks and what, and answer; raises Refusal."""
     caller: Caller = environ["tbmon.caller"]
     api.guard.check(route.access, caller)
     query = read_query(environ.get("QUERY_STRING", ""), route.query)
     call = Call(caller, path, query, read_body(environ, route.body) if route.body else NOTHING)
-    try:
-        found = route.answer(api, call)
-    except sqlite3.DatabaseError as error:
-        if type(error) not in (sqlite3.OperationalError, sqlite3.DatabaseError):  # a bug of ours
-            raise
-        raise Refusal(503, f"the database cannot be read now: {error}", {"Retry-After": "5"}) from None
+    found = route.answer(api, call)
     reply = found if isinstance(found, Reply) else Reply(found)
     if route.rows and isinstance(found, Mapping) and wants_csv(call):
         reply = csv_reply(route, found, environ.get("QUERY_STRING", ""))
@@ -5822,7 +5845,7 @@ def filled_page(api: Api, environ: Mapping[str, Any], page: str) -> Reply:
     its script would ask for. Where the reader may see nothing, the script asks and says what is wrong."""
     theme = re.search(r"(?:^|;) *tbmon-theme=(light|dark)(?:;|$)", environ.get("HTTP_COOKIE", ""), re.ASCII)
     page = page.replace('<html lang="en"', f'<html lang="en" data-theme="{theme[1]}"', 1) if theme else page
-    with contextlib.suppress(Refusal, sqlite3.DatabaseError):
+    with contextlib.suppress(Refusal), reading(api.store):
         facts = page_facts(api, environ)
         words = page_words(facts["now"]["verdict"])
         page = re.sub(r'( data-say="(\w+)">)[^<]*', lambda found: found[1] + html.escape(words[found[2]]), page)
@@ -5856,7 +5879,8 @@ def build_app(api: Api) -> Any:
     def serve_route(route: Route, **path: str) -> Any:
         try:
             plain = "cursor" in route.query and not request.environ.get("QUERY_STRING")
-            with contextlib.nullcontext() if route.access == "open" else turn if plain else room:
+            order = contextlib.nullcontext() if route.access == "open" else turn if plain else room
+            with order, reading(api.store):
                 return send(answer(api, route, path, request.environ))
         except Refusal as refusal:
             return refuse(refusal)
@@ -6058,7 +6082,7 @@ def start_thread(monitor: Monitor, name: str, work: Callable[[Monitor], None], f
         except Exception as error:  # a bug of ours, whatever it is
             if isinstance(error, UserError):
                 log.critical("%s: %s", name, error)
-            elif type(error) is sqlite3.DatabaseError:  # its subclasses are bugs of ours, or the disk's
+            elif not monitor.stop.is_set() and monitor.store.explains(error) and monitor.store.damage is not None:
                 with contextlib.suppress(OSError):  # where the disk takes no file, the start's check has to find it
                     monitor.store.mark_damaged()
                 log.critical("%s: the database fails (%s); the next start moves it aside", name, error)

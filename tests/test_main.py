@@ -343,6 +343,47 @@ def test_a_database_damaged_while_it_was_stopped_is_moved_aside(program: Make, p
     assert "damaged" in one.log.read_text() and one.get("/api/tasks")[0] == 200
 
 
+def make_odd(path: Path, value: str = "NULL") -> int:
+    """Give a row a shape that nobody writes; the first byte of a page that nobody reads."""
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute(f"INSERT OR REPLACE INTO node (name, value, at) VALUES ('version', {value}, 1)")
+        return 4096 * (int(db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'sent'").fetchone()[0]) - 1)
+
+
+def test_rows_of_an_odd_shape_are_damage_where_the_file_is_damaged(program: Make) -> None:
+    one = over_files(program).start()
+    path = Path(one.env["DB_PATH"])
+    place = make_odd(path)
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(b"\xa5" * 4096)
+    with contextlib.suppress(OSError):  # it may be ending already
+        unreadable = {"error": "the database cannot be read now: the file is damaged"}
+        assert one.get("/api/status") == (503, unreadable)
+    assert one.process.wait(10) == 1
+    assert one.start().answers()
+    assert list(one.folder.glob("t.db.damaged-*Z")) and "Traceback" not in one.log.read_text()
+
+
+def test_a_text_that_is_no_text_is_damage_and_nobody_is_told_it(program: Make) -> None:
+    one = over_files(program).start()
+    make_odd(Path(one.env["DB_PATH"]), "CAST(x'70617373FF' AS TEXT)")
+    with contextlib.suppress(OSError):  # it may be ending already
+        unreadable = {"error": "the database cannot be read now: a text in it is not UTF-8"}
+        assert one.get("/api/status") == (503, unreadable)
+    assert one.process.wait(10) == 1
+    assert one.start().answers()
+    assert list(one.folder.glob("t.db.damaged-*Z")) and "pass" not in one.log.read_text()
+
+
+def test_rows_of_an_odd_shape_in_a_sound_file_are_a_bug(program: Make) -> None:
+    one = over_files(program).start()
+    make_odd(Path(one.env["DB_PATH"]))
+    status, said = one.get("/")  # of the API's paths none promises a 500
+    assert (status, said) == (500, {"error": "tbmon made a mistake here; its log says more"})
+    assert "Traceback" in one.log.read_text() and not list(one.folder.glob("t.db-damaged"))
+
+
 class Nonsense(http.server.BaseHTTPRequestHandler):
     """An engine whose answers stop making sense where the container is concerned."""
 
