@@ -1170,6 +1170,7 @@ def judge_node(seen: Symptoms) -> Verdict:
 # ---------------------------------------------------------------------------
 
 APPLICATION_ID = 0x74626D6E  # "tbmn": marks our files in the SQLite header
+WAL_BYTES = 16 * MIB  # of the write-ahead log, beyond which it is emptied while others read
 BALLAST_BYTES = 4 * MIB  # held on the disk, and let go when it is full: room for what the operator does then
 READERS = 8  # read-only connections kept open; each may hold a MiB of pages
 AUDIT_ROWS = 10_000  # the newest are kept
@@ -1577,6 +1578,7 @@ class Store:
         self.own: frozenset[str] = frozenset()
         self.damage: sqlite3.DatabaseError | None = None  # as SQLite told it, to whichever thread
         self.is_full = False  # the disk, and the ballast is not held
+        self.wal_bytes = WAL_BYTES  # of the write-ahead log, beyond which it is emptied
         self.inodes: list[int | None] = []  # of the file and of what SQLite keeps beside it
         path.parent.mkdir(parents=True, exist_ok=True)
         self.refuse_foreign()
@@ -1674,7 +1676,7 @@ class Store:
             db.execute("COMMIT")
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
-            db.execute(f"PRAGMA journal_size_limit = {16 * MIB}")  # of the file left when a reader has stayed long
+            db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")  # of the file left when a reader has stayed long
             small = db.execute("PRAGMA page_count").fetchone()[0] < 20_000  # larger files are checked by upkeep
             if small and (answer := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
                 raise sqlite3.DatabaseError(answer)
@@ -1728,6 +1730,17 @@ class Store:
                 self.db.rollback()  # nothing to do where a full disk has done it already
                 self.own = frozenset(json.loads(self.first("state", "own") or "[]"))  # add_own may have been part of it
                 raise
+            with contextlib.suppress(OSError):  # a file that is gone is check_files' to tell
+                self.bound_wal()
+
+    def bound_wal(self) -> None:
+        """Empty a long write-ahead log: by itself that waits for a moment without readers, which may never come."""
+        if os.stat(f"{self.path}-wal").st_size > self.wal_bytes:
+            self.db.execute("PRAGMA busy_timeout = 100")  # ms, for those who read already
+            with contextlib.suppress(sqlite3.Error):  # the next write says what is wrong
+                self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self.db.execute("PRAGMA busy_timeout = 10000")
+            self.wal_bytes = max(WAL_BYTES, os.stat(f"{self.path}-wal").st_size + 4 * MIB)
 
     def read(self, sql: str, values: Sequence[object] | Mapping[str, object] = ()) -> list[sqlite3.Row]:
         """All rows of a query, on a read-only connection that no other thread uses meanwhile."""

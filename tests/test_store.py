@@ -322,6 +322,30 @@ def test_the_check_tells_a_damaged_file_from_a_sound_one(path: Path) -> None:
         assert not store.is_sound()
 
 
+def test_the_write_ahead_log_stays_bounded_where_somebody_always_reads(path: Path) -> None:
+    over = threading.Event()
+
+    def read_on() -> None:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+            while not over.is_set():
+                db.execute("BEGIN")
+                db.execute("SELECT COUNT(*) FROM log").fetchone()
+                over.wait(0.02)
+                db.execute("COMMIT")
+
+    readers, lengths = [threading.Thread(target=read_on) for _ in range(6)], list[int]()
+    with contextlib.closing(Store(path, KEY)) as store:
+        for reader in readers:
+            reader.start()
+        for number in range(80):
+            save(store, *(log_row(1000, 250 * number + n, "m" * 4000) for n in range(250)))
+            lengths.append(path.with_name("tbmon.db-wal").stat().st_size)
+        over.set()
+        for reader in readers:
+            reader.join()
+    assert max(lengths) < 2 * tbmon.WAL_BYTES
+
+
 # Writing and reading
 
 

@@ -163,11 +163,12 @@ def test_old_entries_go_while_everybody_is_served(
 def test_the_oldest_go_beyond_max_db_bytes(program: Callable[..., Program], look: Callable[[Program], Look]) -> None:
     made = program(MAX_DB_BYTES=str(16 * tbmon.MIB), CONTAINER_NAME="none")
     fill(made.folder / "t.db", length(60_000, 600_000), "x" * 500, days=20)
-    assert (made.folder / "t.db").stat().st_size > 32 * tbmon.MIB
+    share = 16 * tbmon.MIB / (made.folder / "t.db").stat().st_size
+    assert share < 0.5
     made.start()
     seen = look(made)
     wait_for(lambda: seen.used() <= 16 * tbmon.MIB and seen.first("PRAGMA freelist_count") == 0, length(60, 600))
-    assert 2 < seen.oldest_days() < 12 and made.get(f"/api/tasks/{TASK}")[0] == 200
+    assert 0.25 < seen.oldest_days() / (20 * share) < 1.25 and made.get(f"/api/tasks/{TASK}")[0] == 200
     assert seen.first("PRAGMA quick_check") == "ok"
     assert made.end() == 0 and seen.size() <= 16 * tbmon.MIB
 
@@ -187,7 +188,7 @@ def test_the_write_ahead_log_grows_no_longer_than_a_reader_stays(
         with (logs / "node.log").open("a") as file:
             file.writelines(header(f"{'w' * 4000} {number + n}") + "\n" for n in range(lines))
         number += lines
-        wait_for(lambda: seen.read_lines() == number, 60)
+        wait_for(lambda: seen.read_lines() == number, length(60, 300))
 
     clients = Clients(made, *(f"/api/logs?limit={50 + n}" for n in range(length(2, 20))))
     for _ in range(length(3, 100)):
