@@ -1736,11 +1736,11 @@ class Store:
     def bound_wal(self) -> None:
         """Empty a long write-ahead log: by itself that waits for a moment without readers, which may never come."""
         if os.stat(f"{self.path}-wal").st_size > self.wal_bytes:
-            self.db.execute("PRAGMA busy_timeout = 100")  # ms, for those who read already
+            self.db.execute("PRAGMA busy_timeout = 1000")  # ms, for those who read already
             with contextlib.suppress(sqlite3.Error):  # the next write says what is wrong
                 self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self.db.execute("PRAGMA busy_timeout = 10000")
-            self.wal_bytes = max(WAL_BYTES, os.stat(f"{self.path}-wal").st_size + 4 * MIB)
+            self.wal_bytes = max(WAL_BYTES, os.stat(f"{self.path}-wal").st_size * 5 // 4)  # somebody may stay for long
 
     def read(self, sql: str, values: Sequence[object] | Mapping[str, object] = ()) -> list[sqlite3.Row]:
         """All rows of a query, on a read-only connection that no other thread uses meanwhile."""
