@@ -1920,13 +1920,13 @@ class Store:
             self.damage = sqlite3.DatabaseError("the file is damaged")
         return self.damage is None
 
-    def explains(self, error: Exception) -> bool:
-        """Whether an error is no bug of ours, but the disk's or of a damaged file, whose rows may have any shape."""
+    def has_damage(self, error: Exception) -> bool:
+        """Whether the file is damaged: checked where the error is not SQLite's, as damaged rows may have any shape."""
         self.note_error(error)
         if not isinstance(error, sqlite3.Error):
             with contextlib.suppress(sqlite3.Error):  # `read` has noted it
                 self.is_sound()
-        return type(error) is sqlite3.OperationalError or self.damage is not None
+        return self.damage is not None
 
     # What the API shows
 
@@ -4383,6 +4383,18 @@ class Refusal(Exception):
         super().__init__(error)
         self.status, self.headers = status, headers
 
+@contextlib.contextmanager
+def reading(store: Store) -> Iterator[None]:
+    """Raises Refusal where the disk or a damaged file is why there is no answer."""
+    try:
+        yield
+    except Refusal:
+        raise
+    except Exception as error:
+        if not store.has_damage(error) and type(error) is not sqlite3.OperationalError:
+            raise
+        raise Refusal(503, f"the database cannot be read now: {store.damage or error}", {"Retry-After": "5"}) from None
+
 # Schemas: what the answers hold, read by the OpenAPI document and docs/api.md. `?` after a kind: may be null, after a
 # name: may be left out; [kind]: a list; {kind}: an object with any names; a capital: one of SHAPES; *Name: its fields.
 
@@ -5399,37 +5411,40 @@ class Api:
 
     def stream(self, caller: Caller) -> Iterator[bytes]:
         """Tell what happens, until the client, its session or tbmon ends. waitress blocks us for a slow reader."""
-        ring, gone = self.monitor.ring, caller.headers.get("waitress.client_disconnected", bool)
         try:
-            place, lost = self.resume(caller.headers.get("HTTP_LAST_EVENT_ID"))
-            yield b"retry: 2000\n" + self.event_id(place) + b"\n"
-            beat, told = time.monotonic(), place
-            while not (self.monitor.stop.is_set() or gone() or self.has_ended(caller)):
-                news = None if lost else ring.after(place, STREAM_LOOK_S)
-                if news is None:
-                    place, lost = ring.newest, False
-                    yield self.event(place, "reset", {"reason": "events were missed: ask for what is shown again"})
-                elif news:
-                    with_log = self.guard.holds("private", caller)
-                    shown = [one for one in news if with_log or one.kind != "log"][:STREAM_HAPPENINGS]
-                    is_behind = len(shown) == STREAM_HAPPENINGS
-                    place = (shown if is_behind else news)[-1].number
-                    for chunk in self.tell(shown, self.turns[with_log]):
-                        yield chunk
-                        beat, told = time.monotonic(), place
-                    rest_s = 0 if is_behind else STREAM_REST_S * (1 + self.streams.total() / 10)
-                    self.monitor.stop.wait(rest_s + min(1, max(0, self.monitor.lag_ms - 2000) / 10_000))  # ingest first
-                if time.monotonic() - beat >= (STREAM_BEAT_S if place == told else 1):
-                    beat, told = time.monotonic(), place  # what was passed over need not be read again
-                    yield self.event_id(place) + b": still here\n\n"
-        except Exception as error:
-            if not self.store.explains(error):
-                raise
-            log.warning("api: a live stream ended: the database cannot be read: %s", self.store.damage or error)
+            with reading(self.store):
+                yield from self.happenings(caller)
+        except Refusal as refusal:
+            log.warning("api: a live stream ended: %s", refusal)
         finally:
             with self.streams_lock:
                 self.streams[caller.address] -= 1
                 self.streams += Counter()  # forgets who has none
+
+    def happenings(self, caller: Caller) -> Iterator[bytes]:
+        """What a live stream sends, event by event, and a sign of life where nothing happens."""
+        ring, gone = self.monitor.ring, caller.headers.get("waitress.client_disconnected", bool)
+        place, lost = self.resume(caller.headers.get("HTTP_LAST_EVENT_ID"))
+        yield b"retry: 2000\n" + self.event_id(place) + b"\n"
+        beat, told = time.monotonic(), place
+        while not (self.monitor.stop.is_set() or gone() or self.has_ended(caller)):
+            news = None if lost else ring.after(place, STREAM_LOOK_S)
+            if news is None:
+                place, lost = ring.newest, False
+                yield self.event(place, "reset", {"reason": "events were missed: ask for what is shown again"})
+            elif news:
+                with_log = self.guard.holds("private", caller)
+                shown = [one for one in news if with_log or one.kind != "log"][:STREAM_HAPPENINGS]
+                is_behind = len(shown) == STREAM_HAPPENINGS
+                place = (shown if is_behind else news)[-1].number
+                for chunk in self.tell(shown, self.turns[with_log]):
+                    yield chunk
+                    beat, told = time.monotonic(), place
+                rest_s = 0 if is_behind else STREAM_REST_S * (1 + self.streams.total() / 10)
+                self.monitor.stop.wait(rest_s + min(1, max(0, self.monitor.lag_ms - 2000) / 10_000))  # ingest first
+            if time.monotonic() - beat >= (STREAM_BEAT_S if place == told else 1):
+                beat, told = time.monotonic(), place  # what was passed over need not be read again
+                yield self.event_id(place) + b": still here\n\n"
 
     def has_ended(self, caller: Caller) -> bool:
         if caller.session is not None and caller.session.ends_at <= self.monitor.now():
@@ -5790,18 +5805,6 @@ def dress(reply: Reply, environ: Mapping[str, Any], show: Callable[[str], str]) 
         content = gzip.compress(content, 9 if headers["Content-Type"] in SMALLEST else 5, mtime=0)
     return Reply(content, headers, reply.status)
 
-@contextlib.contextmanager
-def reading(store: Store) -> Iterator[None]:
-    """Raises Refusal where the disk or a damaged file is why there is no answer."""
-    try:
-        yield
-    except Refusal:
-        raise
-    except Exception as error:
-        if not store.explains(error):
-            raise
-        raise Refusal(503, f"the database cannot be read now: {store.damage or error}", {"Retry-After": "5"}) from None
-
 def answer(api: Api, route: Route, path: Mapping[str, str], environ: Mapping[str, Any]) -> Reply:
     """Check who asks and what, and answer; raises Refusal."""
     caller: Caller = environ["tbmon.caller"]
@@ -6095,7 +6098,7 @@ def start_thread(monitor: Monitor, name: str, work: Callable[[Monitor], None], f
         except Exception as error:  # a bug of ours, whatever it is
             if isinstance(error, UserError):
                 log.critical("%s: %s", name, error)
-            elif not monitor.stop.is_set() and monitor.store.explains(error) and monitor.store.damage is not None:
+            elif monitor.store.has_damage(error):
                 with contextlib.suppress(OSError):  # where the disk takes no file, the start's check has to find it
                     monitor.store.mark_damaged()
                 log.critical("%s: the database fails (%s); the next start moves it aside", name, error)

@@ -228,6 +228,21 @@ def api(tmp_path: Path) -> Iterator[tuple[tbmon.Api, list[float]]]:
     store.close()
 
 
+def test_a_stream_that_meets_damage_ends_and_says_so(
+    api: tuple[tbmon.Api, list[float]], caplog: pytest.LogCaptureFixture
+) -> None:
+    inside = api[0]
+    with inside.store.write() as db:
+        db.execute("INSERT INTO node (name, value, at) VALUES ('version', CAST(x'70617373FF' AS TEXT), 1)")
+    held = {f"HTTP_{name.upper()}": value for grant in SECRET_OF for name, value in HEADER_OF[grant].items()}
+    caller = inside.guard.find_caller({"HTTP_LAST_EVENT_ID": f"{inside.boot}-0", **held}, "")
+    inside.monitor.ring.add([("node_status", None)])
+    sent = inside.events(tbmon.Call(caller, {}, {}, {})).content
+    assert isinstance(sent, Iterator) and [b"retry" in chunk for chunk in sent] == [True]
+    words = "api: a live stream ended: the database cannot be read now: a text in it is not UTF-8"
+    assert (caplog.messages, inside.streams.total()) == ([words], 0)
+
+
 def test_a_session_lasts_24_hours_and_what_it_held_is_not_inherited(api: tuple[tbmon.Api, list[float]]) -> None:
     guard, clock = api[0].guard, api[1]
     session, token = guard.login(guard.find_caller({}, ""), PASSWORD)

@@ -305,11 +305,12 @@ def test_a_thread_that_dies_of_a_bug_ends_the_process(program: Make, line: str, 
     assert "Traceback" in said and error in said and "CRITICAL" in said
 
 
-def raising(error: str) -> str:
-    """A program in which the upkeep thread meets this error of SQLite."""
+def raising(error: str, first: str = "") -> str:
+    """A program in which the upkeep thread meets this error of SQLite, after what is to be done first."""
     return f"""
 import sqlite3, sys, tbmon
 def fail(monitor):
+    {first}
     raise sqlite3.{error}("told by the test")
 tbmon.set_verdict = fail
 sys.exit(tbmon.main(["serve"]))
@@ -325,6 +326,15 @@ def test_only_a_damaged_database_is_moved_aside_at_the_next_start(program: Make,
     assert begin(one, "-c", raising(error)).process.wait(15) == 1
     assert one.start().answers()
     assert ([name for name in names_in(one.folder) if "t.db.damaged-" in name] == []) is kept
+
+
+def test_a_file_whose_damage_is_met_while_stopping_is_moved_aside_at_the_next_start(program: Make) -> None:
+    one = over_files(program, PYTHONPATH=str(ROOT))
+    begin(one, "-c", raising("DatabaseError", "monitor.stop.wait()"))
+    wait_for(one.answers)
+    assert one.end() == 0
+    assert one.start().answers()
+    assert list(one.folder.glob("t.db.damaged-*Z")) and "Traceback" not in one.log.read_text()
 
 
 @pytest.mark.parametrize("place", [0, 4096, "cut", "all"])
@@ -343,20 +353,25 @@ def test_a_database_damaged_while_it_was_stopped_is_moved_aside(program: Make, p
     assert "damaged" in one.log.read_text() and one.get("/api/tasks")[0] == 200
 
 
-def make_odd(path: Path, value: str = "NULL") -> int:
-    """Give a row a shape that nobody writes; the first byte of a page that nobody reads."""
+def make_odd(path: Path, value: str = "NULL") -> None:
+    """Give a row a shape that nobody writes."""
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         db.execute(f"INSERT OR REPLACE INTO node (name, value, at) VALUES ('version', {value}, 1)")
-        return 4096 * (int(db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'sent'").fetchone()[0]) - 1)
+
+
+def damage_unread_page(path: Path) -> None:
+    """Overwrite a page of which no answer and no thread reads anything."""
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        (number,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'sent'").fetchone()
+    with path.open("r+b") as file:
+        file.seek(4096 * (number - 1))
+        file.write(b"\xa5" * 4096)
 
 
 def test_rows_of_an_odd_shape_are_damage_where_the_file_is_damaged(program: Make) -> None:
     one = over_files(program).start()
-    path = Path(one.env["DB_PATH"])
-    place = make_odd(path)
-    with path.open("r+b") as file:
-        file.seek(place)
-        file.write(b"\xa5" * 4096)
+    make_odd(Path(one.env["DB_PATH"]))
+    damage_unread_page(Path(one.env["DB_PATH"]))
     with contextlib.suppress(OSError):  # it may be ending already
         unreadable = {"error": "the database cannot be read now: the file is damaged"}
         assert one.get("/api/status") == (503, unreadable)
