@@ -344,13 +344,13 @@ def test_every_byte_of_a_sample_may_be_damaged(note: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("quote", ['"', "'"])
 def test_counting_brackets_is_linear_in_the_text(quote: str) -> None:
-    start = time.perf_counter()
+    start = time.thread_time()
     bracket_depth("{" + quote + f"\\{quote}" * 12_000)
-    assert time.perf_counter() - start < 1
+    assert time.thread_time() - start < 1
 
 
 def test_a_long_line_of_anything_takes_bounded_time() -> None:
-    start = time.perf_counter()
+    start = time.thread_time()
     for unit in (b"a", b"|", b" ", b"\x1b[", b"\x1b]", b"0x", b"@truebit/-0xa", b"a1" * 20 + b" ", b"Semaphore "):
         parse(HEADER.encode() + unit * (500_000 // len(unit)) + b"\n" + unit * (500_000 // len(unit)))
-    assert time.perf_counter() - start < 5
+    assert time.thread_time() - start < 5

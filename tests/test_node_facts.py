@@ -137,16 +137,16 @@ def test_nesting_is_followed_to_a_bounded_depth_and_what_comes_after_it_is_not_l
     [("[", 1_000_000), *((unit, 100_000) for unit in ("{a:", "[1,", "'a'+", '"\\"', "'", "a:", "[]", "`", "\\", "+"))],
 )
 def test_reading_inspect_text_takes_time_in_proportion(unit: str, size: int) -> None:
-    start = time.perf_counter()
+    start = time.thread_time()
     read_inspect("{a:" + unit * (size // len(unit)))
-    assert time.perf_counter() - start < 8
+    assert time.thread_time() - start < 8
 
 
 @pytest.mark.parametrize("unit", ["[A:", "{A:", "[A ", "[A *1"])
 def test_what_looks_like_object_or_circular_takes_time_in_proportion(unit: str) -> None:
-    start = time.perf_counter()
+    start = time.thread_time()
     read_inspect("{" + unit * (30_000 // len(unit)))
-    assert time.perf_counter() - start < 1
+    assert time.thread_time() - start < 1
 
 
 # Events

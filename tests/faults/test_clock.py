@@ -57,7 +57,8 @@ class Clocked:
 
     def now(self) -> float:
         """What the program's clock shows."""
-        with contextlib.suppress(http.client.IncompleteRead):  # the server may take what is on its way for too slow
+        cut = http.client.IncompleteRead, ConnectionResetError  # the server may take what is on its way for too slow
+        with contextlib.suppress(*cut):
             return datetime.fromisoformat(self.program.get("/health")[1]["timestamp"]).timestamp()
         return math.nan
 
