@@ -87,6 +87,7 @@ BATCH_ROWS = 2000  # log rows in one transaction at most
 TASK_TIMEOUT_MS = 10 * MINUTE_MS  # when a task names no executionTimeout
 TASK_GRACE_MS = MINUTE_MS  # after the timeout, before a task counts as lost
 BELIEF_MS = 5 * MINUTE_MS  # a header's second may differ this much from the engine's stamp
+ZONE_S = 15 * 3600  # no zone is further from UTC
 SILENCE_MS = 10 * MINUTE_MS  # the node's own pulse comes every two minutes
 SEAM_MS = HOUR_MS  # on both sides of an import's newest entry, id-less lines are bound again
 OVERLAP_S = 3  # read again before the cursor: stamps step back between the two streams
@@ -402,7 +403,7 @@ class Zone:
         """Compare a header's second with the engine's stamp of the same line."""
         difference = second - engine_ms // 1000
         nearest = round(difference / 900) * 900
-        if self.named or nearest == self.offset_s or abs(difference - nearest) > 60 or abs(nearest) > 15 * 3600:
+        if self.named or nearest == self.offset_s or abs(difference - nearest) > 60 or abs(nearest) > ZONE_S:
             self.streak = 0
             return
         if nearest != self.rival_s or not self.streak:
@@ -412,13 +413,14 @@ class Zone:
         if self.offset_s is None or agreed:
             self.offset_s, self.streak = nearest, 0
 
-    def utc_ms(self, second: int) -> int:
-        """The moment, in milliseconds UTC, that the node's clock showed as `second`."""
+    def utc_ms(self, second: int, near_ms: int | None = None) -> int:
+        """The moment, in ms UTC, that the node's clock showed as `second`; of two (summer time ends) the nearer one."""
         if self.named is None:
             return (second - (self.offset_s or 0)) * 1000
         try:
             local = datetime.fromtimestamp(second, UTC).replace(tzinfo=self.named)
-            return int(local.timestamp()) * 1000
+            both = [int(local.replace(fold=fold).timestamp()) * 1000 for fold in (0, 1)]
+            return both[0] if near_ms is None else min(both, key=lambda ms: abs(ms - near_ms))
         except (OverflowError, ValueError):
             return second * 1000
 
@@ -598,6 +600,10 @@ def is_recognised(entry_type: str, text: str) -> bool:
 
 SECONDS = {b"%02d" % second: second for second in range(60)}
 
+def is_ahead(second: int, engine_ms: int | None) -> bool:
+    """True for a stamp that no zone's clock can show yet, where there is an engine's to compare with."""
+    return bool(engine_ms) and second - (engine_ms or 0) // 1000 > ZONE_S
+
 class Assembler:
     """Joins one stream's lines to entries; pure but for what it remembers of the stream.
 
@@ -622,7 +628,7 @@ class Assembler:
             if b"\x1b" in raw:
                 raw = ESCAPES.sub(b"", raw)
             known = self.known.get(raw[19:])
-            if known is not None and (raw[:19] == self.stamp or self.read_stamp(raw[:19])):
+            if known is not None and (raw[:19] == self.stamp or self.read_stamp(raw[:19], engine_ms)):
                 assert self.second is not None
                 self.compose = self.dated = False  # a header is known by what follows its stamp, with nothing before it
                 entry = Entry(self.second, *known, engine_ms)
@@ -640,13 +646,14 @@ class Assembler:
             entries.append(self.open)
         return entries
 
-    def read_stamp(self, stamp: bytes) -> bool:
+    def read_stamp(self, stamp: bytes, engine_ms: int | None) -> bool:
+        """Take over a header's stamp; False for none, and for one ahead, whose line would be the newest for years."""
         in_minute = SECONDS.get(stamp[17:]) if stamp[:17] == self.minute else None
         if in_minute is not None:
             self.stamp, self.second = stamp, self.minute_second + in_minute
             return True
         second = parse_second(stamp.decode("ascii", "replace"))
-        if second is None or stamp[10:11] != b" ":
+        if second is None or stamp[10:11] != b" " or is_ahead(second, engine_ms):
             return False
         self.stamp, self.second = stamp, second
         self.minute, self.minute_second = stamp[:17], second - int(stamp[17:])
@@ -656,7 +663,7 @@ class Assembler:
         """Return the entry that `line` begins; or None, after adding it to the open one."""
         begin = PREFIX.match(line)
         tail = TAIL.fullmatch(line, begin.end() + 19) if begin is not None else None
-        if begin and tail and self.read_stamp(line[begin.end() : begin.end() + 19].encode()):
+        if begin and tail and self.read_stamp(line[begin.end() :][:19].encode(), engine_ms):
             lead = line[: begin.end()]
             self.compose, self.dated = "|" in lead, lead.endswith("Z ")
             return self.read_header(tail, engine_ms)
@@ -694,6 +701,7 @@ class Assembler:
         """An entry without a header takes the stamp before it; where there is none, `place` tells it apart."""
         kind = "execution_output" if line.startswith("Command execution std") else "raw"
         own = parse_second(line[:19]) if line[10:11] == " " else None
+        own = None if own is None or is_ahead(own, engine_ms) else own
         second = self.second if own is None else own
         plain = self.redactor.clean(line, "wallet:")
         if second is None:
@@ -1790,7 +1798,7 @@ class Store:
 
     def facts_between(self, since: int, until: int) -> list[sqlite3.Row]:
         """Believed entries that say something of a task, in order; times in ms."""
-        low, high = key_of(since // 1000 - 15 * 3600), key_of(until // 1000 + 15 * 3600)
+        low, high = key_of(since // 1000 - ZONE_S), key_of(until // 1000 + ZONE_S)
         kinds = ",".join(str(number) for number, name in enumerate(LOG_TYPES) if name.startswith(("task_", "exec")))
         return self.read(
             f"SELECT key, at, type, execution_id, message FROM log WHERE key BETWEEN ? AND ? AND at BETWEEN ? AND ?"
@@ -1975,29 +1983,31 @@ class Store:
     ) -> list[sqlite3.Row]:
         """Log entries, newest first by (second, seq, key), at most `limit`; `before` is (key, seq) of the last seen.
 
-        Keys come in time order but not in seq order within a second, so the second at the page's end is read whole.
+        Keys come in time order but not in seq order within a second, so the second at the page's end is sorted.
         """
 
         def place(row: sqlite3.Row) -> tuple[bytes, int, bytes]:
             return row["key"][:4], row["seq"], row["key"]
 
-        low, high = key_of(since // 1000 - 15 * 3600), key_of(until // 1000 + 15 * 3600)
+        low, high = key_of(since // 1000 - ZONE_S), key_of(until // 1000 + ZONE_S)
         last = None if before is None else (before[0][:4], before[1], before[0])
         if before is not None:
             high = min(high, key_of(int.from_bytes(before[0][:4], "big") + 1))
         where = [FILTERS[name].format(type="type") for name in filters]
         sql = (
             f"SELECT {columns} FROM log"
-            f" WHERE {' AND '.join(['key >= ? AND key < ? AND at >= ? AND at < ?', *where])} ORDER BY key DESC"
+            f" WHERE {' AND '.join(['key >= ? AND key < ? AND at >= ? AND at < ?', *where])}"
         )
         values = since, until, *filters.values()
         rows: list[sqlite3.Row] = []
         while True:
-            found = self.read(f"{sql} LIMIT ?", (low, high, *values, limit + 1))
-            if len(found) == limit + 1:  # the last second may go on beyond them
+            found = self.read(f"{sql} ORDER BY key DESC LIMIT ?", (low, high, *values, limit + 1))
+            if len(found) == limit + 1:  # the last second may go on beyond them, for as long as no header comes
                 second = found[-1]["key"][:4]
                 found = [row for row in found if row["key"][:4] != second]
-                found += self.read(sql, (second, key_of(int.from_bytes(second, "big") + 1), *values))
+                seen = last[1:] if last and last[0] == second else (2**63 - 1, b"")
+                within = second, key_of(int.from_bytes(second, "big") + 1), *values, *seen, limit
+                found += self.read(f"{sql} AND (seq, key) < (?, ?) ORDER BY seq DESC, key DESC LIMIT ?", within)
                 low_next = second
             else:
                 low_next = b""
@@ -3284,7 +3294,8 @@ class Recorder:
         assembler = self.assemblers[stream] = Assembler(self.monitor.redactor, before["second"])
         for row in self.store.get("entry", bytes.fromhex(before["key"])):
             second, kind = int.from_bytes(row["key"][:4], "big"), LOG_TYPES[row["type"]]
-            entry = Entry(second, None, kind, row["message"], b"", stamped=not row["flags"] & UNSTAMPED, changed=False)
+            head = Head("", None, "") if row["flags"] & SUSPECT else None  # for its mark
+            entry = Entry(second, head, kind, row["message"], b"", stamped=not row["flags"] & UNSTAMPED, changed=False)
             entry.key, entry.seq, entry.at, entry.believed = row["key"], row["seq"], row["at"], before["believed"]
             entry.depth = before.get("depth")
             assembler.open = entry
@@ -3338,7 +3349,7 @@ class Recorder:
     def believe(self, entry: Entry, stream: str) -> None:
         """Set the entry's time, and whether it may change what we know of the node."""
         if entry.head is None:
-            entry.at = self.zone.utc_ms(entry.second)
+            entry.at = self.zone.utc_ms(entry.second, entry.engine_ms)
             if entry.engine_ms is not None and not (entry.stamped and abs(entry.at - entry.engine_ms) <= BELIEF_MS):
                 entry.at = entry.engine_ms
             entry.believed = entry.type == "execution_output" and not self.loose & {stream, "all"}
@@ -3346,7 +3357,7 @@ class Recorder:
             entry.believed = self.trust.judge(entry)
             if entry.believed and entry.engine_ms is not None:
                 self.zone.learn(entry.second, entry.engine_ms)
-            entry.at = self.zone.utc_ms(entry.second)
+            entry.at = self.zone.utc_ms(entry.second, entry.engine_ms)
             if entry.engine_ms is not None and abs(entry.at - entry.engine_ms) > BELIEF_MS:
                 entry.believed, entry.at = False, entry.engine_ms
             if entry.believed and self.loose:
@@ -3763,7 +3774,9 @@ class EngineFeed:
         self.recorder.cursor = {**cursor, "container": container.id, "newest": self.newest.decode()}
         if cursor.get("newest") and cursor["container"] != container.id and not fresh:  # its words do not go on here
             self.recorder.assemblers.clear()
-            monitor.note_gap(parse_time(cursor["newest"]), container.created, "the container was replaced")
+            gap = parse_time(cursor["newest"]), container.created, "the container was replaced"
+            self.recorder.commit(lambda db: store.put(db, "gap", [gap]))  # with the cursor, so that it is told once
+            monitor.ring.add([("gap", None)])
         self.frames = FrameReader(container.tty)
         self.fresh_lines: list[tuple[bytes, int, bytes]] = []  # (stamp, stream, line) since the last commit
         self.second_text, self.second_ms = b"", 0
@@ -3968,6 +3981,7 @@ class Follower:
         self.imported: str | None = None  # the container whose files were read
         self.history: Iterator[None] | None = None
 
+        self.patience_s = self.SILENCE_S  # more after a connection that brought nothing: a long log takes long
     def step(self) -> None:
         """Make one connection and follow it to its end; returns at once if there is nothing to follow."""
         monitor = self.monitor
@@ -3990,7 +4004,7 @@ class Follower:
     def follow(self, feed: EngineFeed, pipe: Pipe) -> bool:
         """Take what comes until the connection ends (True), or tbmon stops or mistrusts it (False)."""
         heard = opened = time.monotonic()
-        caught_up = False
+        caught_up = has_begun = False
         while not self.monitor.stop.is_set() and not self.was_replaced(feed.container):
             self.monitor.beat("ingest")
             if self.monitor.store.is_full:
@@ -4003,7 +4017,7 @@ class Follower:
                 feed.frames.feed(b"")  # raises if the engine's last words were no log
                 return True
             if chunk:
-                heard = time.monotonic()
+                heard, has_begun, self.patience_s = time.monotonic(), True, self.SILENCE_S
                 feed.take_lines(feed.frames.feed(chunk))
                 if len(feed.recorder.rows) >= BATCH_ROWS or not pipe.chunks:
                     feed.commit()
@@ -4013,14 +4027,18 @@ class Follower:
                 is_near = not chunk or feed.second_ms > self.monitor.now() - 5000
                 if feed.recorder.rereads:  # stamps tell nothing then
                     is_near = time.monotonic() - heard > 2 or time.monotonic() - opened > 120
-                if not caught_up and is_near:
-                    caught_up = True
-                    self.begin_import(feed)
-                self.between(feed)
-            if time.monotonic() - heard > self.SILENCE_S:
+                if is_near and not caught_up:
+                    if caught_up := has_begun or not self.has_more(feed):
+                        self.begin_import(feed)
+                    else:
+                        self.monitor.problem = "waiting for the engine, which looks for the place in its log"
+                if caught_up:
+                    self.between(feed)
+            if time.monotonic() - heard > self.patience_s:
                 if self.has_more(feed):
                     log.warning("ingest: the log connection had gone silent; connecting again")
                     return False
+                    self.patience_s = self.SILENCE_S if has_begun else min(2 * self.patience_s, SILENT_S)
                 heard = time.monotonic()
         return False
 

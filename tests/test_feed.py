@@ -22,9 +22,9 @@ NOW = int(time.time()) - 3600
 class Feed:
     """Feeds lines to a monitor as an engine's log does, each with the engine's stamp of its second."""
 
-    def __init__(self, folder: Path) -> None:
-        store = tbmon.Store(folder / "t.db", b"k" * 32)
-        self.monitor = tbmon.Monitor(tbmon.Config(), store, tbmon.Redactor(b"k" * 32), None, threading.Event())
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        store, config = tbmon.Store(folder / "t.db", b"k" * 32), tbmon.Config(**settings)
+        self.monitor = tbmon.Monitor(config, store, tbmon.Redactor(b"k" * 32), None, threading.Event())
         self.store, self.number = store, 0
         self.connect()
 
@@ -125,6 +125,58 @@ def test_a_printed_date_does_not_move_the_logs_clock(feed: Feed, line: str) -> N
     feed.raw(NOW + 1, line, stream=2)
     assert feed.task(1).status == "executing"
     assert feed.store.first("last_entry_at") < (NOW + 400) * 1000
+
+
+@pytest.mark.parametrize("line", ["2105-01-01 00:00:00 hello", header("hello", 4_260_000_000)])
+def test_a_stamp_from_the_future_is_no_stamp(feed: Feed, line: str) -> None:
+    """Else the line would be the newest for years, on each page and in whatever asks for the newest."""
+    feed.raw(NOW + 1, line)
+    feed.say(NOW + 2, "Heartbeat sent")
+    shown = [(row["message"], row["at"] // 1000 - NOW) for row in feed.store.entries({}, 0, 2**41, None, 9)]
+    assert shown == [("Heartbeat sent", 2), (feed.monitor.redactor.clean(line), 1), ("Starting services", 0)]
+    assert feed.store.first("last_entry_at") == (NOW + 2) * 1000
+
+
+@pytest.mark.parametrize("hours", [-12, 14])
+def test_a_stamp_of_any_zone_is_one(tmp_path: Path, hours: int) -> None:
+    feed = Feed(tmp_path)
+    stamp = f"{tbmon.second_text(NOW).replace(' ', 'T')}.000000001Z"
+    feed.feed.take_lines([(1, stamp.encode(), header("Heartbeat sent", NOW + hours * 3600).encode())])
+    feed.feed.caught_up()
+    (row,) = feed.store.entries({}, 0, 2**41, None, 9)
+    assert (row["message"], row["at"], row["flags"]) == ("Heartbeat sent", NOW * 1000, 0)
+    feed.store.close()
+
+
+def test_in_the_hour_that_comes_twice_the_engines_stamp_tells_which(tmp_path: Path) -> None:
+    feed = Feed(tmp_path, node_timezone="Europe/Berlin", log_retention_days=36500)
+    change = 1_792_890_000  # 2026-10-25 01:00:00 UTC, when Berlin's clocks go back from 03:00 to 02:00
+    for at, ahead_s in ((change - 1800, 7200), (change + 1800, 3600), (change + 5400, 3600)):
+        feed.raw(at, header(received(1) if at == change + 1800 else "Heartbeat sent", at + ahead_s))
+    rows = feed.store.entries({}, 0, 2**41, None, 9)
+    assert [(row["at"], row["flags"]) for row in rows] == [
+        ((change + later) * 1000, 0) for later in (5400, 1800, -1800)
+    ]
+    assert feed.task(1).received_at == (change + 1800) * 1000
+    feed.store.close()
+
+
+def test_a_forged_line_stays_marked_when_it_goes_on_after_a_new_connection(feed: Feed) -> None:
+    feed.raw(NOW + 1, header("Heartbeat sent: {", NOW + 1, wallet="0x" + "d" * 40))
+    feed.connect()
+    feed.raw(NOW + 2, "  more }")
+    rows = feed.store.entries({}, 0, 2**41, None, 9)
+    assert [(row["message"], row["flags"]) for row in rows] == [
+        ("Heartbeat sent: {\n  more }", tbmon.SUSPECT), ("Starting services", 0),
+    ]  # fmt: skip
+
+
+def test_a_container_that_was_replaced_is_one_gap_however_often_it_is_tried(feed: Feed) -> None:
+    for _ in range(3):  # an engine that refuses the log of the new one: each try begins anew
+        feed.connect("b2")
+    feed.say(NOW + 1, "Starting services")
+    assert [row["reason"] for row in feed.store.get("gaps")] == ["the container was replaced"]
+    assert len(feed.store.entries({}, 0, 2**41, None, 9)) == 2
 
 
 def test_a_reason_on_the_next_line_counts(feed: Feed) -> None:

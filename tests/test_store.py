@@ -504,6 +504,23 @@ def test_many_entries_of_one_second_page_without_loss(store: Store, limit: int) 
     assert shown == [f"{second}.{n}" for second, _, n in order]
 
 
+def test_a_page_of_a_second_with_very_many_entries_takes_only_what_it_shows(path: Path) -> None:
+    """All that a program prints without a header has the second of the last header."""
+    taken = list[int]()
+
+    class Counting(Store):
+        def read(self, sql: str, values: Any = ()) -> list[sqlite3.Row]:
+            rows = super().read(sql, values)
+            taken.append(len(rows))
+            return rows
+
+    with contextlib.closing(Counting(path, KEY)) as store:
+        save(store, *(log_row(7, n, seq=n * 7 % 3000) for n in range(3000)))
+        taken.clear()
+        assert [row["seq"] for page in pages(store, 100) for row in page] == list(reversed(range(3000)))
+    assert max(taken) <= 101
+
+
 def test_entries_that_arrive_while_paging_do_not_shift_the_pages(store: Store) -> None:
     save(store, *(log_row(5, n, str(n), seq=n) for n in range(10)))
     shown: list[str] = []

@@ -94,6 +94,7 @@ class OddEngine:
     def __init__(self, path: Path) -> None:
         self.url, self.path = f"unix://{path}", path
         self.spoil: Spoil = unspoilt
+        self.asked = threading.local()  # `target`: what the connection that is being answered asked for
         self.open: set[socket.socket] = set()
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(path))
@@ -117,7 +118,8 @@ class OddEngine:
                 head += data
             server.connect(SOCKET)
             server.sendall(head.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
-            call = re.split(rb"[/?]", head.split()[1].partition(b"?")[0])[-1].decode()
+            self.asked.target = head.split()[1]
+            call = re.split(rb"[/?]", self.asked.target.partition(b"?")[0])[-1].decode()
             for piece in self.spoil(call, iter(lambda: server.recv(65536), b"")):
                 client.sendall(piece)
             with contextlib.suppress(OSError):

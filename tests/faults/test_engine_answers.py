@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LONG, Node, Program, Watch, figure_of, frame, header, length, wait_for
+from conftest import LONG, Node, Program, Watch, docker, figure_of, frame, header, length, wait_for
 from own_engine import (
     WORDS,
     OddEngine,
+    Spoil,
     answering,
     await_line,
     await_verdict,
@@ -32,6 +33,7 @@ from own_engine import (
     unspoilt,
     verdict,
 )
+from test_feed import IDS, completed, received
 
 import tbmon
 
@@ -130,19 +132,24 @@ def test_figures_that_cannot_be_had_make_nobody_blind(
     assert one.end() == 0 and "Traceback" not in one.log.read_text()
 
 
+def dripping(over: threading.Event, pause_s: float) -> Spoil:
+    """A byte at a time until it is `over`; of a pause of a second each is in time for a timeout that begins anew."""
+
+    def drip(call: str, answer: Iterator[bytes]) -> Iterator[bytes]:
+        for data in answer:
+            for place in range(len(data)):
+                over.wait(pause_s)
+                yield data[place : place + 1]
+
+    return drip
+
+
 @pytest.mark.parametrize("pause_s", [1, 60] if LONG else [1], ids=["dripping", "hanging"][: 1 + LONG])
 def test_an_engine_that_hardly_answers_is_told_in_time(
     spoilt: Program, odd: OddEngine, node: Node, figure: Any, pause_s: int
 ) -> None:
     over = threading.Event()
-
-    def drip(call: str, answer: Iterator[bytes]) -> Iterator[bytes]:
-        for data in answer:
-            for place in range(len(data)):
-                over.wait(pause_s)  # one second: each byte is in time for a timeout that begins anew with it
-                yield data[place : place + 1]
-
-    odd.spoil = drip  # the log's own connection stays as it is
+    odd.spoil = dripping(over, pause_s)  # the log's own connection stays as it is
     begun = time.monotonic()
     await_verdict(spoilt, "blind")
     figure(f"engine sends a byte in {pause_s} s: blind after s", round(time.monotonic() - begun, 1))
@@ -152,6 +159,16 @@ def test_an_engine_that_hardly_answers_is_told_in_time(
     say_and_await(node, spoilt, 1)
     assert stored(spoilt) == held(node)
     assert spoilt.end() == 0 and "Traceback" not in spoilt.log.read_text()
+
+
+def test_it_ends_in_time_while_the_engine_drips(spoilt: Program, odd: OddEngine) -> None:
+    over = threading.Event()
+    odd.change(dripping(over, 1))
+    await_verdict(spoilt, "blind")
+    asked = time.monotonic()
+    assert spoilt.end() == 0 and time.monotonic() - asked < 10
+    over.set()
+    assert "Traceback" not in spoilt.log.read_text()
 
 
 def test_a_log_connection_that_goes_silent_is_noticed(
@@ -180,6 +197,38 @@ def test_a_log_connection_that_goes_silent_is_noticed(
         figure("silent log connection: noticed after s", round(time.monotonic() - begun, 1))
         assert time.monotonic() - begun >= tbmon.Follower.SILENCE_S - 1
         assert watch.messages() == ["one", "two"]
+
+
+def test_an_engine_that_looks_long_for_the_place_in_its_log_is_waited_for(
+    odd: OddEngine, node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads a log from its beginning to find where to go on; a log of gigabytes takes longer than any patience."""
+    monkeypatch.setattr(tbmon.Follower, "SILENCE_S", 0.5)
+    followed, over = list[bytes](), threading.Event()
+
+    def late(call: str, answer: Iterator[bytes]) -> Iterator[bytes]:
+        if call == "logs" and b"follow=1" in odd.asked.target:
+            followed.append(odd.asked.target)
+            over.wait(2.5)
+        yield from answer
+
+    node.run()
+    with Watch(tmp_path / "data", node.name, docker_host=odd.url) as watch:
+        node.say(header(received(1)))
+        wait_for(lambda: watch.task(IDS[1]))
+    node.say(header(completed(1)))
+    wait_for(lambda: completed(1) in docker("logs", node.name))
+    node.restart()
+    node.say(header("Starting services"))
+    odd.spoil = late
+    with Watch(tmp_path / "data", node.name, docker_host=odd.url) as watch:
+        wait_for(lambda: watch.monitor.problem == "waiting for the engine, which looks for the place in its log")
+        watch.wait_for_message("Starting services")
+        wait_for(lambda: watch.monitor.problem is None)
+        events = [row["event"] for row in watch.store.get("task_events", IDS[1])]
+        assert (watch.task(IDS[1]).status, events) == ("completed", ["task_received", "task_completed"])
+        assert len(followed) > 1  # it asked again, with more patience
+        over.set()
 
 
 def test_cuts_of_every_call_at_any_byte_lose_and_double_nothing(odd: OddEngine, node: Node, tmp_path: Path) -> None:
