@@ -2950,6 +2950,7 @@ class Monitor:
     outbox: Outbox | None = None
     federation: Federation | None = None
     started_at: int = 0  # main; ms
+    stuck: bool = False  # main: a thread that waits for an answer has not ended
     asked_at: float = math.inf  # upkeep: since when (monotonic) it waits for the engine's words about the container
     settled_at: int = 0  # upkeep: the newest time (ms) of a clock that did not jump
     doubts: int = 0  # upkeep: looks at a clock that has jumped
@@ -3980,8 +3981,8 @@ class Follower:
         self.drained: tuple[str, int | None] | None = None  # a stopped container whose log was read to its end
         self.imported: str | None = None  # the container whose files were read
         self.history: Iterator[None] | None = None
-
         self.patience_s = self.SILENCE_S  # more after a connection that brought nothing: a long log takes long
+
     def step(self) -> None:
         """Make one connection and follow it to its end; returns at once if there is nothing to follow."""
         monitor = self.monitor
@@ -4037,8 +4038,8 @@ class Follower:
             if time.monotonic() - heard > self.patience_s:
                 if self.has_more(feed):
                     log.warning("ingest: the log connection had gone silent; connecting again")
-                    return False
                     self.patience_s = self.SILENCE_S if has_begun else min(2 * self.patience_s, SILENT_S)
+                    return False
                 heard = time.monotonic()
         return False
 
@@ -5194,7 +5195,8 @@ class Api:
     def login(self, call: Call) -> Reply:
         session, token = self.guard.login(call.caller, call.body["secret"])
         cookie = self.guard.cookie_text(token, call.caller.headers, SESSION_MS // 1000)
-        shown = {"success": True, "open": self.guard.open_to(call.caller._replace(session=session))}
+        own = call.caller._replace(session=session, headers={})  # a guess in a header is told nothing
+        shown = {"success": True, "open": self.guard.open_to(own)}
         return Reply({**shown, "expiresAt": utc(session.ends_at)}, {"Set-Cookie": cookie, "Cache-Control": "no-store"})
 
     def logout(self, call: Call) -> Reply:
@@ -5280,12 +5282,14 @@ class Api:
             turned = (after.enabled, after.servers) != (before.enabled, before.servers)
             if turned or not after.enabled:  # first: opting out must not depend on a disk
                 self.federation.stop(says_goodbye=not after.enabled)
-            if after != before:
-                words = f"federation {'on' if after.enabled else 'off'}, {after.level}"
-                self.guard.note("settings", call.caller, words)
-                self.outbox.keep(**chosen)
-            if turned:
-                self.federation.start()
+            try:
+                if after != before:
+                    words = f"federation {'on' if after.enabled else 'off'}, {after.level}"
+                    self.guard.note("settings", call.caller, words)
+                    self.outbox.keep(**chosen)
+            finally:
+                if after.enabled:  # as it was, where a full disk keeps the change from being kept
+                    self.federation.start()
 
     def put_sharing(self, call: Call) -> dict[str, Any]:
         body = dict(call.body)
@@ -5860,7 +5864,7 @@ def is_text(path: str) -> bool:
 def page_facts(api: Api, environ: Mapping[str, Any]) -> dict[str, Any]:
     """What the reader of the page may see, as /api/now and /api/auth/status say it; raises Refusal if nothing."""
     caller = api.guard.find_caller(environ, api.guard.check_origin(environ))
-    api.guard.check("local", caller)
+    api.guard.check("local", caller, CREDENTIALS)  # `access` tells of each whether it is right
     if api.fronts.most and api.fronts.take(caller.address):  # a quota of its own: the page does not count as a request
         raise Refusal(429, "the page was loaded too often")
     now = {**now_json(api), "timestamp": None}  # it would make every page a new one
@@ -6200,15 +6204,16 @@ def serve(config: Config, demo: bool = False) -> int:
                 functools.partial(is_online, monitor),
             )  # fmt: skip
             code = run(monitor, listener, ends)
-    if monitor.federation.stuck:  # a name server that does not answer must not keep us from ending
-        logging.shutdown()
-        os._exit(code)
+            if monitor.stuck:  # a name server or an engine that does not answer must not keep us from ending
+                logging.shutdown()
+                os._exit(code)
     return code
 
 def run(monitor: Monitor, listener: socket.socket, ends: set[signal.Signals]) -> int:
     """Start the threads and serve; `ends` are the signals that end it."""
-    config, failures = monitor.config, list[str]()
+    config, federation, failures = monitor.config, monitor.federation, list[str]()
     threads: list[threading.Thread] = []
+    assert federation is not None
     try:
         server = make_server(build_app(Api(monitor, read_secrets(config))), listener, config, monitor.stop)
         source = config.log_dir or f"container {config.container_name}"
@@ -6224,9 +6229,8 @@ def run(monitor: Monitor, listener: socket.socket, ends: set[signal.Signals]) ->
             workers["watchdog"] = functools.partial(feed_watchdog, server=server, patience_s=patience_s)
         for name, work in workers.items():
             threads.append(start_thread(monitor, name, work, failures))
-        assert monitor.federation is not None
-        monitor.federation.died = lambda: end_process("federation", failures)
-        monitor.federation.start()
+        federation.died = lambda: end_process("federation", failures)
+        federation.start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)
         notify("READY=1")
         server.run()
@@ -6235,11 +6239,11 @@ def run(monitor: Monitor, listener: socket.socket, ends: set[signal.Signals]) ->
     finally:
         monitor.stop.set()
         notify("STOPPING=1")
-        if monitor.federation is not None:
-            monitor.federation.ended = True
-            monitor.federation.stop()
+        until, federation.ended = time.monotonic() + 4.5, True  # waitress may have taken five seconds
+        federation.stop()
         for thread in threads:
-            thread.join(8)
+            thread.join(max(0.1, until - time.monotonic()))
+        monitor.stuck = federation.stuck or any(thread.is_alive() for thread in threads)
     log.info("stopped")
     return 1 if failures else 0
 

@@ -1317,6 +1317,29 @@ def test_opting_out_ends_the_thread_where_the_disk_is_full(station: Make, monkey
     assert here.federation.thread is None
 
 
+def test_a_change_that_cannot_be_kept_leaves_the_federation_as_it_was(
+    station: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here: Station = station(AWAY).opt_in(level="balanced")
+    here.federation.start()
+    before, put = here.federation.servers(), here.store.put
+
+    def full(db: sqlite3.Connection, what: str, rows: Any) -> None:
+        if what == "state":
+            raise sqlite3.OperationalError("database or disk is full")
+        put(db, what, rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(here.store, "put", full)
+        with pytest.raises(sqlite3.OperationalError):
+            here.api.share(ASKED, servers=("nats://127.0.0.1:2",))
+    assert here.federation.servers() == before
+    assert here.federation.thread is not None and here.federation.thread.is_alive()
+    here.federation.stop()
+    assert here.api.enable(ASKED)["success"] and here.federation.thread is not None
+    here.federation.stop()
+
+
 def test_a_key_that_cannot_be_kept_costs_a_message_and_not_the_transaction(station: Make) -> None:
     here: Station = station(AWAY).opt_in(level="balanced")
     (here.folder / "federation.keys.part").mkdir()

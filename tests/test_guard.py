@@ -377,6 +377,7 @@ def test_ten_wrong_secrets_are_heard_of_one_address_even_in_parallel(guarded: Pr
         ("/api/auth/status", {"Authorization": "Bearer wrong"}),
         ("/api/auth/status", {"X_Task_Data_Password": "wrong"}),
         ("/api/events", {**HEADER_OF["local"], **HEADER_OF["stream"], "X_Task_Data_Password": "wrong"}),
+        ("/", {**HEADER_OF["local"], "X_Task_Data_Password": "wrong"}),
     ],
 )
 def test_a_wrong_secret_counts_wherever_the_answer_would_tell_that_it_is_right(
@@ -386,6 +387,12 @@ def test_a_wrong_secret_counts_wherever_the_answer_would_tell_that_it_is_right(
     for _ in range(10):
         client.ask(path, **headers)
     assert client.login("wrong").status == 429
+
+
+def test_a_login_tells_nothing_of_a_guess_in_a_header(guarded: Program) -> None:
+    key = SECRET_OF["local"]
+    told = [Client(guarded).login(key, X_Task_Data_Password=guess).json["open"] for guess in ("wrong", PASSWORD)]
+    assert told == [{"local": True, "private": False, "stream": False}] * 2
 
 
 def test_a_limit_is_over_when_its_time_is_and_remembers_so_many_names() -> None:
