@@ -109,6 +109,7 @@ function morph(parent, fresh) {
   }
 }
 
+const KEPT = ['open', 'style', 'data-shown']; // what the reader or the page has set, not the one who draws
 const isLike = (a, b) => a.nodeName === b.nodeName && !a.dataset?.key && a.dataset?.keep === b.dataset?.keep;
 
 function renew(old, fresh) {
@@ -119,7 +120,7 @@ function renew(old, fresh) {
   if (old.dataset.keep || fresh.dataset.keep) return;
   if (old.style && old.style.cssText !== fresh.style.cssText) old.style.cssText = fresh.style.cssText;
   for (const { name } of [...old.attributes]) {
-    if (!fresh.hasAttribute(name) && name !== 'open' && name !== 'style') old.removeAttribute(name);
+    if (!fresh.hasAttribute(name) && !KEPT.includes(name)) old.removeAttribute(name);
   }
   for (const { name, value } of fresh.attributes) {
     if (name !== 'style' && old.getAttribute(name) !== value) old.setAttribute(name, value);
@@ -183,8 +184,11 @@ async function load(path, box) {
     return;
   }
   Object.assign(box, { loading: true, stale: false, askedAt: Date.now() });
+  box.fresh?.clear();
   try {
-    const data = await ask(path);
+    let data = await ask(path);
+    while (data.pagination?.next && rowsOf(data).length < box.wanted) data = await olderOf(path, data, box.wanted);
+    if (box.fresh) for (const task of rowsOf(data)) box.fresh.delete(task.execution_id);
     Object.assign(box, { data, error: null, locked: false, at: Date.now() });
     state.trouble = '';
     if (data.timestamp) state.skewMs = Date.parse(data.timestamp) - Date.now();
@@ -197,6 +201,17 @@ async function load(path, box) {
   }
   box.loading = false;
   schedule();
+}
+
+const rowsOf = (data) => Object.values(data).find(Array.isArray);
+
+/** The same list with older rows, `wanted` in all if there are so many. */
+async function olderOf(path, data, wanted) {
+  const limit = Math.min(1000, wanted - rowsOf(data).length);
+  const asked = new URLSearchParams({ limit, cursor: data.pagination.next });
+  const older = await ask(`${path}&${asked}`.replace('?&', '?'));
+  const name = Object.keys(older).find((one) => Array.isArray(older[one]));
+  return { ...older, [name]: [...data[name], ...older[name]] };
 }
 
 /** What has changed: the answers of all paths that begin so. */
@@ -356,6 +371,7 @@ function poll() {
     const isOld = Date.now() - (box.askedAt ?? box.at) > (isLively ? REST_MS : RENEW_MS);
     if (isOld || (!box.locked && (state.live.mode !== 'live' || box.error))) box.stale = true;
   }
+  if (state.live.mode !== 'live') log?.catchUp();
   forgetUnused();
   schedule();
 }
@@ -583,11 +599,8 @@ function cards(caption, columns, rows, keyOf) {
       ? h('td', { class: name, 'data-name': head }, of(row)) : h('th', { scope: 'row' }, of(row)))))));
 }
 
-/** All pages of a list loaded so far, under the path of its first. */
-function moreOf(path, name, box) {
-  const next = box.data.pagination.next;
-  return next && h('p', {}, button('more', 'Show older ones', { 'data-path': path, 'data-list': name }));
-}
+const moreOf = (path, box) => box.data.pagination.next && h('p', {},
+  button('more', 'Show older ones', { 'data-path': path }));
 
 /** A measure as text, and against its limit as a bar. */
 function meter(used, limit, show) {
@@ -816,7 +829,7 @@ function tasksTable(path) {
   if (!tasks.length) return [fresh, emptyTasks()];
   const table = cards('Newest first. A task’s id leads to its details.', TASK_COLUMNS, tasks,
     (task) => task.execution_id);
-  return [fresh, table, moreOf(path, 'tasks', box)];
+  return [fresh, table, moreOf(path, box)];
 }
 
 function emptyTasks() {
@@ -957,7 +970,7 @@ function invoicesTable(path, invoices) {
     return empty('No invoice here', 'The network sends one after a task it has accepted, sometimes hours later.');
   }
   const caption = 'Newest first. Confirmed: the node’s event database has it too.';
-  return [cards(caption, INVOICE_COLUMNS, invoices, (one) => one.id), moreOf(path, 'invoices', need(path))];
+  return [cards(caption, INVOICE_COLUMNS, invoices, (one) => one.id), moreOf(path, need(path))];
 }
 
 // Federation
@@ -1102,7 +1115,7 @@ function setupPage() {
   ].flat(Infinity).filter(Boolean);
 }
 
-const SENT = 'api/federation/sent?limit=50';
+const SENT = 'api/federation/sent?';
 const ABOUT = ['tbmon is an independent project. It is not made, endorsed or supported by TrueBit.',
   'It only watches: it starts, stops and changes nothing, and it holds no key of the node.',
   'What it shows is read from the node’s log and files. An invoice is what the node was told, no proof of payment.',
@@ -1126,7 +1139,7 @@ function sentPart({ messages }) {
   const times = (number) => (number > 1 ? `, ${count(number)} times` : '');
   return [h('div', { class: 'stack' }, messages.map((one) => h('details', { 'data-key': one.id },
     h('summary', {}, `${utc(one.timestamp)}: ${one.subject}${times(one.times)}`), pre(one.subject, one.payload)))),
-  moreOf(SENT, 'messages', need(SENT))];
+  moreOf(SENT, need(SENT))];
 }
 
 function readers(data) {
@@ -1209,12 +1222,10 @@ const ACTIONS = {
   theme: () => setTheme({ '': 'light', light: 'dark', dark: '' }[themeNow()]),
   keys: () => showKeys(),
   'close-keys': () => find('#keys').close(),
-  more: async ({ dataset: { path, list } }) => {
+  more: ({ dataset: { path } }) => {
     const box = state.boxes.get(path);
-    const next = await ask(`${path}&cursor=${encodeURIComponent(box.data.pagination.next)}`.replace('?&',
-      '?')).catch((error) => { box.error = error; });
-    if (next) box.data = { ...next, [list]: [...box.data[list], ...next[list]] };
-    schedule();
+    Object.assign(box, { wanted: rowsOf(box.data).length + 50, askedAt: 0 });
+    outdate(path);
   },
   leave: () => share('api/federation/disable'),
   reset: () => share('api/federation/reset'),
@@ -1349,10 +1360,10 @@ function draw() {
 }
 
 /** What was chosen before stands in the field; what the reader is choosing is left alone. */
-function setField(field) {
+function setField(field, isNew) {
   const { value, checked, shown } = field.dataset;
   const wanted = value ?? checked;
-  if (shown === wanted) return;
+  if (shown === wanted && !isNew) return;
   field.dataset.shown = wanted;
   if (checked === undefined) field.value = value;
   else field.checked = checked === 'true';

@@ -117,6 +117,7 @@ async function readOlder(until = tail.entries[0] && after(tail.entries[0].timest
 
 function addEntries(entries, atFront = false) {
   const fresh = entries.filter((entry) => !tail.byId.has(entry.id));
+  tail.error = null;
   for (const entry of fresh) tail.byId.set(entry.id, entry);
   const list = find('.log');
   const height = rowHeight(list);
@@ -139,9 +140,15 @@ function addEntries(entries, atFront = false) {
 const matches = (entry, text) => tail.filters.every(([name, value]) => (name === 'search'
   ? text.toLowerCase().includes(value.toLowerCase()) : entry[name] === value));
 
+const isInView = () => document.body.dataset.page === 'logs';
+
 /** A live entry: kept until the next frame, or only counted while the reader looks at something else. */
 export function hearEntry(entry) {
-  if (tail.key === null || document.body.dataset.page !== 'logs' || !matches(entry, entry.message)) return;
+  if (tail.key === null || !matches(entry, entry.message)) return;
+  if (!isInView() && tail.following) {
+    forget(); // read anew when the reader comes back, rather than with a hole
+    return;
+  }
   const known = tail.byId.get(entry.id);
   if (known) {
     Object.assign(known, slim(entry));
@@ -151,7 +158,7 @@ export function hearEntry(entry) {
   if (tail.following) tail.pending.push(slim(entry));
   else tail.waiting += 1;
   if (tail.pending.length > ENTRIES) tail.pending.shift();
-  tail.painting ||= setTimeout(flushEntries, 100);
+  if (isInView()) tail.painting ||= setTimeout(flushEntries, 100);
 }
 
 function flushEntries() {
@@ -161,6 +168,22 @@ function flushEntries() {
 }
 
 const rowHeight = (list) => (list ? parseFloat(getComputedStyle(list).getPropertyValue('--row')) : 28);
+
+/** Without a stream: read what came after the newest entry here, or all anew if that is more than a page. */
+export async function catchUp() {
+  const { key } = tail;
+  if (key === null || !tail.following || tail.busy || !isInView()) return;
+  const since = tail.entries.length ? [['since', tail.entries.at(-1).timestamp]] : [];
+  try {
+    const { logs } = await ask(`api/logs?${new URLSearchParams([...tail.filters, ['limit', FIRST], ...since])}`);
+    if (tail.key !== key || tail.busy) return;
+    if (logs.length < FIRST) addEntries(logs.reverse().map(slim));
+    else forget();
+  } catch (error) {
+    tail.error = error.message;
+  }
+  schedule();
+}
 
 /** Let go of all entries: others may be seen, or some were missed. */
 export function forget() {

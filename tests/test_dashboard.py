@@ -134,6 +134,37 @@ def test_more_tasks_come_when_asked_for(tab: Tab) -> None:
     assert len(keys) == len(set(keys))
 
 
+def many(number: int) -> list[str]:
+    return [task(f"{one:08x}-5b7a-4c11-9a60-0d5e8f7a1b2c") for one in range(number)]
+
+
+def test_older_tasks_stay_when_the_list_is_read_again(browser: Any, program: Callable[..., Program]) -> None:
+    one = follow(program(), *many(120))
+    with Tab(browser, one) as tab:
+        rows = tab.go("tasks?span=all").page.locator(".cards tbody tr")
+        for goal in (100, 120):
+            tab.page.get_by_role("button", name="Show older ones").click()
+            wait_for(lambda: rows.count() == goal)  # noqa: B023
+        assert tab.page.get_by_role("button", name="Show older ones").count() == 0
+        (one.folder / "logs" / "b.log").write_text(header(task(NAME)) + "\n")
+        tab.page.get_by_role("button", name="Show 1 new task").click()
+        wait_for(lambda: rows.count() == 121)
+        assert tab.complaints == []
+
+
+def test_new_tasks_are_announced_only_until_they_are_shown(browser: Any, program: Callable[..., Program]) -> None:
+    one = follow(program(), *many(3))
+    with Tab(browser, one) as tab:
+        rows = tab.go("tasks?span=all").page.locator(".cards tbody tr")
+        (one.folder / "logs" / "b.log").write_text(header(task(NAME)) + "\n")
+        announced = tab.see("Show 1 new task")
+        tab.page.clock.install()
+        tab.page.clock.fast_forward(70_000)  # the list is read again after a minute
+        wait_for(lambda: rows.count() == 4)
+        tab.settle()
+        assert announced.count() == 0
+
+
 def test_invoices_are_counted_by_month_and_can_be_downloaded(tab: Tab, demo: Program) -> None:
     tab.go("invoices?operation=penalty")
     summary = demo.get("/api/invoices/summary")[1]
@@ -258,6 +289,24 @@ def test_joining_the_federation_and_leaving_it(browser: Any, program: Callable[.
             assert one.get("/api/federation/settings")[1]["enabled"] is False
     finally:
         hub.close()
+
+
+def test_what_is_chosen_to_be_shared_stays_chosen_until_it_is_sent(
+    browser: Any, program: Callable[..., Program]
+) -> None:
+    one = follow(program(), "Starting services")
+    with Tab(browser, one) as tab:
+        tasks = tab.go("federation").page.get_by_label("Tasks, in ranges")
+        tasks.uncheck()
+        tab.page.get_by_label("How late messages leave").select_option("maximum")
+        for _ in range(2):
+            tab.page.evaluate("() => dispatchEvent(new Event('hashchange'))")  # the page draws itself anew
+            tab.settle()
+        assert not tasks.is_checked()
+        tab.page.get_by_role("button", name="Enable Federation").click()
+        tab.page.get_by_role("button", name="Disable Federation").wait_for()
+        kept = one.get("/api/federation/settings")[1]
+        assert (kept["enabled"], kept["shareTasks"], kept["privacyLevel"]) == (True, False, "maximum")
 
 
 # Who may see, and how the page learns of it

@@ -68,6 +68,37 @@ def test_what_the_node_says_appears_by_itself_unless_paused(tab: Tab, site: Prog
     assert tab.complaints == []
 
 
+def test_what_is_typed_stays_while_others_come(tab: Tab, site: Program) -> None:
+    tab.page.get_by_label("Text").fill("half of a wo")
+    say(site, header("said while somebody types"))
+    tab.see("said while somebody types")
+    tab.settle()
+    assert tab.page.get_by_label("Text").input_value() == "half of a wo"
+
+
+def test_what_was_said_while_another_page_was_shown_is_there_on_return(tab: Tab, site: Program) -> None:
+    tab.see("Following")
+    tab.go("now")
+    say(site, header("said while elsewhere"))
+    wait_for(lambda: site.private("/api/logs?search=said+while+elsewhere")["logs"])
+    tab.go("logs")
+    say(site, header("said on return"))
+    tab.see("said on return")
+    assert rows(tab)[-2:] == ["said while elsewhere", "said on return"]
+
+
+def test_without_a_stream_the_log_is_followed_too(browser: Any, program: Callable[..., Program]) -> None:
+    one = follow(program(WS_AUTH_REQUIRED="true", API_RATE_LIMIT="0"), "Starting services")
+    with Tab(browser, one) as tab:
+        tab.logged_in().see("Asking every 5 s", within="header")
+        for words in (["said at first"], [f"said in a flood {number}" for number in range(250)], ["said at last"]):
+            say(one, *map(header, words))
+            tab.see(words[-1])
+        assert held(tab) in (200, 201)  # a flood of more than a page: read anew
+        tab.see("Following")
+        assert tab.complaints == []
+
+
 def test_the_focus_stays_on_an_entry_while_others_come(tab: Tab, site: Program) -> None:
     say(site, header("said to be held"))
     tab.see("said to be held")
