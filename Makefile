@@ -7,7 +7,7 @@ run: $(VENV)/run
 	$(VENV)/bin/python -m tbmon
 
 test: $(VENV)/dev
-	$(VENV)/bin/python -m pytest -n 3 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .

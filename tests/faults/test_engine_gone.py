@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LONG, Node, Program, cpu_s, docker, header, length
+from conftest import LONG, Node, Program, cpu_s, docker, header, length, wait_for
 from own_engine import (
     OwnEngine,
     Talk,
@@ -109,7 +109,7 @@ def test_the_container_is_stopped_in_every_way_and_comes_back(node: Node, follow
         (("stop", "-t", "0"), ("start",), "exited"),
     )
     for number, (away, back, state) in enumerate(faults, 1):
-        docker(*away, node.name)
+        wait_for(lambda: docker(*away, node.name, check=False))  # noqa: B023 - a busy kernel may not freeze it at once
         down = await_verdict(one, "down", f"the container is {state}")
         assert time.time() - moment(down["since"]) < WITHIN_S
         docker(*back, node.name)
