@@ -6180,9 +6180,11 @@ def feed_watchdog(monitor: Monitor, server: Any, patience_s: float) -> None:
 def serve(config: Config, demo: bool = False) -> int:
     """Run until a signal comes (0) or a thread dies (1)."""
     ends, stop = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}, threading.Event()
+    told: list[int] = []
 
     def end(number: int, frame: object) -> None:
-        if not stop.is_set():  # an end that has begun is not interrupted
+        if not told:  # an end that has begun is not interrupted, and the event's lock is not to be waited for twice
+            told.append(number)
             stop.set()  # so that the streams end before waitress waits for their threads
             raise SystemExit(0)
 
@@ -6215,13 +6217,13 @@ def run(monitor: Monitor, listener: socket.socket, ends: set[signal.Signals]) ->
     threads: list[threading.Thread] = []
     assert federation is not None
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # of each thread made here; none is left half started
         server = make_server(build_app(Api(monitor, read_secrets(config))), listener, config, monitor.stop)
         source = config.log_dir or f"container {config.container_name}"
         source = "a simulated node (demo data)" if monitor.demo else source
         log.info("tbmon %s on http://%s:%d, following %s", __version__, config.host, config.port, source)
         for finding in warnings_of(config):
             log.warning("%s. %s", finding.what, finding.remedy)
-        signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # a thread half started could not be joined
         gc.freeze()  # what is there now stays, and what ingest makes has no cycles: seldom looked at, it is 7 % faster
         gc.set_threshold(5000)
         workers = {"ingest": play_demo if monitor.demo else ingest, "upkeep": upkeep}

@@ -123,6 +123,51 @@ def test_a_signal_that_comes_where_the_server_hides_its_exception_ends_it_too(pr
     assert one.process.wait(10) == 0
 
 
+AGAIN = """
+import os, signal, sys, threading, tbmon
+def set_slowly(event, real=threading.Event.set):
+    if sys._getframe(1).f_code.co_name != "end":  # the handler
+        return real(event)
+    with event._cond:
+        os.kill(os.getpid(), signal.SIGTERM)
+        event._flag = True
+        event._cond.notify_all()
+threading.Event.set = set_slowly
+sys.exit(tbmon.main(["serve"]))
+"""
+
+
+def test_a_signal_that_comes_while_another_sets_the_event_does_not_stop_the_end(program: Make) -> None:
+    one = begin(over_files(program), "-c", AGAIN)
+    wait_for(one.answers)
+    assert one.end() == 0
+
+
+WHILE_STARTING = """
+import os, signal, sys, threading, tbmon
+start_thread, close = tbmon.start_thread, tbmon.Store.close
+def start(*given):
+    thread = start_thread(*given)
+    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Event().wait(0.3)  # another thread may take the signal for this one
+    return thread
+def work(monitor):
+    monitor.stop.wait()
+    threading.Event().wait(1)
+def closing(store):
+    print("alive:", [one.name for one in threading.enumerate() if one.name in ("ingest", "upkeep")], flush=True)
+    close(store)
+tbmon.start_thread, tbmon.ingest, tbmon.upkeep, tbmon.Store.close = start, work, work, closing
+sys.exit(tbmon.main(["serve"]))
+"""
+
+
+def test_a_signal_that_comes_while_threads_are_started_leaves_none_behind(program: Make) -> None:
+    one = begin(over_files(program), "-c", WHILE_STARTING)
+    assert one.process.wait(15) == 0
+    assert "alive: []" in one.log.read_text()
+
+
 # Threads that die
 
 
