@@ -42,6 +42,11 @@ WALLET = "0x558fA1b2C3d4E5f60718293a4B5c6D7e8F901234"
 VERSION = "1.120.0-beta.275"
 
 
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:  # by a shell in whose background the tests run; programs inherit it
+        signal.signal(number, usual)
+
+
 def missing(part: str) -> None:
     """A part that only CI must have: skip by name elsewhere."""
     if os.environ.get("CI"):
