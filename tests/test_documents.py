@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, Program, chromium, header
 from test_federation_doc import codes, is_of_source, made_example, table
-from test_layout import SOURCE, sections
+from test_layout import SOURCE, TREE, nodes, sections
 
 import aggregator
 import tbmon
@@ -230,6 +230,7 @@ def test_every_document_is_reached_from_another() -> None:
 
 SIX = {kind.subject for kind in tbmon.MESSAGES.values()}
 SECTION = {one.number: one.line for one in sections(SOURCE)}
+MAY_LEAVE = nodes(TREE, SECTION[5], SECTION[7])
 STREAM = {name: (age_s // 86400, age_s // 3600) for name, (_, age_s, _) in aggregator.STREAMS.items()}
 UPKEEP = inspect.getsource(tbmon.upkeep)
 FACTS: dict[str, tuple[tuple[str, bool], ...]] = {
@@ -270,14 +271,14 @@ FACTS: dict[str, tuple[tuple[str, bool], ...]] = {
         ("Below 5 installations", aggregator.Config.min_nodes == 5),
         ("four to eight messages", "four to eight messages were enough" in DOCUMENTS["docs/FEDERATION.md"].flat),
         ("after 3 to 6 of them", "after 3 to 6 of them" in DOCUMENTS["docs/FEDERATION.md"].flat),
-        ("about 500 lines", abs(SECTION[7] - SECTION[5] - 500) <= 50),
+        ("a twelfth of its code", round(nodes(TREE) / MAY_LEAVE) == 12),
     ),
     "docs/architecture.md": (
         ("and 8 more", "threads=streams + 8" in inspect.getsource(tbmon.make_server)),
         ("every 2 seconds the container's state", "stop.wait(2)" in UPKEEP),
         ("every 10 seconds its figures", "rounds % 5 == 0" in UPKEEP),
         ("from 3 seconds before the cursor", tbmon.OVERLAP_S == 3),
-        ("have about 500 lines", abs(SECTION[7] - SECTION[5] - 500) <= 50),
+        ("a twelfth of its code: below 3,600 syntax nodes", round(nodes(TREE) / MAY_LEAVE) == 12 and MAY_LEAVE < 3600),
         ("two JetStream streams", len(aggregator.STREAMS) == 2),
         ("begins with the stamp", tbmon.key_of(1, b"z") < tbmon.key_of(2, b"a")),
     ),
