@@ -11,6 +11,7 @@ test: $(VENV)/dev
 
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy --strict tbmon.py aggregator.py tests
 
 # BENCH holds words for the benchmark: make bench BENCH=--help

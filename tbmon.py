@@ -1,7 +1,12 @@
 #!/usr/bin/env -S uv run --script
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["bottle>=0.13,<0.14", "waitress>=3.0.1,<4", "docker>=7.1,<8", "nats-py[aiohttp]>=2.16,<3"]
+# dependencies = [
+#     "bottle>=0.13,<0.14",
+#     "waitress>=3.0.1,<4",
+#     "docker>=7.1,<8",
+#     "nats-py[aiohttp]>=2.16,<3",
+# ]
 # ///
 """tbmon - watch one TrueBit node and keep what it did on this machine.
 
@@ -11,7 +16,7 @@ an API. The Docker Engine is only asked, with GET and HEAD, on the paths listed
 in section 7. Nothing else is connected to, unless the operator opts in to the
 federation.
 
-To see what can leave this machine, read sections 5 and 6, about 500 lines: 5
+To see what can leave this machine, read sections 5 and 6, a twelfth of it: 5
 says what a message can hold, and `refusal_of` is the gate that every byte
 passes; 6 is the only section that opens an outbound connection.
 
@@ -91,30 +96,47 @@ ZONE_S = 15 * 3600  # no zone is further from UTC
 SILENCE_MS = 10 * MINUTE_MS  # the node's own pulse comes every two minutes
 SEAM_MS = HOUR_MS  # on both sides of an import's newest entry, id-less lines are bound again
 OVERLAP_S = 3  # read again before the cursor: stamps step back between the two streams
-RETRY_MAX_S, STILL_S = 5.0, 7.0  # between two tries; how long a verdict holds that is not looked at again
-DOUBT_LOOKS = 360  # one a minute: how long a clock that has jumped by a day or more is not deleted by
+RETRY_MAX_S, STILL_S = (
+    5.0,
+    7.0,
+)  # between two tries; how long a verdict holds that is not looked at again
+DOUBT_LOOKS = (
+    360  # one a minute: how long a clock that has jumped by a day or more is not deleted by
+)
 
 NOTHING: Mapping[str, Any] = {}
 
 log = logging.getLogger("tbmon")
 
+
 class UserError(Exception):
     """Something the operator can put right; the text says what and how."""
 
+
 def shorten(error: Exception) -> str:
     """What went wrong, in one line; a hub's own words may be in it."""
-    words = "the hub's words cannot be read" if isinstance(error, (AttributeError, TypeError)) else str(error)
-    return " ".join(re.sub("[^ -~]", " ", words.partition(", sub:")[0] or type(error).__name__).split())[:200]
+    words = (
+        "the hub's words cannot be read"
+        if isinstance(error, (AttributeError, TypeError))
+        else str(error)
+    )
+    return " ".join(
+        re.sub("[^ -~]", " ", words.partition(", sub:")[0] or type(error).__name__).split()
+    )[:200]
+
 
 @contextlib.contextmanager
 def without(name: str) -> Iterator[None]:
-    """Let what is imported in the block find that a module is missing, unless it has been loaded."""
+    """Let what is imported in the block find that a module is missing, unless it has been
+    loaded.
+    """
     is_hidden = sys.modules.setdefault(name, cast(Any, None)) is None
     try:
         yield
     finally:
         if is_hidden:
             sys.modules.pop(name, None)
+
 
 # ---------------------------------------------------------------------------
 # 1. Configuration                                                (environment)
@@ -124,15 +146,22 @@ ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.AS
 
 A_FILE = {"pattern": "(.*/)?[^/]*[^/.][^/]*", "takes": "the name of a file"}
 
+
 def setting(default: object, text: str, **rules: Any) -> Any:
-    """Declare one field of Config; `rules`: low and high, choices, pattern and what it `takes`, secret, check."""
+    """Declare one field of Config; `rules`: low and high, choices, pattern and what it `takes`,
+    secret, check.
+    """
     return field(default=default, metadata={"help": text, **rules})
+
 
 def check_hosts(text: str) -> None:
     """Raise ValueError unless `text` is host names with commas between them."""
     for name in split_list(text):
         if not re.fullmatch(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9])?", name, re.I | re.ASCII):
-            raise ValueError("takes host names with commas, like monitor.example.org, without http:// or port")
+            raise ValueError(
+                "takes host names with commas, like monitor.example.org, without http:// or port"
+            )
+
 
 def check_origins(text: str) -> None:
     """Raise ValueError unless `text` is * or origins with commas between them."""
@@ -140,50 +169,75 @@ def check_origins(text: str) -> None:
         if origin != "*" and not ORIGIN.fullmatch(origin.lower()):
             raise ValueError("takes origins with commas, like https://monitor.example.org, or *")
 
+
 def check_networks(text: str) -> None:
     """Raise ValueError unless `text` is addresses or networks with commas between them."""
     try:
         for name in split_list(text):
             ipaddress.ip_network(name)
     except ValueError:
-        raise ValueError("takes addresses or networks with commas, like 172.18.0.2 or 172.18.0.0/16") from None
+        raise ValueError(
+            "takes addresses or networks with commas, like 172.18.0.2 or 172.18.0.0/16"
+        ) from None
+
 
 def read_address(text: str) -> Any:
-    """The IP address in a peer's name or a part of X-Forwarded-For, with or without port; None if it is none."""
-    found = re.fullmatch(r"\[([0-9a-fA-F:.]+)\](?::\d+)?|([0-9.]+)(?::\d+)?|([0-9a-fA-F:.]+)", text.strip(), re.ASCII)
+    """The IP address in a peer's name or a part of X-Forwarded-For, with or without port; None if
+    it is none.
+    """
+    found = re.fullmatch(
+        r"\[([0-9a-fA-F:.]+)\](?::\d+)?|([0-9.]+)(?::\d+)?|([0-9a-fA-F:.]+)", text.strip(), re.ASCII
+    )
     try:
         address = ipaddress.ip_address(next(filter(None, found.groups())) if found else "")
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
 
+
 def check_server(url: str) -> urllib.parse.SplitResult:
-    """The parts of a hub's URL; raises ValueError for what cannot be used or would go out in clear text."""
+    """The parts of a hub's URL; raises ValueError for what cannot be used or would go out in clear
+    text.
+    """
     try:
         parts = urllib.parse.urlsplit(url)
         good = parts.scheme in ("nats", "tls", "ws", "wss") and parts.hostname and parts.port != 0
     except ValueError:
         good = False
     if not good or "@" in url or not url.isascii() or re.search(r"[\s,]", url):
-        raise ValueError("a server is nats://, tls://, ws:// or wss://, a host and a port, without user and password")
+        raise ValueError(
+            "a server is nats://, tls://, ws:// or wss://, a host and a port, without user and "
+            "password"
+        )
     address = read_address(parts.hostname or "")
     if parts.scheme in ("nats", "ws") and address is not None and not is_near(address):
-        raise ValueError(f"{parts.scheme}://{parts.netloc} would send in clear text over the internet: use wss or tls")
+        raise ValueError(
+            f"{parts.scheme}://{parts.netloc} would send in clear text over the internet: use wss "
+            f"or tls"
+        )
     return parts
 
+
 def check_peer(parts: urllib.parse.SplitResult, peer: Any) -> None:
-    """Refuse clear text to an address of the internet; a name without a dot is one of this network's."""
+    """Refuse clear text to an address of the internet; a name without a dot is one of this
+    network's.
+    """
     address, host = read_address(str(peer[0])) if peer else None, parts.hostname or ""
     near = (address is not None and is_near(address)) or not re.search("[.:]", host)
     if parts.scheme in ("nats", "ws") and not near:
-        raise ConnectionError(f"{host} is on the internet, and {parts.scheme}:// is clear text: use wss or tls")
+        raise ConnectionError(
+            f"{host} is on the internet, and {parts.scheme}:// is clear text: use wss or tls"
+        )
+
 
 def is_near(address: Any) -> bool:
     return bool(address.is_loopback or address.is_private)
 
+
 def split_list(text: str) -> list[str]:
     """The parts of a setting that takes several, with commas between them."""
     return [part.strip() for part in text.split(",") if part.strip()]
+
 
 def check_zone(text: str) -> None:
     """Raise ValueError unless `text` is auto or a zone this machine knows."""
@@ -194,56 +248,102 @@ def check_zone(text: str) -> None:
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
         raise ValueError("takes auto, UTC or a zone like Europe/Berlin") from None
 
+
 @dataclass(frozen=True)
 class Config:
     """What an operator can set; field `x` is the environment variable X."""
+
     port: int = setting(8090, "TCP port of dashboard and API", low=1, high=65535)
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 opens it to the network")
     container_name: str = setting(
-        "runner-node", "name of the node's container",
-        pattern=r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", takes="a container's name, as docker ps shows it",
-    )  # fmt: skip
+        "runner-node",
+        "name of the node's container",
+        pattern=r"[a-zA-Z0-9][a-zA-Z0-9_.-]*",
+        takes="a container's name, as docker ps shows it",
+    )
     docker_host: str = setting(
-        "", "engine to ask: unix:///path, or tcp://host:port",
-        pattern=r"(unix:///|tcp://[^/]).*|", takes="unix:///path or tcp://host:port (for ssh, tunnel to a socket)",
+        "",
+        "engine to ask: unix:///path, or tcp://host:port",
+        pattern=r"(unix:///|tcp://[^/]).*|",
+        takes="unix:///path or tcp://host:port (for ssh, tunnel to a socket)",
         check=lambda text: urllib.parse.urlsplit(text).port,
-    )  # fmt: skip
-    docker_socket_path: str = setting("/var/run/docker.sock", "engine's socket when DOCKER_HOST is not set")
-    docker_tls_verify: bool = setting(False, "use TLS towards tcp:// and check the engine's certificate")
-    docker_cert_path: str = setting("", "folder with ca.pem, cert.pem and key.pem for DOCKER_TLS_VERIFY")
-    log_dir: str = setting("", "follow the node's log files in this folder and use no Docker at all")
-    node_timezone: str = setting("auto", "zone of the stamps in the node's log; auto finds it", check=check_zone)
+    )
+    docker_socket_path: str = setting(
+        "/var/run/docker.sock", "engine's socket when DOCKER_HOST is not set"
+    )
+    docker_tls_verify: bool = setting(
+        False, "use TLS towards tcp:// and check the engine's certificate"
+    )
+    docker_cert_path: str = setting(
+        "", "folder with ca.pem, cert.pem and key.pem for DOCKER_TLS_VERIFY"
+    )
+    log_dir: str = setting(
+        "", "follow the node's log files in this folder and use no Docker at all"
+    )
+    node_timezone: str = setting(
+        "auto", "zone of the stamps in the node's log; auto finds it", check=check_zone
+    )
     db_path: str = setting("./data/truebit-monitor.db", "the SQLite file", **A_FILE)
     key_dir: str = setting("", "folder of key files; beside the database if empty")
-    log_retention_days: int = setting(30, "log entries older than this are deleted", low=1, high=36500)
-    max_db_bytes: int = setting(2 * 1024 * MIB, "oldest log entries go when the file is larger", low=8 * MIB)
-    api_key: str = setting("", "if set, the API asks for it: Authorization: Bearer KEY", secret=True)
-    task_data_password: str = setting("", "opens log and task data; generated if empty", secret=True)
+    log_retention_days: int = setting(
+        30, "log entries older than this are deleted", low=1, high=36500
+    )
+    max_db_bytes: int = setting(
+        2 * 1024 * MIB, "oldest log entries go when the file is larger", low=8 * MIB
+    )
+    api_key: str = setting(
+        "", "if set, the API asks for it: Authorization: Bearer KEY", secret=True
+    )
+    task_data_password: str = setting(
+        "", "opens log and task data; generated if empty", secret=True
+    )
     allowed_origins: str = setting(
-        "", "origins of pages that may ask, with commas; * lets any page GET what is open", check=check_origins
+        "",
+        "origins of pages that may ask, with commas; * lets any page GET what is open",
+        check=check_origins,
     )
     allowed_hosts: str = setting(
         "", "further host names this monitor is reached under, with commas", check=check_hosts
-    )  # fmt: skip
-    trusted_proxy: str = setting(
-        "", "addresses or networks of proxies whose X-Forwarded-For counts, with commas", check=check_networks
     )
-    api_rate_limit: int = setting(500, "requests a minute of one address or session; 0 is no limit", high=10**6)
+    trusted_proxy: str = setting(
+        "",
+        "addresses or networks of proxies whose X-Forwarded-For counts, with commas",
+        check=check_networks,
+    )
+    api_rate_limit: int = setting(
+        500, "requests a minute of one address or session; 0 is no limit", high=10**6
+    )
     ws_auth_required: bool = setting(False, "the live stream asks for WS_AUTH_TOKEN")
-    ws_auth_token: str = setting("", "opens the live stream; generated if required and empty", secret=True)
+    ws_auth_token: str = setting(
+        "", "opens the live stream; generated if required and empty", secret=True
+    )
     ws_max_connections: int = setting(100, "live streams at once", high=1000)
     ws_max_per_ip: int = setting(5, "live streams of one address", low=1, high=1000)
-    ws_auth_timeout: int = setting(30000, "without effect: a stream without its token is refused at once")
+    ws_auth_timeout: int = setting(
+        30000, "without effect: a stream without its token is refused at once"
+    )
     federation_nats_url: str = setting(
-        "wss://f.tru.watch:9086", "hub of the federation, used only after opting in", check=check_server
+        "wss://f.tru.watch:9086",
+        "hub of the federation, used only after opting in",
+        check=check_server,
     )
     federation_nats_user: str = setting("", "user at that hub")
     federation_nats_password: str = setting("", "password at that hub", secret=True)
-    federation_tls_ca: str = setting("", "file of the authority that signed that hub's certificate, if it is your own")
-    max_output_data_bytes: int = setting(102400, "kept of a task's input and of its output", low=0, high=16 * MIB)
-    max_artifact_bytes: int = setting(20 * MIB, "largest wasm module that can be downloaded", high=256 * MIB)
-    node_env: str = setting("production", "development logs at debug level", choices=("production", "development"))
-    log_level: str = setting("info", "least level of tbmon's own log", choices=("debug", "info", "warning", "error"))
+    federation_tls_ca: str = setting(
+        "", "file of the authority that signed that hub's certificate, if it is your own"
+    )
+    max_output_data_bytes: int = setting(
+        102400, "kept of a task's input and of its output", low=0, high=16 * MIB
+    )
+    max_artifact_bytes: int = setting(
+        20 * MIB, "largest wasm module that can be downloaded", high=256 * MIB
+    )
+    node_env: str = setting(
+        "production", "development logs at debug level", choices=("production", "development")
+    )
+    log_level: str = setting(
+        "info", "least level of tbmon's own log", choices=("debug", "info", "warning", "error")
+    )
 
     @property
     def engine_url(self) -> str:
@@ -255,10 +355,19 @@ class Config:
         """The folder of the 0600 key files."""
         return Path(self.key_dir) if self.key_dir else Path(self.db_path).parent
 
+
 def convert(kind: str, text: str, rules: Mapping[str, Any]) -> object:
     """Return `text` as `kind` ("int", "bool" or "str"); raise ValueError with what it takes."""
     if kind == "bool":
-        words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}
+        words = {
+            "1": True,
+            "true": True,
+            "yes": True,
+            "0": False,
+            "false": False,
+            "no": False,
+            "": False,
+        }
         if text.lower() not in words:
             raise ValueError("takes true or false")
         return words[text.lower()]
@@ -274,6 +383,7 @@ def convert(kind: str, text: str, rules: Mapping[str, Any]) -> object:
     rules.get("check", str)(text)
     return text
 
+
 def read_secret_file(path: str) -> str:
     """Return the secret in a NAME_FILE, without its final newline; ValueError if unreadable."""
     try:
@@ -284,12 +394,16 @@ def read_secret_file(path: str) -> str:
         raise ValueError("is empty; leave the variable out to go without")
     return text
 
+
 def read_config(env: Mapping[str, str]) -> Config:
     """Build the Config from `env`; raise UserError naming every bad variable at once."""
     return Config(**read_settings(Config, env))
 
+
 def read_settings(kind: Any, env: Mapping[str, str]) -> dict[str, Any]:
-    """{field: value} of what `env` sets of a dataclass of settings; raise UserError naming every bad variable."""
+    """{field: value} of what `env` sets of a dataclass of settings; raise UserError naming every
+    bad variable.
+    """
     values: dict[str, Any] = {}
     problems: list[str] = []
     for item in fields(kind):
@@ -310,21 +424,36 @@ def read_settings(kind: Any, env: Mapping[str, str]) -> dict[str, Any]:
         raise UserError("bad settings:\n  " + "\n  ".join(problems))
     return values
 
+
 def settings_help(kind: Any = Config) -> str:
     """The table that --help prints: every variable, its default and its sentence."""
-    lines = ["settings (environment variables; empty is the default; a secret NAME may be in the file NAME_FILE):"]
+    lines = [
+        (
+            "settings (environment variables; empty is the default; a secret NAME may be in the "
+            "file "
+            "NAME_FILE):"
+        )
+    ]
     for item in fields(kind):
-        shown = item.default if item.default not in ("", False) else {"": "unset", False: "false"}[item.default]
+        shown = (
+            item.default
+            if item.default not in ("", False)
+            else {"": "unset", False: "false"}[item.default]
+        )
         lines.append(f"  {item.name.upper():<22} {item.metadata['help']} (default {shown})")
     return "\n".join(lines)
+
 
 # ---------------------------------------------------------------------------
 # 2. Time                                                                (pure)
 # ---------------------------------------------------------------------------
 
 STAMP = re.compile(r"(\d{4})-(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)", re.ASCII)
-RFC3339 = re.compile(STAMP.pattern + r"(?:\.(\d{1,9}))?(Z|[+-](?:[01]\d|2[0-3]):?[0-5]\d)?", re.ASCII)
+RFC3339 = re.compile(
+    STAMP.pattern + r"(?:\.(\d{1,9}))?(Z|[+-](?:[01]\d|2[0-3]):?[0-5]\d)?", re.ASCII
+)
 END_MS = 4_291_747_200_000  # 2106-01-01
+
 
 def parse_second(text: str) -> int | None:
     """Read `YYYY-MM-DD HH:MM:SS` as seconds since 1970, as if UTC; None if it is no date.
@@ -335,6 +464,7 @@ def parse_second(text: str) -> int | None:
     second = int(text[17:19]) if start is not None else 61
     return None if start is None or second > 60 else start + second
 
+
 @functools.lru_cache(64)
 def minute_start(text: str) -> int | None:
     """The second at which `YYYY-MM-DD HH:MM` began."""
@@ -343,10 +473,16 @@ def minute_start(text: str) -> int | None:
     except ValueError:
         return None
     days = moment.toordinal() - 719_163
-    return days * 86400 + moment.hour * 3600 + moment.minute * 60 if 1970 <= moment.year <= 2105 else None
+    return (
+        days * 86400 + moment.hour * 3600 + moment.minute * 60
+        if 1970 <= moment.year <= 2105
+        else None
+    )
+
 
 def parse_time(value: object) -> int | None:
-    """Read a time as milliseconds since 1970: RFC 3339 text, or seconds or milliseconds as number or text.
+    """Read a time as milliseconds since 1970: RFC 3339 text, or seconds or milliseconds as number
+    or text.
 
     Numbers below 10^11 are seconds. The node's event database was seen with ISO text and with
     milliseconds (node-data.md, 3.1). None for anything else, or outside 1970 to 2105.
@@ -369,27 +505,32 @@ def parse_time(value: object) -> int | None:
     value = value * 1000 if value < 1e11 else value
     return int(value) if 0 <= value < END_MS else None
 
+
 def utc(ms: int | None) -> str | None:
     """Format milliseconds as `YYYY-MM-DDTHH:MM:SS.mmmZ`; None stays None."""
     if ms is None:
         return None
     return f"{second_text(ms // 1000).replace(' ', 'T')}.{ms % 1000:03d}Z"
 
+
 def utc_day(ms: int) -> str:
     """The UTC day of a time, as `YYYY-MM-DD`."""
     return second_text(ms // 1000)[:10]
+
 
 @functools.lru_cache(1024)  # a page asked for again shows the same times
 def second_text(second: int) -> str:
     """Format a stamp's second as the node writes it."""
     return datetime.fromtimestamp(second, UTC).isoformat(" ")[:19]
 
+
 class Zone:
     """Turns the node's zone-less stamps into UTC.
 
-    With a named zone the zone's own rules decide. With auto the offset, a multiple of 15 minutes, is
-    taken from the first header that comes with the engine's stamp, and changed (summer time) only when
-    all headers of RIVAL_S agree on another, 6 at least; UTC until there is something to compare with.
+    With a named zone the zone's own rules decide. With auto the offset, a multiple of 15 minutes,
+    is taken from the first header that comes with the engine's stamp, and changed (summer time)
+    only when all headers of RIVAL_S agree on another, 6 at least; UTC until there is something to
+    compare with.
     """
 
     RIVAL_S = 120  # the node's pulse
@@ -403,7 +544,12 @@ class Zone:
         """Compare a header's second with the engine's stamp of the same line."""
         difference = second - engine_ms // 1000
         nearest = round(difference / 900) * 900
-        if self.named or nearest == self.offset_s or abs(difference - nearest) > 60 or abs(nearest) > ZONE_S:
+        if (
+            self.named
+            or nearest == self.offset_s
+            or abs(difference - nearest) > 60
+            or abs(nearest) > ZONE_S
+        ):
             self.streak = 0
             return
         if nearest != self.rival_s or not self.streak:
@@ -414,7 +560,9 @@ class Zone:
             self.offset_s, self.streak = nearest, 0
 
     def utc_ms(self, second: int, near_ms: int | None = None) -> int:
-        """The moment, in ms UTC, that the node's clock showed as `second`; of two (summer time ends) the nearer one."""
+        """The moment, in ms UTC, that the node's clock showed as `second`; of two (summer time
+        ends) the nearer one.
+        """
         if self.named is None:
             return (second - (self.offset_s or 0)) * 1000
         try:
@@ -424,34 +572,71 @@ class Zone:
         except (OverflowError, ValueError):
             return second * 1000
 
+
 # ---------------------------------------------------------------------------
 # 3. Node data                                                           (pure)
 # ---------------------------------------------------------------------------
 
 LOG_TYPES = (
-    "raw", "info", "semaphore", "registration", "task_received", "task_download", "task_start",
-    "execution_output", "task_completed", "task_failed", "task_published", "invoice",
-)  # fmt: skip
+    "raw",
+    "info",
+    "semaphore",
+    "registration",
+    "task_received",
+    "task_download",
+    "task_start",
+    "execution_output",
+    "task_completed",
+    "task_failed",
+    "task_published",
+    "invoice",
+)
 LEVELS = ("", "error", "warn", "info", "http", "verbose", "debug", "silly")
-TYPE_NUMBERS, LEVEL_NUMBERS = ({name: number for number, name in enumerate(names)} for names in (LOG_TYPES, LEVELS))
+TYPE_NUMBERS, LEVEL_NUMBERS = (
+    {name: number for number, name in enumerate(names)} for names in (LOG_TYPES, LEVELS)
+)
 PAYLOAD_TYPES = ("task_received", "execution_output", "invoice", "task_failed")
 KNOWN_INFO = (  # wordings that carry nothing to keep, yet are no sign of a changed log
-    "Message received from ", "Message published to ", "Starting services", "Connected to ", "Heartbeat sent",
-    "Message bus ", "Retrying connection", "cache lookup",
-)  # fmt: skip
-TASK_TYPES = {"rs": "rust", "js": "javascript", "py": "python", "c": "c", "cpp": "cpp", "api": "api"}
+    "Message received from ",
+    "Message published to ",
+    "Starting services",
+    "Connected to ",
+    "Heartbeat sent",
+    "Message bus ",
+    "Retrying connection",
+    "cache lookup",
+)
+TASK_TYPES = {
+    "rs": "rust",
+    "js": "javascript",
+    "py": "python",
+    "c": "c",
+    "cpp": "cpp",
+    "api": "api",
+}
 REASONS = (  # wording of limits in node logs is not known (node-data.md, 4.4): matched by word
-    ("gas", "gas_limit"), ("memory", "memory_limit"), ("stack", "stack_limit"), ("frame", "stack_limit"),
-    ("call", "call_limit"), ("timeout", "timeout"), ("timed out", "timeout"), ("download", "download"),
-)  # fmt: skip
+    ("gas", "gas_limit"),
+    ("memory", "memory_limit"),
+    ("stack", "stack_limit"),
+    ("frame", "stack_limit"),
+    ("call", "call_limit"),
+    ("timeout", "timeout"),
+    ("timed out", "timeout"),
+    ("download", "download"),
+)
 
-ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]+[0-~]|[0-Z\\^-~])")
+ESCAPES = re.compile(
+    rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]+[0-~]|[0-Z\\^-~])"
+)
 TAIL = re.compile(
-    r" ([A-Za-z]+): (@truebit/[^\s:]+?)(?:-(0[xX][0-9a-fA-F]+|[0-9a-fA-F]{40}))?:(v?\d[\w.+-]*)(?: (.*))?",
+    r" ([A-Za-z]+): "
+    r"(@truebit/[^\s:]+?)(?:-(0[xX][0-9a-fA-F]+|[0-9a-fA-F]{40}))?:(v?\d[\w.+-]*)(?: (.*))?",
     re.S | re.ASCII,
 )
 PREFIX = re.compile(
-    r"(?:[\w.-]+ *\| ?)?(?:\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z )?(?=\d{4}-\d\d-\d\d \d\d:\d\d:\d\d )", re.ASCII
+    r"(?:[\w.-]+ *\| ?)?(?:\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z )?(?=\d{4}-\d\d-\d\d "
+    r"\d\d:\d\d:\d\d )",
+    re.ASCII,
 )
 ENGINE_PREFIX = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z ", re.ASCII)
 COMPOSE = re.compile(r"[\w.-]+ *\| ?", re.ASCII)
@@ -464,22 +649,30 @@ SEMAPHORE = re.compile(
     r"(?:\((\d{1,6})/(\d{1,6}) (slots used|now active)\)|Using slot (\d{1,6})/(\d{1,6}))",
     re.S,
 )
-REGISTRATION = re.compile(r"Node with address (\S+) (registered|deregistered|requested (?:de)?registration)\b")
-OWN_START = re.compile(r"Command execution std(?:out|err):|\(node:\d+\) |\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d", re.ASCII)
+REGISTRATION = re.compile(
+    r"Node with address (\S+) (registered|deregistered|requested (?:de)?registration)\b"
+)
+OWN_START = re.compile(
+    r"Command execution std(?:out|err):|\(node:\d+\) |\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d", re.ASCII
+)
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\'|\\.', re.S)
 WALLET = re.compile(r"(?:0[xX]|(?<![0-9a-fA-F]))[0-9a-fA-F]{40}(?![1-9a-fA-F]|0(?![xX]))")
 HEX_RUN = re.compile(r"[0-9a-fA-F]{40}")
 
+
 def keyed(key: bytes, kind: str, text: str) -> bytes:
     """The 32-byte HMAC of `text` under the local key; `kind` keeps uses of the key apart.
 
-    Only its ASCII counts: where the json-file driver cuts a line at 16 KiB, the engine turns a split
-    character into replacement characters, and the same line from a file must be the same.
+    Only its ASCII counts: where the json-file driver cuts a line at 16 KiB, the engine turns a
+    split character into replacement characters, and the same line from a file must be the same.
     """
     return hmac.digest(key, kind.encode() + b"\0" + text.encode("ascii", "ignore"), "sha256")
 
+
 cached_keyed = functools.lru_cache(1024)(keyed)  # for the few addresses of a log
+
+
 class Redactor:
     """Replaces wallet addresses by `wallet:` + 16 hex digits that only the local key can make.
 
@@ -505,7 +698,9 @@ class Redactor:
         return "wallet:" + cached_keyed(self.key, "wallet", digits[-40:].lower()).hex()[:16]
 
     def clean(self, text: str, replacement: str = "") -> str:
-        """Return `text` without addresses; each becomes `replacement`, or its pseudonym if that is empty."""
+        """Return `text` without addresses; each becomes `replacement`, or its pseudonym if that is
+        empty.
+        """
         if "wallet:" in text:
             text = text.replace("wallet:", "wallet::")
         if len(text) < 40 or HEX_RUN.search(text) is None:
@@ -514,29 +709,40 @@ class Redactor:
         def named(address: str) -> str:
             return replacement or self.pseudonym(address)
 
-        if self.anywhere is None and self.own:  # until a header names it, its pseudonym is all we know
+        if (
+            self.anywhere is None and self.own
+        ):  # until a header names it, its pseudonym is all we know
             for run in re.findall("[0-9a-fA-F]{41,}", text):
                 for digits in (run[at : at + 40] for at in range(len(run) - 39)):
                     if self.pseudonym(digits) in self.own:
                         self.see(digits)
-        parts = self.anywhere.split(text) if self.anywhere else [text]  # another's beside it stands alone then
+        parts = (
+            self.anywhere.split(text) if self.anywhere else [text]
+        )  # another's beside it stands alone then
         parts[::2] = [WALLET.sub(lambda found: named(found[0]), part) for part in parts[::2]]
         parts[1::2] = map(named, parts[1::2])
         return "".join(parts)
 
+
 class Head(NamedTuple):
-    """What a header says of its writer; `suffix` is the pseudonym of the address in the logger's name."""
+    """What a header says of its writer; `suffix` is the pseudonym of the address in the logger's
+    name.
+    """
+
     level: str
     suffix: str | None
     version: str
 
+
 @dataclass(slots=True)
 class Entry:
-    """One logged statement. `second` is its stamp as written, read as UTC; `raw` its words before redaction.
+    """One logged statement. `second` is its stamp as written, read as UTC; `raw` its words before
+    redaction.
 
-    `engine_ms` is the engine's stamp of its first line, None from files. `stamped` tells whether the
-    stamp is its own. The fields from `changed` on belong to who assembles and records it.
+    `engine_ms` is the engine's stamp of its first line, None from files. `stamped` tells whether
+    the stamp is its own. The fields from `changed` on belong to who assembles and records it.
     """
+
     second: int
     head: Head | None
     type: str
@@ -553,19 +759,26 @@ class Entry:
     believed: bool = False
 
     def expects_more(self) -> bool:
-        """True while a payload is open: the text ends in a colon or its brackets are not balanced."""
+        """True while a payload is open: the text ends in a colon or its brackets are not
+        balanced.
+        """
         if self.depth is None:
             self.depth = bracket_depth(self.text)
         return self.depth > 0 or self.text.rstrip()[-1:] == ":"
 
     def extend(self, text: str, raw: str) -> None:
         """Add a continuation line; beyond ENTRY_BYTES only the brackets are still counted."""
-        self.depth = (bracket_depth(self.text) if self.depth is None else self.depth) + bracket_depth(text)
+        self.depth = (
+            bracket_depth(self.text) if self.depth is None else self.depth
+        ) + bracket_depth(text)
         if len(self.text) + len(text) < ENTRY_BYTES:
             self.text += "\n" + text
             self.changed = True
-            if self.raw:  # not so for an entry taken up again from the store, which has no raw words
+            if (
+                self.raw
+            ):  # not so for an entry taken up again from the store, which has no raw words
                 self.raw += "\n" + raw
+
 
 def bracket_depth(text: str) -> int:
     """How many brackets `text` leaves open, those inside quotes not counted; may be negative."""
@@ -574,8 +787,11 @@ def bracket_depth(text: str) -> int:
     bare = QUOTED.sub("", text)
     return bare.count("{") + bare.count("[") - bare.count("}") - bare.count("]")
 
+
 def classify(message: str) -> str:
-    """The log type of a message that has a header (node-data.md, 2.3; wording certain where marked there)."""
+    """The log type of a message that has a header (node-data.md, 2.3; wording certain where marked
+    there).
+    """
     if message.startswith("Semaphore "):
         return "semaphore" if SEMAPHORE.match(message) else "info"
     if message.startswith("Message received from task_created"):
@@ -594,33 +810,47 @@ def classify(message: str) -> str:
         return "registration"
     return "invoice" if "InvoiceSubscriber" in message else "info"
 
+
 def is_recognised(entry_type: str, text: str) -> bool:
     """False for what a changed log would look like: no header we know, or a wording we do not."""
     return entry_type != "raw" and (entry_type != "info" or text.startswith(KNOWN_INFO))
 
+
 SECONDS = {b"%02d" % second: second for second in range(60)}
 
+
 def is_ahead(second: int, engine_ms: int | None) -> bool:
-    """True for a stamp that no zone's clock can show yet, where there is an engine's to compare with."""
+    """True for a stamp that no zone's clock can show yet, where there is an engine's to compare
+    with.
+    """
     return bool(engine_ms) and second - (engine_ms or 0) // 1000 > ZONE_S
+
 
 class Assembler:
     """Joins one stream's lines to entries; pure but for what it remembers of the stream.
 
-    Feed it whole lines as (bytes without newline, engine's stamp in ms or None, place), where `place`
-    tells apart lines that have no stamp before them: the engine's stamp, or the offset in the file.
+    Feed it whole lines as (bytes without newline, engine's stamp in ms or None, place), where
+    `place` tells apart lines that have no stamp before them: the engine's stamp, or the offset in
+    the file.
     """
 
     def __init__(self, redactor: Redactor, last_second: int | None = None) -> None:
         self.redactor = redactor
         self.open: Entry | None = None
-        self.known: dict[bytes, tuple[Head, str, str, bytes]] = {}  # what a text means; most come again and again
+        self.known: dict[
+            bytes, tuple[Head, str, str, bytes]
+        ] = {}  # what a text means; most come again and again
         self.stamp, self.second = b"", last_second
         self.minute, self.minute_second = b"", 0
-        self.compose, self.dated = False, False  # what the last header had before it, and so its continuations
+        self.compose, self.dated = (
+            False,
+            False,
+        )  # what the last header had before it, and so its continuations
 
     def feed(self, lines: Iterable[tuple[bytes, int | None, object]]) -> list[Entry]:
-        """Return every entry that began or grew, in order; the last one may grow again at the next call."""
+        """Return every entry that began or grew, in order; the last one may grow again at the next
+        call.
+        """
         entries: list[Entry] = []
         for raw, engine_ms, place in lines:
             if raw[-1:] == b"\r":
@@ -628,12 +858,18 @@ class Assembler:
             if b"\x1b" in raw:
                 raw = ESCAPES.sub(b"", raw)
             known = self.known.get(raw[19:])
-            if known is not None and (raw[:19] == self.stamp or self.read_stamp(raw[:19], engine_ms)):
+            if known is not None and (
+                raw[:19] == self.stamp or self.read_stamp(raw[:19], engine_ms)
+            ):
                 assert self.second is not None
-                self.compose = self.dated = False  # a header is known by what follows its stamp, with nothing before it
+                self.compose = self.dated = (
+                    False  # a header is known by what follows its stamp, with nothing before it
+                )
                 entry = Entry(self.second, *known, engine_ms)
             else:
-                found = self.read_line(raw[:LINE_BYTES].decode("utf-8", "replace"), engine_ms, place)
+                found = self.read_line(
+                    raw[:LINE_BYTES].decode("utf-8", "replace"), engine_ms, place
+                )
                 if found is None:
                     continue
                 entry = found
@@ -647,7 +883,9 @@ class Assembler:
         return entries
 
     def read_stamp(self, stamp: bytes, engine_ms: int | None) -> bool:
-        """Take over a header's stamp; False for none, and for one ahead, whose line would be the newest for years."""
+        """Take over a header's stamp; False for none, and for one ahead, whose line would be the
+        newest for years.
+        """
         in_minute = SECONDS.get(stamp[17:]) if stamp[:17] == self.minute else None
         if in_minute is not None:
             self.stamp, self.second = stamp, self.minute_second + in_minute
@@ -673,7 +911,11 @@ class Assembler:
             line = line[prefix.end() :]
         bare = self.redactor.clean(line)
         starts = OWN_START.match(line) or CONTROL.search(line)
-        if self.open is not None and not starts and (line[:1] in ("", " ", "\t") or self.open.expects_more()):
+        if (
+            self.open is not None
+            and not starts
+            and (line[:1] in ("", " ", "\t") or self.open.expects_more())
+        ):
             self.open.extend(bare, line)
             return None
         return self.read_headless(line, bare, engine_ms, place) if line.strip() else None
@@ -689,7 +931,9 @@ class Assembler:
         plain = f"{level}: {logger}{mark}:{version} {self.redactor.clean(message, 'wallet:')}"
         header_id = keyed(self.redactor.key, "entry", plain)[:12]
         if kind in PAYLOAD_TYPES:
-            return Entry(self.stamp_second(), head, kind, text, header_id, engine_ms, message[:ENTRY_BYTES])
+            return Entry(
+                self.stamp_second(), head, kind, text, header_id, engine_ms, message[:ENTRY_BYTES]
+            )
         words = tail.string[tail.start() :].encode("utf-8", "replace")
         if len(words) < 400 and HEX_RUN.search(message) is None:
             if len(self.known) >= 8192:
@@ -698,7 +942,9 @@ class Assembler:
         return Entry(self.stamp_second(), head, kind, text, header_id, engine_ms)
 
     def read_headless(self, line: str, bare: str, engine_ms: int | None, place: object) -> Entry:
-        """An entry without a header takes the stamp before it; where there is none, `place` tells it apart."""
+        """An entry without a header takes the stamp before it; where there is none, `place` tells
+        it apart.
+        """
         kind = "execution_output" if line.startswith("Command execution std") else "raw"
         own = parse_second(line[:19]) if line[10:11] == " " else None
         own = None if own is None or is_ahead(own, engine_ms) else own
@@ -709,21 +955,25 @@ class Assembler:
         header_id = keyed(self.redactor.key, "line", plain)[:12]
         stamp = second if second is not None else (engine_ms or 0) // 1000
         raw = line[:ENTRY_BYTES] if kind in PAYLOAD_TYPES else ""
-        return Entry(stamp, None, kind, bare[:ENTRY_BYTES], header_id, engine_ms, raw, own is not None)
+        return Entry(
+            stamp, None, kind, bare[:ENTRY_BYTES], header_id, engine_ms, raw, own is not None
+        )
 
     def stamp_second(self) -> int:
         assert self.second is not None
         return self.second
 
+
 class Trust:
     """Decides which headers the node wrote itself.
 
     Text of a task can imitate any line. Believed is the identity (suffix, version) that the node
-    established when it started: the newest seen until a header carries an address, for two minutes at
-    most. Another identity takes its place only after a restart (`restart`), or once it alone has been
-    heard for ten minutes and 20 headers, as after a restart that nobody reported; its entries,
+    established when it started: the newest seen until a header carries an address, for two minutes
+    at most. Another identity takes its place only after a restart (`restart`), or once it alone has
+    been heard for ten minutes and 20 headers, as after a restart that nobody reported; its entries,
     held back until then, are in `adopted`.
     """
+
     SETTLE_S, RIVAL_S, RIVALS = 120, 600, 20
 
     def __init__(self, identity: tuple[str | None, str] | None = None) -> None:
@@ -759,7 +1009,9 @@ class Trust:
         return False
 
     def moment(self, entry: Entry) -> int:
-        """When a header came, in seconds: by the engine's clock, which no task can set, else by its own stamp."""
+        """When a header came, in seconds: by the engine's clock, which no task can set, else by its
+        own stamp.
+        """
         return entry.second if entry.engine_ms is None else entry.engine_ms // 1000
 
     def hold(self, entry: Entry, who: tuple[str | None, str]) -> None:
@@ -771,26 +1023,37 @@ class Trust:
             return
         if len(self.rivals) < 1000:
             self.rivals.append(entry)
-        if len(self.rivals) >= self.RIVALS and self.moment(entry) - self.moment(first) >= self.RIVAL_S:
+        if (
+            len(self.rivals) >= self.RIVALS
+            and self.moment(entry) - self.moment(first) >= self.RIVAL_S
+        ):
             self.identity, self.adopted, self.rivals = who, self.rivals, []
+
 
 ATOM = object()  # marks "no value read yet"
 TOKEN = re.compile(
     r"""(?P<open>[{\[](?![A-Z][\w ]*(?:\ \*\d+|:[^\[\]{}]*)?\]))|(?P<close>[}\]])|(?P<mark>[:,+])"""
     r"""|(?P<atom>\[[A-Z][^\]]*\]|\d{4}-\d\d-\d\dT[\d:.]+Z)"""
-    r"""|(?P<text>"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|`(?:[^`\\]|\\.)*`?)|(?P<word>(?:[^\s{}\[\]:,"'`+]|(?<=\de)\+(?=\d))+)""",
+    r"""|(?P<text>"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|`(?:[^`\\]|\\.)*`?)"""
+    r"""|(?P<word>(?:[^\s{}\[\]:,"'`+]|(?<=\de)\+(?=\d))+)""",
     re.S | re.ASCII,
 )
 ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)", re.S)
+
 
 def unescape(found: re.Match[str]) -> str:
     code = found[1]
     if len(code) > 1:
         return chr(int(code[1:], 16))
-    return {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "0": "\0", "\n": ""}.get(code, code)
+    return {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "0": "\0", "\n": ""}.get(
+        code, code
+    )
+
 
 def read_word(word: str) -> object:
-    """The value of an unquoted word: a number (123n too), true, false, null, undefined, or the word itself."""
+    """The value of an unquoted word: a number (123n too), true, false, null, undefined, or the word
+    itself.
+    """
     words: dict[str, object] = {"true": True, "false": False, "null": None, "undefined": None}
     if word in words:
         return words[word]
@@ -798,6 +1061,7 @@ def read_word(word: str) -> object:
         with contextlib.suppress(ValueError):  # not a number of this kind
             return kind(text)
     return word
+
 
 def read_token(found: re.Match[str]) -> object:
     """The value of one token of TOKEN; None for what stands for a value that is not shown."""
@@ -807,7 +1071,10 @@ def read_token(found: re.Match[str]) -> object:
         return ESCAPE.sub(unescape, inner) if "\\" in inner else inner
     if found.lastgroup == "word":
         return read_word(found[0])
-    return found[0] if found[0][0].isdigit() else None  # a date, or [Object], [Array], [Circular *1]
+    return (
+        found[0] if found[0][0].isdigit() else None
+    )  # a date, or [Object], [Array], [Circular *1]
+
 
 def put(box: dict[str, object] | list[object], name: object, value: object) -> None:
     if isinstance(box, list):
@@ -815,12 +1082,17 @@ def put(box: dict[str, object] | list[object], name: object, value: object) -> N
     elif isinstance(name, str):
         box.setdefault(name, value)
 
-def read_inspect(text: str) -> object:
-    """Read the first object or list of `text` as JavaScript's util.inspect prints it, or broken JSON.
 
-    Lenient: unquoted keys, any quotes, [Object], `... 3 more items`, a missing end. One pass, no recursion.
+def read_inspect(text: str) -> object:
+    """Read the first object or list of `text` as JavaScript's util.inspect prints it, or broken
+    JSON.
+
+    Lenient: unquoted keys, any quotes, [Object], `... 3 more items`, a missing end. One pass, no
+    recursion.
     """
-    stack: list[tuple[dict[str, object] | list[object], object]] = []  # a box, and the name of its next value
+    stack: list[
+        tuple[dict[str, object] | list[object], object]
+    ] = []  # a box, and the name of its next value
     value, joins = ATOM, False
     for found in TOKEN.finditer(text):
         kind = found.lastgroup
@@ -858,10 +1130,14 @@ def read_inspect(text: str) -> object:
         put(*stack[-1], value)
     return stack[0][0] if stack else None
 
+
 DECODER = json.JSONDecoder(strict=False)
 
+
 def read_payload(text: str) -> dict[str, Any]:
-    """Return the object in a message: JSON if it is, else as JavaScript prints it; {} if there is none."""
+    """Return the object in a message: JSON if it is, else as JavaScript prints it; {} if there is
+    none.
+    """
     start = min((at for at in (text.find("{"), text.find("[")) if at >= 0), default=-1)
     if start < 0:
         return {}
@@ -871,11 +1147,13 @@ def read_payload(text: str) -> dict[str, Any]:
         value = read_inspect(text[start:])
     return value if isinstance(value, dict) else {}
 
+
 def part(value: object, *path: str) -> Any:
     """Walk into nested objects; None where a step is missing."""
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
     return value
+
 
 def whole(value: object, low: int = 0, high: int = 2**63 - 1) -> int | None:
     """A whole number in the range, from a number or its decimal text; None for anything else."""
@@ -886,15 +1164,21 @@ def whole(value: object, low: int = 0, high: int = 2**63 - 1) -> int | None:
     good = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
     return value if good else None  # type: ignore[return-value]
 
+
 Clean = Callable[[str], str]  # Redactor.clean, or str for what is clean already
 
+
 def hex64(value: object, clean: Clean) -> str | None:
-    """The 64 lower-case digits of a hash, with or without 0x before them; none that hold the node's own address."""
+    """The 64 lower-case digits of a hash, with or without 0x before them; none that hold the node's
+    own address.
+    """
     found = re.fullmatch(r"(?:0x)?([0-9a-fA-F]{64})", value) if isinstance(value, str) else None
     return found[1].lower() if found and clean(found[1]) == found[1] else None
 
+
 def uuid(value: object) -> str | None:
     return value.lower() if isinstance(value, str) and re.fullmatch(UUID, value) else None
+
 
 def name_or_none(value: object, clean: Clean) -> str | None:
     """A task id, chain or operation: short, without blanks, addresses replaced."""
@@ -904,14 +1188,18 @@ def name_or_none(value: object, clean: Clean) -> str | None:
         return None
     return clean(value)
 
+
 class Event(NamedTuple):
-    """A fact about tasks, invoices or the node. `fields` are columns of Task, or what the kind says.
+    """A fact about tasks, invoices or the node. `fields` are columns of Task, or what the kind
+    says.
 
     Kinds: the log types, and task_created, computed_outcome, invoice of the event database.
     """
+
     kind: str
     execution_id: str | None
     fields: dict[str, Any]
+
 
 def json_text(value: object) -> str | None:
     """`value` as JSON; None if it is nested too deep to be written."""
@@ -919,6 +1207,7 @@ def json_text(value: object) -> str | None:
         return json.dumps(value)
     except RecursionError:
         return None
+
 
 def task_event(body: Mapping[str, Any], clean: Clean) -> Event | None:
     """Read a task_created payload (node-data.md, 3.1); None without a strict execution id."""
@@ -931,19 +1220,27 @@ def task_event(body: Mapping[str, Any], clean: Clean) -> Event | None:
     language, _, rest = (task_id or "").partition("_")
     given = part(message, "input")
     fields = {
-        "task_id": task_id, "task_hash": hex64(rest.partition("/")[0], clean),
+        "task_id": task_id,
+        "task_hash": hex64(rest.partition("/")[0], clean),
         "task_type": TASK_TYPES.get(language, "other") if task_id else None,
         "chain_id": name_or_none(part(message, "chainId"), clean),
-        "block_number": whole(part(message, "blockNumber")), "block_hash": hex64(part(message, "blockHash"), clean),
-        "gas_limit": whole(part(message, "limits", "gas")), "memory_limit": whole(part(message, "limits", "memory")),
-        "timeout_ms": whole(part(message, "econParams", "executionTimeout") or part(message, "executionTimeout")),
+        "block_number": whole(part(message, "blockNumber")),
+        "block_hash": hex64(part(message, "blockHash"), clean),
+        "gas_limit": whole(part(message, "limits", "gas")),
+        "memory_limit": whole(part(message, "limits", "memory")),
+        "timeout_ms": whole(
+            part(message, "econParams", "executionTimeout") or part(message, "executionTimeout")
+        ),
         "received_at": parse_time(body.get("timestamp")),
         "input": given if isinstance(given, str) or given is None else json_text(given),
-    }  # fmt: skip
+    }
     return Event("task_created", execution_id, fields)
 
+
 def output_event(text: str, raw: str, clean: Clean) -> Event:
-    """Read `Command execution stdout|stderr:`; elapsed is nanoseconds (node-data.md, 2.5, inferred)."""
+    """Read `Command execution stdout|stderr:`; elapsed is nanoseconds (node-data.md, 2.5,
+    inferred).
+    """
     stream = "stderr" if raw.startswith("Command execution stderr") else "stdout"
     words = raw.partition(":")[2].strip()
     if stream == "stderr":
@@ -964,10 +1261,12 @@ def output_event(text: str, raw: str, clean: Clean) -> Event:
     }
     return Event("execution_output", uuid(payload.get("executionId")), fields)
 
+
 def invoice_event(body: Mapping[str, Any], clean: Clean) -> Event | None:
     """Read an invoice (node-data.md, 5.1); None if it names neither itself nor an execution.
 
-    The invoice id has over 20 digits: text. Line items keep operation, account (a pseudonym), steps and pages.
+    The invoice id has over 20 digits: text. Line items keep operation, account (a pseudonym), steps
+    and pages.
     """
     invoice_id = name_or_none(body.get("invoiceId"), clean)
     execution_id = uuid(body.get("executionId"))
@@ -978,18 +1277,23 @@ def invoice_event(body: Mapping[str, Any], clean: Clean) -> Event | None:
         {
             "operation": name_or_none(part(item, "operation"), clean),
             "account": name_or_none(part(item, "account"), clean),
-            "steps": whole(part(item, "total_steps_computed")), "memory_peak": whole(part(item, "peak_memory_used")),
+            "steps": whole(part(item, "total_steps_computed")),
+            "memory_peak": whole(part(item, "peak_memory_used")),
         }
-        for item in given[:200] if isinstance(item, dict)
-    ]  # fmt: skip
+        for item in given[:200]
+        if isinstance(item, dict)
+    ]
     price = body.get("stepGasPrice")
     good = isinstance(price, (int, float)) and not isinstance(price, bool) and 0 <= price < 1e18
     fields = {
-        "invoice_id": invoice_id, "task_id": name_or_none(body.get("taskId"), clean), "line_items": items,
+        "invoice_id": invoice_id,
+        "task_id": name_or_none(body.get("taskId"), clean),
+        "line_items": items,
         "at": parse_time(body.get("taskCreated_timeStamp")),
         "step_gas_price": float(price) if good and price is not None else None,
-    }  # fmt: skip
+    }
     return Event("invoice", execution_id, fields)
+
 
 @functools.lru_cache(256)
 def slot_event(text: str) -> Event | None:
@@ -999,15 +1303,21 @@ def slot_event(text: str) -> Event | None:
         return None
     used, total = (found[5], found[6]) if found[5] else (found[2], found[3])
     current = None if found[4] == "slots used" else int(used)
-    return Event("semaphore", None, {"subscriber": found[1], "current": current, "total": int(total)})
+    return Event(
+        "semaphore", None, {"subscriber": found[1], "current": current, "total": int(total)}
+    )
+
 
 def registration_event(text: str) -> Event | None:
-    """registered is True after `registered successfully`, else False; address is a pseudonym if it was one."""
+    """registered is True after `registered successfully`, else False; address is a pseudonym if it
+    was one.
+    """
     found = REGISTRATION.match(text)
     if found is None:
         return None
     address = found[1] if re.fullmatch(r"wallet:[0-9a-f]{16}", found[1]) else None
     return Event("registration", None, {"registered": found[2] == "registered", "address": address})
+
 
 def read_event(kind: str, text: str, raw: str, clean: Clean) -> Event | None:
     """The fact in a log entry of type `kind`, or None if there is none (yet).
@@ -1039,8 +1349,11 @@ def read_event(kind: str, text: str, raw: str, clean: Clean) -> Event | None:
         return Event(kind, None, {"task_id": found[1]}) if found else None
     return registration_event(text) if kind == "registration" else None
 
+
 def record_event(record: object, clean: Clean) -> Event | None:
-    """The fact in one record of the event database; None for kinds we do not know (node-data.md, 3)."""
+    """The fact in one record of the event database; None for kinds we do not know (node-data.md,
+    3).
+    """
     if not isinstance(record, dict):
         return None
     body = record["payload"] if isinstance(record.get("payload"), dict) else record
@@ -1053,11 +1366,18 @@ def record_event(record: object, clean: Clean) -> Event | None:
         return Event(kind, execution_id, {"sender": name_or_none(body.get("senderAddress"), clean)})
     return None
 
+
 # Evidence about a task, as bits; the status follows from all of it, in whatever order it came.
-COMPLETED_LINE, FAILED_LINE, OUTCOME, PAID, PENALISED, LOST, IN_EVENT_DB, IN_LOG = (1 << bit for bit in range(8))
+COMPLETED_LINE, FAILED_LINE, OUTCOME, PAID, PENALISED, LOST, IN_EVENT_DB, IN_LOG = (
+    1 << bit for bit in range(8)
+)
+
 
 class Task(NamedTuple):
-    """One execution. Times are ms UTC, memory is in pages of 64 KiB, gas in steps; None is unknown."""
+    """One execution. Times are ms UTC, memory is in pages of 64 KiB, gas in steps; None is
+    unknown.
+    """
+
     execution_id: str
     task_id: str | None = None
     task_hash: str | None = None
@@ -1088,8 +1408,11 @@ class Task(NamedTuple):
             return None
         return self.received_at + min(self.timeout_ms or TASK_TIMEOUT_MS, DAY_MS) + TASK_GRACE_MS
 
+
 def task_status(task: Task) -> str:
-    """The state that all evidence together gives (design: failed wins, then completed, then lost)."""
+    """The state that all evidence together gives (design: failed wins, then completed, then
+    lost).
+    """
     seen = task.evidence
     if task.exit_code or seen & FAILED_LINE or (seen & PENALISED and not seen & COMPLETED_LINE):
         return "failed"
@@ -1099,10 +1422,12 @@ def task_status(task: Task) -> str:
         return "lost"
     return "received" if task.started_at is None else "executing"
 
+
 def failure_reason(words: str | None) -> str:
     """One of the enumerated reasons, by what a failure's words mention."""
     lower = (words or "").lower()
     return next((reason for word, reason in REASONS if re.search(rf"\b{word}", lower)), "other")
+
 
 def merge_task(task: Task, evidence: int = 0, **found: Any) -> Task:
     """Add what was found to what is known: fill what is unknown, overwrite nothing, except that
@@ -1110,7 +1435,11 @@ def merge_task(task: Task, evidence: int = 0, **found: Any) -> Task:
     words of `error` only choose a reason.
     """
     words = found.pop("error", None)
-    known = {name: value for name, value in found.items() if value is not None and getattr(task, name) is None}
+    known = {
+        name: value
+        for name, value in found.items()
+        if value is not None and getattr(task, name) is None
+    }
     if found.get("exit_code"):
         known["exit_code"] = task.exit_code or found["exit_code"]
     if found.get("received_at") is not None and evidence & IN_LOG and not task.evidence & IN_LOG:
@@ -1123,15 +1452,21 @@ def merge_task(task: Task, evidence: int = 0, **found: Any) -> Task:
         reason = "exit_code" if task.exit_code else reason or failure_reason(words)
     return task._replace(status=status, error=reason)
 
+
 def own_item(items: Sequence[Mapping[str, Any]], own: Iterable[str]) -> Mapping[str, Any] | None:
     """The line item by which the node itself was paid or penalised; a penalty goes before a pay."""
-    mine = [item for item in items if item["account"] in own and item["operation"] in ("pay", "penalty")]
+    mine = [
+        item for item in items if item["account"] in own and item["operation"] in ("pay", "penalty")
+    ]
     return max(mine, key=lambda item: str(item["operation"]), default=None)
+
 
 JUST_STARTED = "tbmon has just started"
 
+
 class Symptoms(NamedTuple):
     """What the verdict looks at; times in ms, `now` included. None is unknown."""
+
     now: int
     problem: str | None  # why tbmon itself cannot see, if it cannot
     container: str | None  # its state, "missing", or None without Docker
@@ -1142,36 +1477,73 @@ class Symptoms(NamedTuple):
     restarts_10_min: int
     recognised: float | None  # share of the last entries; None for too few of them
 
+
 class Verdict(NamedTuple):
     state: str  # blind, down, degraded, working, idle
     reason: str
     advice: str
+
 
 def judge_node(seen: Symptoms) -> Verdict:
     """The first that holds of blind, down, degraded, working, idle (design, section 5)."""
     if seen.problem == JUST_STARTED:
         return Verdict("blind", seen.problem, "Wait a few seconds.")
     if seen.problem:
-        return Verdict("blind", seen.problem, "Run `tbmon.py doctor` on this host; it names what is in the way.")
+        return Verdict(
+            "blind",
+            seen.problem,
+            "Run `tbmon.py doctor` on this host; it names what is in the way.",
+        )
     if seen.container == "missing" and not seen.ever_seen:
-        return Verdict("blind", "the container has not been seen yet", "Start the node, or set CONTAINER_NAME.")
+        return Verdict(
+            "blind", "the container has not been seen yet", "Start the node, or set CONTAINER_NAME."
+        )
     if seen.container not in (None, "running"):
-        return Verdict("down", f"the container is {seen.container}", "Start it again and read the end of its log.")
+        return Verdict(
+            "down",
+            f"the container is {seen.container}",
+            "Start it again and read the end of its log.",
+        )
     failures = sum(outcome == "failed" for outcome in seen.recent)
     if seen.restarts_10_min >= 3:
-        return Verdict("degraded", f"{seen.restarts_10_min} starts in 10 minutes", "Look for why the node ends.")
+        return Verdict(
+            "degraded",
+            f"{seen.restarts_10_min} starts in 10 minutes",
+            "Look for why the node ends.",
+        )
     if seen.last_line_at is None or seen.now - seen.last_line_at > SILENCE_MS:
-        return Verdict("degraded", "no log line for 10 minutes", "The node writes every two minutes: restart it.")
+        return Verdict(
+            "degraded",
+            "no log line for 10 minutes",
+            "The node writes every two minutes: restart it.",
+        )
     if list(seen.recent[:3]) == ["failed"] * 3:
-        return Verdict("degraded", "the last three tasks failed", "Open the failed tasks and read their errors.")
+        return Verdict(
+            "degraded",
+            "the last three tasks failed",
+            "Open the failed tasks and read their errors.",
+        )
     if failures > 0.2 * len(seen.recent) and len(seen.recent) >= 5:
-        return Verdict("degraded", f"{failures} of the last {len(seen.recent)} tasks failed", "Open the failed tasks.")
+        return Verdict(
+            "degraded",
+            f"{failures} of the last {len(seen.recent)} tasks failed",
+            "Open the failed tasks.",
+        )
     if seen.recognised is not None and seen.recognised < 0.95:
         share = round(100 * (1 - seen.recognised))
-        return Verdict("degraded", f"{share} % of the log is not recognised", "The node may be newer than tbmon.")
+        return Verdict(
+            "degraded",
+            f"{share} % of the log is not recognised",
+            "The node may be newer than tbmon.",
+        )
     if seen.last_task_at is not None and seen.now - seen.last_task_at <= DAY_MS:
         return Verdict("working", "it had a task within 24 hours", "Nothing to do.")
-    return Verdict("idle", "no task within 24 hours, and the log is flowing", "Nothing to do: idle days are normal.")
+    return Verdict(
+        "idle",
+        "no task within 24 hours, and the log is flowing",
+        "Nothing to do: idle days are normal.",
+    )
+
 
 # ---------------------------------------------------------------------------
 # 4. Store                                                               (disk)
@@ -1179,14 +1551,21 @@ def judge_node(seen: Symptoms) -> Verdict:
 
 APPLICATION_ID = 0x74626D6E  # "tbmn": marks our files in the SQLite header
 WAL_BYTES = 16 * MIB  # of the write-ahead log, beyond which it is emptied while others read
-BALLAST_BYTES = 4 * MIB  # held on the disk, and let go when it is full: room for what the operator does then
+BALLAST_BYTES = (
+    4 * MIB
+)  # held on the disk, and let go when it is full: room for what the operator does then
 READERS = 8  # read-only connections kept open; each may hold a MiB of pages
 AUDIT_ROWS = 10_000  # the newest are kept
-OUTBOX_ROWS, OUTBOX_MS = 10_000, 7 * DAY_MS  # what waits for the federation beyond these is dropped and counted
+OUTBOX_ROWS, OUTBOX_MS = (
+    10_000,
+    7 * DAY_MS,
+)  # what waits for the federation beyond these is dropped and counted
 SNAPSHOTS = 1000  # of the network's figures are kept
 SENT_MS = 400 * DAY_MS  # how long what it was told is kept
 SAMPLE_MS = 31 * DAY_MS  # how long the node's state at each minute is kept
-CELL_ENTRIES = 2000  # counted of one cell of the log's chart at most, so that a flood costs no more than a day
+CELL_ENTRIES = (
+    2000  # counted of one cell of the log's chart at most, so that a flood costs no more than a day
+)
 RECEIVED, ENDED = 1, 2  # bits of task.told
 ENGINE, FILES = 1, 2  # bits of log.sources
 SUSPECT, UNRECOGNISED, UNSTAMPED = 1, 2, 4  # bits of log.flags
@@ -1194,7 +1573,8 @@ SUSPECT, UNRECOGNISED, UNSTAMPED = 1, 2, 4  # bits of log.flags
 COUNT_TASK = """INSERT INTO total VALUES ({row}.status, {sign}1, {sign}IFNULL({row}.cached, 0),
     {sign}({row}.elapsed_ms IS NOT NULL), {sign}IFNULL({row}.elapsed_ms, 0),
     {sign}({row}.gas_used IS NOT NULL), {sign}IFNULL({row}.gas_used, 0))
-    ON CONFLICT (status) DO UPDATE SET tasks = tasks + excluded.tasks, cached = cached + excluded.cached,
+    ON CONFLICT (status) DO UPDATE SET tasks = tasks + excluded.tasks,
+        cached = cached + excluded.cached,
         timed = timed + excluded.timed, elapsed_ms = elapsed_ms + excluded.elapsed_ms,
         measured = measured + excluded.measured, gas_used = gas_used + excluded.gas_used"""
 
@@ -1206,33 +1586,44 @@ MIGRATIONS = (
         key BLOB PRIMARY KEY,    -- stamp as written (4 bytes, big-endian), identity (12 bytes)
         seq INTEGER NOT NULL,    -- order within the second
         at INTEGER NOT NULL,     -- ms UTC, like every time in this file
-        level INTEGER NOT NULL, type INTEGER NOT NULL, sources INTEGER NOT NULL, flags INTEGER NOT NULL,
+        level INTEGER NOT NULL, type INTEGER NOT NULL, sources INTEGER NOT NULL,
+        flags INTEGER NOT NULL,
         execution_id TEXT, message TEXT NOT NULL
     ) WITHOUT ROWID;
     CREATE INDEX log_execution ON log (execution_id) WHERE execution_id IS NOT NULL;
-    CREATE TABLE overlap (                -- lines near the cursor, to be known when they are read again
+    -- lines near the cursor, to be known when they are read again
+    CREATE TABLE overlap (
         id INTEGER PRIMARY KEY, newest TEXT NOT NULL, lines TEXT NOT NULL
     );
-    CREATE TABLE file (head_hash TEXT PRIMARY KEY, head_bytes INTEGER NOT NULL, offset INTEGER NOT NULL);
+    CREATE TABLE file (head_hash TEXT PRIMARY KEY, head_bytes INTEGER NOT NULL,
+        offset INTEGER NOT NULL);
     CREATE TABLE gap (id INTEGER PRIMARY KEY, from_at INTEGER, to_at INTEGER, reason TEXT NOT NULL);
     CREATE TABLE start (started_at INTEGER PRIMARY KEY, container_id TEXT NOT NULL);
     CREATE TABLE node (name TEXT PRIMARY KEY, value TEXT, at INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE task (
-        id INTEGER PRIMARY KEY, execution_id TEXT NOT NULL UNIQUE, task_id TEXT, task_hash TEXT, task_type TEXT,
-        chain_id TEXT, block_number INTEGER, block_hash TEXT, status TEXT NOT NULL, received_at INTEGER,
-        started_at INTEGER, completed_at INTEGER, elapsed_ms INTEGER, gas_limit INTEGER, gas_used INTEGER,
-        memory_limit INTEGER, memory_peak INTEGER, exit_code INTEGER, cached INTEGER, error TEXT, wasm_hash TEXT,
+        id INTEGER PRIMARY KEY, execution_id TEXT NOT NULL UNIQUE, task_id TEXT, task_hash TEXT,
+        task_type TEXT,
+        chain_id TEXT, block_number INTEGER, block_hash TEXT, status TEXT NOT NULL,
+        received_at INTEGER,
+        started_at INTEGER, completed_at INTEGER, elapsed_ms INTEGER, gas_limit INTEGER,
+        gas_used INTEGER,
+        memory_limit INTEGER, memory_peak INTEGER, exit_code INTEGER, cached INTEGER, error TEXT,
+        wasm_hash TEXT,
         timeout_ms INTEGER, evidence INTEGER NOT NULL, deadline INTEGER
     );
     CREATE INDEX task_time ON task (IFNULL(received_at, 0), id);
     CREATE INDEX task_running ON task (deadline) WHERE status IN ('received', 'executing');
-    CREATE TABLE task_data (execution_id TEXT PRIMARY KEY, input TEXT, output TEXT, error_text TEXT);
+    CREATE TABLE task_data (execution_id TEXT PRIMARY KEY, input TEXT, output TEXT,
+        error_text TEXT);
     CREATE TABLE task_event (
-        execution_id TEXT NOT NULL, at INTEGER NOT NULL, event TEXT NOT NULL, PRIMARY KEY (execution_id, at, event)
+        execution_id TEXT NOT NULL, at INTEGER NOT NULL, event TEXT NOT NULL,
+            PRIMARY KEY (execution_id, at, event)
     ) WITHOUT ROWID;
     CREATE TABLE invoice (
-        id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, invoice_id TEXT, execution_id TEXT, task_id TEXT, at INTEGER,
-        step_gas_price REAL, line_items TEXT NOT NULL, operation TEXT, steps INTEGER, memory_peak INTEGER,
+        id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, invoice_id TEXT, execution_id TEXT,
+        task_id TEXT, at INTEGER,
+        step_gas_price REAL, line_items TEXT NOT NULL, operation TEXT, steps INTEGER,
+        memory_peak INTEGER,
         confirmed INTEGER NOT NULL
     );
     CREATE INDEX invoice_time ON invoice (IFNULL(at, 0), id);
@@ -1240,39 +1631,50 @@ MIGRATIONS = (
     """,
     """
     CREATE TABLE audit (
-        id INTEGER PRIMARY KEY, at INTEGER NOT NULL, event TEXT NOT NULL, address TEXT NOT NULL, detail TEXT NOT NULL
+        id INTEGER PRIMARY KEY, at INTEGER NOT NULL, event TEXT NOT NULL, address TEXT NOT NULL,
+        detail TEXT NOT NULL
     );
     CREATE INDEX task_status ON task (status, IFNULL(received_at, 0), id);
     """,
     """
-    ALTER TABLE task ADD COLUMN told INTEGER NOT NULL DEFAULT 0;     -- what the federation was told of it, as bits
+    -- what the federation was told of it, as bits
+    ALTER TABLE task ADD COLUMN told INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE invoice ADD COLUMN told INTEGER NOT NULL DEFAULT 0;
-    CREATE TABLE outbox (                                            -- messages that wait, as they will be sent
-        id INTEGER PRIMARY KEY AUTOINCREMENT, due_at INTEGER NOT NULL, day TEXT NOT NULL, subject TEXT NOT NULL,
+    -- messages that wait, as they will be sent
+    CREATE TABLE outbox (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, due_at INTEGER NOT NULL, day TEXT NOT NULL,
+        subject TEXT NOT NULL,
         payload BLOB NOT NULL
     );
     CREATE INDEX outbox_due ON outbox (due_at);
     CREATE TABLE sent (                                              -- what left, as it left
-        id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, at INTEGER NOT NULL, subject TEXT NOT NULL,
+        id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, at INTEGER NOT NULL,
+        subject TEXT NOT NULL,
         payload BLOB NOT NULL, times INTEGER NOT NULL DEFAULT 1
     );
-    CREATE TABLE network_stats (id INTEGER PRIMARY KEY, snapshot_at TEXT NOT NULL UNIQUE, at INTEGER NOT NULL,
+    CREATE TABLE network_stats (id INTEGER PRIMARY KEY, snapshot_at TEXT NOT NULL UNIQUE,
+        at INTEGER NOT NULL,
         stats TEXT NOT NULL);
     """,
     """
-    CREATE TABLE sample (                 -- the node at each minute tbmon could see it; what is missing is unknown
+    -- the node at each minute tbmon could see it; what is missing is unknown
+    CREATE TABLE sample (
         at INTEGER PRIMARY KEY, up INTEGER NOT NULL, cpu REAL, memory INTEGER
     );
     CREATE INDEX sample_down ON sample (at) WHERE NOT up;
     """,
     f"""
-    CREATE TABLE total (                  -- of the tasks of each status, so that nobody need look at all of them
-        status TEXT PRIMARY KEY, tasks INTEGER NOT NULL, cached INTEGER NOT NULL, timed INTEGER NOT NULL,
+    -- of the tasks of each status, so that nobody need look at all of them
+    CREATE TABLE total (
+        status TEXT PRIMARY KEY, tasks INTEGER NOT NULL, cached INTEGER NOT NULL,
+        timed INTEGER NOT NULL,
         elapsed_ms INTEGER NOT NULL, measured INTEGER NOT NULL, gas_used INTEGER NOT NULL
     ) WITHOUT ROWID;
     INSERT INTO total SELECT status, COUNT(*), TOTAL(cached), COUNT(elapsed_ms), TOTAL(elapsed_ms),
         COUNT(gas_used), TOTAL(gas_used) FROM task GROUP BY status;
-    CREATE TRIGGER task_added AFTER INSERT ON task BEGIN {COUNT_TASK.format(row="new", sign="")}; END;
+    CREATE TRIGGER task_added AFTER INSERT ON task BEGIN {
+        COUNT_TASK.format(row="new", sign="")
+    }; END;
     CREATE TRIGGER task_changed AFTER UPDATE OF status, cached, elapsed_ms, gas_used ON task BEGIN
         {COUNT_TASK.format(row="old", sign="-")}; {COUNT_TASK.format(row="new", sign="")};
     END;
@@ -1281,7 +1683,8 @@ MIGRATIONS = (
 
 TASK_COLUMNS = Task._fields
 SAVE_TASK = (
-    f"INSERT INTO task ({', '.join(TASK_COLUMNS)}, deadline) VALUES ({', '.join('?' * (len(TASK_COLUMNS) + 1))})"
+    f"INSERT INTO task ({', '.join(TASK_COLUMNS)}, deadline) VALUES "
+    f"({', '.join('?' * (len(TASK_COLUMNS) + 1))})"
     " ON CONFLICT (execution_id) DO UPDATE SET "
     + ", ".join(f"{name} = excluded.{name}" for name in (*TASK_COLUMNS[1:], "deadline"))
 )
@@ -1296,12 +1699,17 @@ SAVE_ENTRIES = """
                 > length(CAST(replace(message, char(65533), '') AS BLOB))
             THEN excluded.message ELSE message END
 """
-SAVE_ROWS = [  # of the log, in one statement: after each, its thread waits for the interpreter's lock
-    (rows, SAVE_ENTRIES % ",".join(["(?,?,?,?,?,?,?,NULLIF(?,''),?)"] * rows)) for rows in (100, 10, 1)
+# of the log, in one statement: after each, its thread waits for the interpreter's lock
+SAVE_ROWS = [
+    (rows, SAVE_ENTRIES % ",".join(["(?,?,?,?,?,?,?,NULLIF(?,''),?)"] * rows))
+    for rows in (100, 10, 1)
 ]
 WRITES = {  # by `Store.put`
     "state": "INSERT OR REPLACE INTO state (name, value) VALUES (?, ?)",
-    "counter": "INSERT INTO counter VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+    "counter": (
+        "INSERT INTO counter VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value "
+        "+ excluded.value"
+    ),
     "binding": "UPDATE log SET execution_id = ? WHERE key = ?",
     "task_event": "INSERT OR IGNORE INTO task_event (execution_id, at, event) VALUES (?, ?, ?)",
     "start": "INSERT OR IGNORE INTO start (started_at, container_id) VALUES (?, ?)",
@@ -1310,9 +1718,11 @@ WRITES = {  # by `Store.put`
     "outbox": "INSERT INTO outbox (due_at, day, subject, payload) VALUES (?, ?, ?, ?)",
     "delivered": "DELETE FROM outbox WHERE id = ?",
     "take_back": "DELETE FROM outbox WHERE subject = ?",
-    "sent": "INSERT INTO sent (name, at, subject, payload) VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE"
+    "sent": "INSERT INTO sent (name, at, subject, payload) VALUES (?, ?, ?, ?) ON CONFLICT (name) "
+    "DO UPDATE"
     " SET at = excluded.at, payload = excluded.payload, times = times + 1",
-    "network_stats": "INSERT INTO network_stats (snapshot_at, at, stats) VALUES (?, ?, ?) ON CONFLICT (snapshot_at)"
+    "network_stats": "INSERT INTO network_stats (snapshot_at, at, stats) VALUES (?, ?, ?) ON "
+    "CONFLICT (snapshot_at)"
     " DO UPDATE SET at = excluded.at, stats = excluded.stats",
     "old_network_stats": "DELETE FROM network_stats"
     " WHERE id <= (SELECT id FROM network_stats ORDER BY id DESC LIMIT 1 OFFSET ?)",
@@ -1323,16 +1733,22 @@ WRITES = {  # by `Store.put`
     "set_back": "UPDATE node SET at = ?1, value = IIF(name = 'last_seen', ?1, value) WHERE at > ?1",
 }
 SAVE_INVOICE = """
-    INSERT INTO invoice (name, invoice_id, execution_id, task_id, at, step_gas_price, line_items, operation, steps,
+    INSERT INTO invoice (name, invoice_id, execution_id, task_id, at, step_gas_price, line_items,
+        operation, steps,
         memory_peak, confirmed)
-    VALUES (:name, :invoice_id, :execution_id, :task_id, :at, :step_gas_price, :line_items, :operation, :steps,
+    VALUES (:name, :invoice_id, :execution_id, :task_id, :at, :step_gas_price, :line_items,
+        :operation, :steps,
         :memory_peak, :confirmed)
     ON CONFLICT (name) DO UPDATE SET
-        execution_id = IFNULL(execution_id, excluded.execution_id), task_id = IFNULL(task_id, excluded.task_id),
-        at = IFNULL(at, excluded.at), step_gas_price = IFNULL(step_gas_price, excluded.step_gas_price),
+        execution_id = IFNULL(execution_id, excluded.execution_id),
+        task_id = IFNULL(task_id, excluded.task_id),
+        at = IFNULL(at, excluded.at),
+        step_gas_price = IFNULL(step_gas_price, excluded.step_gas_price),
         operation = IFNULL(excluded.operation, operation), line_items =
-            CASE WHEN length(excluded.line_items) > length(line_items) THEN excluded.line_items ELSE line_items END,
-        steps = IFNULL(excluded.steps, steps), memory_peak = IFNULL(excluded.memory_peak, memory_peak),
+            CASE WHEN length(excluded.line_items) > length(line_items) THEN excluded.line_items
+                ELSE line_items END,
+        steps = IFNULL(excluded.steps, steps),
+        memory_peak = IFNULL(excluded.memory_peak, memory_peak),
         confirmed = MAX(confirmed, excluded.confirmed)
 """
 LOG_COLUMNS = "key, seq, at, level, type, sources, flags, execution_id, message"
@@ -1350,10 +1766,13 @@ QUERIES = {  # by `Store.get` and `Store.first`
     "starts_since": "SELECT COUNT(*) FROM start WHERE started_at >= ?",
     "node": "SELECT name, value FROM node",
     "task": f"SELECT {', '.join(TASK_COLUMNS)} FROM task WHERE execution_id = ?",
-    "tasks_between": f"SELECT {', '.join(TASK_COLUMNS)} FROM task WHERE IFNULL(received_at, 0) BETWEEN ? AND ?",
+    "tasks_between": (
+        f"SELECT {', '.join(TASK_COLUMNS)} FROM task WHERE IFNULL(received_at, 0) BETWEEN ? AND ?"
+    ),
     "task_data": "SELECT input, output, error_text FROM task_data WHERE execution_id = ?",
     "task_events": "SELECT at, event FROM task_event WHERE execution_id = ? ORDER BY at, instr("
-    "'task_received task_download task_start execution_output task_completed task_failed lost', event)",
+    "'task_received task_download task_start execution_output task_completed task_failed lost', "
+    "event)",
     "last_task_at": "SELECT received_at FROM task WHERE IFNULL(received_at, 0) < ?"
     " ORDER BY IFNULL(received_at, 0) DESC, id DESC LIMIT 1",
     "recent_outcomes": "SELECT status FROM task WHERE status IN ('completed', 'failed')"
@@ -1363,7 +1782,10 @@ QUERIES = {  # by `Store.get` and `Store.first`
     "task_row": "SELECT * FROM task WHERE execution_id = ?",
     "invoice_row": "SELECT * FROM invoice WHERE name = ?",
     "log_row": f"SELECT {LOG_COLUMNS} FROM log WHERE key = ?",
-    "outbox_due": "SELECT id, due_at, subject, payload FROM outbox WHERE due_at <= ? ORDER BY due_at LIMIT 1000",
+    "outbox_due": (
+        "SELECT id, due_at, subject, payload FROM outbox WHERE due_at <= ? ORDER BY "
+        "due_at LIMIT 1000"
+    ),
     "outbox_next": "SELECT due_at, subject, payload FROM outbox ORDER BY due_at LIMIT 1000",
     "outbox_days": "SELECT DISTINCT day FROM outbox",
     "outbox_count": "SELECT COUNT(*) FROM outbox",
@@ -1374,8 +1796,10 @@ QUERIES = {  # by `Store.get` and `Store.first`
     SELECT COUNT(*) AS total, IFNULL(SUM(operation = 'pay'), 0) AS paid,
         IFNULL(SUM(operation = 'penalty'), 0) AS penalised, IFNULL(SUM(confirmed), 0) AS confirmed,
         (SELECT COUNT(*) FROM task WHERE status = 'completed' AND NOT EXISTS
-            (SELECT 1 FROM invoice WHERE invoice.execution_id = task.execution_id)) AS tasks_without_invoice,
-        IFNULL(SUM(NOT EXISTS (SELECT 1 FROM task WHERE task.execution_id = invoice.execution_id)), 0)
+            (SELECT 1 FROM invoice WHERE invoice.execution_id = task.execution_id)) AS
+                tasks_without_invoice,
+        IFNULL(SUM(NOT EXISTS (SELECT 1 FROM task WHERE task.execution_id = invoice.execution_id)),
+            0)
             AS invoices_without_task
     FROM invoice
     """,
@@ -1391,29 +1815,40 @@ QUERIES = {  # by `Store.get` and `Store.first`
     " FROM (SELECT flags FROM log ORDER BY key DESC LIMIT 500)",
     "tasks_since": "SELECT COUNT(*) FROM task WHERE IFNULL(received_at, 0) >= ?",
     "invoices_since": "SELECT COUNT(*) FROM invoice WHERE IFNULL(at, 0) >= ?",
-    "waiting_since": "SELECT COUNT(*) FROM task WHERE status = 'completed' AND IFNULL(received_at, 0) >= ?"
+    "waiting_since": "SELECT COUNT(*) FROM task WHERE status = 'completed' AND "
+    "IFNULL(received_at, 0) >= ?"
     " AND NOT EXISTS (SELECT 1 FROM invoice WHERE invoice.execution_id = task.execution_id)",
-    "recent_tasks": "SELECT IFNULL(completed_at, IFNULL(started_at, received_at)) AS at, status AS what, execution_id,"
+    "recent_tasks": "SELECT IFNULL(completed_at, IFNULL(started_at, received_at)) AS at, status "
+    "AS what, execution_id,"
     " task_type AS detail FROM task ORDER BY IFNULL(received_at, 0) DESC, id DESC LIMIT 12",
-    "recent_invoices": "SELECT at, IFNULL(operation, 'invoice') AS what, execution_id, NULL AS detail FROM invoice"
+    "recent_invoices": "SELECT at, IFNULL(operation, 'invoice') AS what, execution_id, NULL AS "
+    "detail FROM invoice"
     " ORDER BY IFNULL(at, 0) DESC, id DESC LIMIT 12",
-    "recent_starts": "SELECT started_at AS at, 'start' AS what, NULL AS execution_id, NULL AS detail FROM start"
+    "recent_starts": "SELECT started_at AS at, 'start' AS what, NULL AS execution_id, NULL AS "
+    "detail FROM start"
     " ORDER BY started_at DESC LIMIT 12",
-    "recent_gaps": "SELECT IFNULL(to_at, from_at) AS at, 'gap' AS what, NULL AS execution_id, reason AS detail"
+    "recent_gaps": "SELECT IFNULL(to_at, from_at) AS at, 'gap' AS what, NULL AS execution_id, "
+    "reason AS detail"
     " FROM gap ORDER BY id DESC LIMIT 12",
     "up_since": "SELECT IFNULL(SUM(up), 0) AS up, COUNT(*) AS seen FROM sample WHERE at >= ?",
-    "up_cells": "SELECT (at - ?) / ? AS cell, SUM(up) AS up, COUNT(*) AS seen FROM sample WHERE at >= ? GROUP BY cell",
+    "up_cells": (
+        "SELECT (at - ?) / ? AS cell, SUM(up) AS up, COUNT(*) AS seen FROM sample WHERE "
+        "at >= ? GROUP BY cell"
+    ),
     "outages": f"""
     SELECT COUNT(*) AS minutes FROM (
-        SELECT at / {MINUTE_MS} - ROW_NUMBER() OVER (ORDER BY at) AS run FROM sample WHERE NOT up AND at >= ?
+        SELECT at / {MINUTE_MS} - ROW_NUMBER() OVER (ORDER BY at) AS run FROM sample WHERE NOT up
+            AND at >= ?
     ) GROUP BY run
     """,
-    "usage_cells": "SELECT (at - ?) / ? AS cell, AVG(cpu) AS cpu, AVG(memory) AS memory FROM sample WHERE at >= ?"
+    "usage_cells": "SELECT (at - ?) / ? AS cell, AVG(cpu) AS cpu, AVG(memory) AS memory FROM "
+    "sample WHERE at >= ?"
     " GROUP BY cell",
     "first_sample": "SELECT at FROM sample WHERE at >= ? ORDER BY at LIMIT 1",
     "task_cells": "SELECT (received_at - ?) / ? AS cell, SUM(status = 'completed') AS completed,"
     " SUM(status = 'failed') AS failed, SUM(status = 'lost') AS lost,"
-    " SUM(status IN ('received', 'executing')) AS open FROM task WHERE IFNULL(received_at, 0) >= ? GROUP BY cell",
+    " SUM(status IN ('received', 'executing')) AS open FROM task WHERE IFNULL(received_at, 0) >= "
+    "? GROUP BY cell",
     "duration_cells": """
     SELECT cell, MAX(CASE WHEN place = (timed + 1) / 2 THEN elapsed_ms END) AS p50_ms,
         MAX(CASE WHEN place = (timed * 95 + 99) / 100 THEN elapsed_ms END) AS p95_ms
@@ -1425,7 +1860,8 @@ QUERIES = {  # by `Store.get` and `Store.first`
     """,
     "failures": "SELECT IFNULL(error, 'unknown') AS reason, COUNT(*) AS tasks,"
     " MAX(IFNULL(completed_at, received_at)) AS last_at FROM task"
-    " WHERE status = 'failed' AND IFNULL(received_at, 0) >= ? GROUP BY reason ORDER BY tasks DESC LIMIT 20",
+    " WHERE status = 'failed' AND IFNULL(received_at, 0) >= ? GROUP BY reason ORDER BY tasks DESC "
+    "LIMIT 20",
     "newest_entry": "SELECT key, at FROM log ORDER BY key DESC LIMIT 1",
     "oldest_entry_at": "SELECT at FROM log ORDER BY key LIMIT 1",
     "log_cell": "SELECT COUNT(*) AS entries, IFNULL(SUM(level = 1), 0) AS errors,"
@@ -1433,16 +1869,31 @@ QUERIES = {  # by `Store.get` and `Store.first`
     f" FROM (SELECT level FROM log WHERE key >= ? AND key < ? LIMIT {CELL_ENTRIES})",
 }
 
-PAGE_ORDER = {"task": "received_at", "invoice": "at", "audit": "at", "sent": "at"}  # the time each is listed by
+PAGE_ORDER = {
+    "task": "received_at",
+    "invoice": "at",
+    "audit": "at",
+    "sent": "at",
+}  # the time each is listed by
 FILTERS = {  # by `Store.page` and `Store.entries`
-    "since": "IFNULL({order}, 0) >= ?", "until": "IFNULL({order}, 0) < ?", "execution_id": "execution_id = ?",
-    "status": "status = ?", "type": "{type} = ?", "operation": "operation = ?", "level": "level = ?",
-    "matched": "EXISTS (SELECT 1 FROM {other} WHERE {other}.execution_id = {table}.execution_id) = ?",
+    "since": "IFNULL({order}, 0) >= ?",
+    "until": "IFNULL({order}, 0) < ?",
+    "execution_id": "execution_id = ?",
+    "status": "status = ?",
+    "type": "{type} = ?",
+    "operation": "operation = ?",
+    "level": "level = ?",
+    "matched": (
+        "EXISTS (SELECT 1 FROM {other} WHERE {other}.execution_id = {table}.execution_id) = ?"
+    ),
     "search": "message LIKE ? ESCAPE '!'",
-}  # fmt: skip
+}
+
 
 def statements_of(script: str) -> Iterator[str]:
-    """The statements of a script one by one, as a transaction needs them; a trigger holds some of its own."""
+    """The statements of a script one by one, as a transaction needs them; a trigger holds some of
+    its own.
+    """
     statement = ""
     for piece in re.sub(r"--[^\n]*", "", script).split(";"):
         statement += piece + ";"
@@ -1450,16 +1901,21 @@ def statements_of(script: str) -> Iterator[str]:
             yield statement
             statement = ""
 
+
 def literal_like(text: str) -> str:
     """A LIKE pattern that finds `text` anywhere, its own wildcards taken literally (ESCAPE '!')."""
     return "%" + re.sub(r"([!%_])", r"!\1", text) + "%"
+
 
 def key_of(second: int, rest: bytes = b"") -> bytes:
     """The stored key of an entry, or, without `rest`, the bound below all keys of that second."""
     return max(0, min(second, 2**32 - 1)).to_bytes(4, "big") + rest
 
+
 def file_kind(path: Path) -> str:
-    """Tell whose file `path` is, from its header alone: new, ours, foreign (SQLite of another program), unreadable."""
+    """Tell whose file `path` is, from its header alone: new, ours, foreign (SQLite of another
+    program), unreadable.
+    """
     try:
         with path.open("rb") as file:
             header = file.read(100)
@@ -1473,6 +1929,7 @@ def file_kind(path: Path) -> str:
         return "unreadable"
     return "ours" if int.from_bytes(header[68:72], "big") == APPLICATION_ID else "foreign"
 
+
 def read_key_file(path: Path, make: Callable[[], bytes]) -> bytes:
     """Return the content of the 0600 file `path`, made by `make` at the first call."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -1482,8 +1939,11 @@ def read_key_file(path: Path, make: Callable[[], bytes]) -> bytes:
     write_key_file(path, make(), anew=False)
     return path.read_bytes()
 
+
 def write_key_file(path: Path, content: bytes, anew: bool = True) -> None:
-    """Write a 0600 file so that a crash leaves the old one or the new one; without `anew`, one that is there stays."""
+    """Write a 0600 file so that a crash leaves the old one or the new one; without `anew`, one that
+    is there stays.
+    """
     part_path = path.with_name(path.name + ".part")
     with os.fdopen(os.open(part_path, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # another first start may be doing the same
@@ -1496,8 +1956,10 @@ def write_key_file(path: Path, content: bytes, anew: bool = True) -> None:
             os.fsync(file.fileno())
             os.replace(part_path, path)
 
+
 class Sharing(NamedTuple):
     """What the operator chose; kept in the store. Off until somebody opts in."""
+
     enabled: bool = False
     level: str = "balanced"
     tasks: bool = True
@@ -1509,16 +1971,28 @@ class Sharing(NamedTuple):
     @property
     def kinds(self) -> set[str]:
         """The kinds of task and invoice messages that this choice lets out."""
-        chosen = {"task_received": self.tasks, "task_completed": self.tasks, "invoice_created": self.stats}
-        return {kind for kind in chosen if chosen[kind] and self.enabled and self.level in ("minimal", "balanced")}
+        chosen = {
+            "task_received": self.tasks,
+            "task_completed": self.tasks,
+            "invoice_created": self.stats,
+        }
+        return {
+            kind
+            for kind in chosen
+            if chosen[kind] and self.enabled and self.level in ("minimal", "balanced")
+        }
+
 
 def random_node_id(dice: random.Random) -> str:
     """`node-` and a random UUID (version 4)."""
     digits = f"{dice.getrandbits(128) & ~(0xF << 76) & ~(0b11 << 62) | 4 << 76 | 0b10 << 62:032x}"
     return "-".join(("node", digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
+
 class SharingKeys:
-    """The federation's files: this installation's id, and one key for the hashes of each UTC day."""
+    """The federation's files: this installation's id, and one key for the hashes of each UTC
+    day.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.id_path, self.keys_path = folder / "federation.id", folder / "federation.keys"
@@ -1526,7 +2000,11 @@ class SharingKeys:
 
     def node_id(self, dice: random.Random) -> str:
         """This installation's id, made at the first opting in and again after a reset."""
-        return read_key_file(self.id_path, random_node_id(dice).encode).decode("ascii", "replace").strip()
+        return (
+            read_key_file(self.id_path, random_node_id(dice).encode)
+            .decode("ascii", "replace")
+            .strip()
+        )
 
     def known_id(self) -> str | None:
         """This installation's id if it has one."""
@@ -1547,11 +2025,15 @@ class SharingKeys:
         """{day: key as hex}; a damaged file is as good as none."""
         with contextlib.suppress(ValueError, FileNotFoundError):
             if isinstance(keys := json.loads(self.keys_path.read_bytes()), dict):
-                return {day: key for day, key in keys.items() if re.fullmatch("[0-9a-f]{64}", str(key))}
+                return {
+                    day: key for day, key in keys.items() if re.fullmatch("[0-9a-f]{64}", str(key))
+                }
         return {}
 
     def forget_all_but(self, days: Iterable[str]) -> None:
-        """Delete the keys of all other days; nobody can then check a guess against what was sent."""
+        """Delete the keys of all other days; nobody can then check a guess against what was
+        sent.
+        """
         with self.lock:
             keys, needed = self.day_keys(), set(days)
             kept = {day: keys[day] for day in keys if day in needed}
@@ -1562,8 +2044,11 @@ class SharingKeys:
         self.id_path.unlink(missing_ok=True)
         self.keys_path.unlink(missing_ok=True)
 
+
 def lock_beside(path: Path, other: str) -> io.TextIOWrapper:
-    """Make sure that one process has the database; the lock ends with the process, however it ends."""
+    """Make sure that one process has the database; the lock ends with the process, however it
+    ends.
+    """
     file = path.with_name(path.name + ".lock").open("w", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -1572,11 +2057,13 @@ def lock_beside(path: Path, other: str) -> io.TextIOWrapper:
         raise UserError(f"{path} is in use by {other}; stop that one, or set DB_PATH") from None
     return file
 
-class Store:
-    """The SQLite file: every statement of the program, one writing connection, a reader for each thread.
 
-    Raises UserError if the file belongs to another program, is in use, or was made with another local
-    key; a damaged file is moved aside. `write()` may be called from any thread, `read()` too.
+class Store:
+    """The SQLite file: every statement of the program, one writing connection, a reader for each
+    thread.
+
+    Raises UserError if the file belongs to another program, is in use, or was made with another
+    local key; a damaged file is moved aside. `write()` may be called from any thread, `read()` too.
     """
 
     def __init__(self, path: Path, local_key: bytes) -> None:
@@ -1600,31 +2087,47 @@ class Store:
         self.own = frozenset(json.loads(self.first("state", "own") or "[]"))
 
     def refuse_foreign(self) -> None:
-        """Raise UserError unless the file is ours, new, or damaged; nothing is opened or written before."""
+        """Raise UserError unless the file is ours, new, or damaged; nothing is opened or written
+        before.
+        """
         kind = file_kind(self.path)
         if kind == "foreign":
             raise UserError(
-                f"{self.path} is another program's database (the original monitor's has the same default path);"
+                f"{self.path} is another program's database (the original monitor's has the same "
+                f"default path);"
                 " it was left as it is: set DB_PATH to a new file"
             )
         if kind == "unreadable" and not self.path.with_name(self.path.name + "-ours").exists():
-            raise UserError(f"{self.path} is no SQLite database; it was left as it is: set DB_PATH to a new file")
+            raise UserError(
+                f"{self.path} is no SQLite database; it was left as it is: set DB_PATH to a new "
+                f"file"
+            )
 
     def open_or_replace(self) -> sqlite3.Connection:
         try:
-            if file_kind(self.path) == "unreadable" or self.path.with_name(self.path.name + "-damaged").exists():
+            if (
+                file_kind(self.path) == "unreadable"
+                or self.path.with_name(self.path.name + "-damaged").exists()
+            ):
                 raise sqlite3.DatabaseError("it is not readable")
             return self.open()
         except sqlite3.OperationalError as error:
             raise UserError(f"{self.path} cannot be opened: {error}") from None
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the latter: SQLite quotes a broken schema
+        except (
+            sqlite3.DatabaseError,
+            UnicodeDecodeError,
+        ) as error:  # the latter: SQLite quotes a broken schema
             self.move_aside(error)
             return self.open()
 
     def move_aside(self, error: Exception) -> None:
-        """Keep a damaged file under another name; what Docker still holds is read into a fresh one."""
+        """Keep a damaged file under another name; what Docker still holds is read into a fresh
+        one.
+        """
         name = f"{self.path.name}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
-        log.error("store: %s is damaged (%s): moved to %s, starting a fresh one", self.path, error, name)
+        log.error(
+            "store: %s is damaged (%s): moved to %s, starting a fresh one", self.path, error, name
+        )
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):  # not every file has a write-ahead log
                 os.replace(f"{self.path}{suffix}", self.path.with_name(name + suffix))
@@ -1635,13 +2138,17 @@ class Store:
         self.path.with_name(self.path.name + "-damaged").touch()
 
     def check_files(self) -> None:
-        """Raise what SQLite said of damage; UserError if a file was taken away since the first look."""
+        """Raise what SQLite said of damage; UserError if a file was taken away since the first
+        look.
+        """
         if self.damage is not None:
             raise self.damage
         paths = [f"{self.path}{suffix}" for suffix in ("", "-wal", "-shm")]
         inodes = [os.stat(path).st_ino if os.path.exists(path) else None for path in paths]
         if inodes != (self.inodes or inodes):
-            raise UserError(f"{self.path}, its -wal or its -shm was removed or replaced: ending, to begin anew")
+            raise UserError(
+                f"{self.path}, its -wal or its -shm was removed or replaced: ending, to begin anew"
+            )
         self.inodes = inodes
 
     def note_error(self, error: BaseException) -> None:
@@ -1657,11 +2164,18 @@ class Store:
     def hold_ballast(self) -> None:
         """Hold BALLAST_BYTES of the disk; raises OperationalError if there is no room."""
         try:
-            with os.fdopen(os.open(f"{self.path}-ballast", os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
+            with os.fdopen(
+                os.open(f"{self.path}-ballast", os.O_RDWR | os.O_CREAT, 0o600), "r+b"
+            ) as file:
                 if file.seek(0, os.SEEK_END) < BALLAST_BYTES:
-                    with self.lock, contextlib.suppress(sqlite3.Error):  # what fills the disk may be this log
+                    with (
+                        self.lock,
+                        contextlib.suppress(sqlite3.Error),
+                    ):  # what fills the disk may be this log
                         self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                    os.posix_fallocate(file.fileno(), 0, 2 * BALLAST_BYTES)  # as much again must be free to go on
+                    os.posix_fallocate(
+                        file.fileno(), 0, 2 * BALLAST_BYTES
+                    )  # as much again must be free to go on
                     file.truncate(BALLAST_BYTES)
             self.is_full = False
         except OSError as error:
@@ -1673,19 +2187,27 @@ class Store:
             os.truncate(f"{self.path}-ballast", 0)
 
     def open(self) -> sqlite3.Connection:
-        """Open the writing connection and bring the schema up to date; each step is one transaction."""
+        """Open the writing connection and bring the schema up to date; each step is one
+        transaction.
+        """
         self.release_ballast()  # so that it starts on a full disk too; ingest will hold it again
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=10)
         try:
-            db.execute("BEGIN")  # not IMMEDIATE, which begins the file, and auto_vacuum comes before that
+            db.execute(
+                "BEGIN"
+            )  # not IMMEDIATE, which begins the file, and auto_vacuum comes before that
             db.execute("PRAGMA auto_vacuum = INCREMENTAL")
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             db.execute("COMMIT")
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
-            db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")  # of the file left when a reader has stayed long
-            small = db.execute("PRAGMA page_count").fetchone()[0] < 20_000  # larger files are checked by upkeep
+            db.execute(
+                f"PRAGMA journal_size_limit = {WAL_BYTES}"
+            )  # of the file left when a reader has stayed long
+            small = (
+                db.execute("PRAGMA page_count").fetchone()[0] < 20_000
+            )  # larger files are checked by upkeep
             if small and (answer := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
                 raise sqlite3.DatabaseError(answer)
             self.migrate(db)
@@ -1700,7 +2222,9 @@ class Store:
     def migrate(self, db: sqlite3.Connection) -> None:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version > len(MIGRATIONS):
-            raise UserError(f"{self.path} was made by a newer tbmon (schema {version}): update this one")
+            raise UserError(
+                f"{self.path} was made by a newer tbmon (schema {version}): update this one"
+            )
         for number, script in enumerate(MIGRATIONS[version:], version + 1):
             db.execute("BEGIN IMMEDIATE")
             for statement in (*statements_of(script), f"PRAGMA user_version = {number}"):
@@ -1708,13 +2232,18 @@ class Store:
             db.execute("COMMIT")
 
     def check_key(self, db: sqlite3.Connection) -> None:
-        """The entries' keys are made with the local key: with another one everything would be stored twice."""
+        """The entries' keys are made with the local key: with another one everything would be
+        stored twice.
+        """
         mark = keyed(self.local_key, "check", "").hex()
         row = db.execute("SELECT value FROM state WHERE name = 'key_check'").fetchone()
         if row is None:
             db.execute("INSERT INTO state (name, value) VALUES ('key_check', ?)", (mark,))
         elif row[0] != mark:
-            raise UserError(f"the local key does not fit {self.path}: put its file back, or set DB_PATH to a new file")
+            raise UserError(
+                f"the local key does not fit {self.path}: put its file back, or set DB_PATH to a "
+                f"new file"
+            )
 
     def close(self) -> None:
         with self.lock:
@@ -1736,27 +2265,37 @@ class Store:
             except BaseException as error:
                 self.note_error(error)
                 self.db.rollback()  # nothing to do where a full disk has done it already
-                self.own = frozenset(json.loads(self.first("state", "own") or "[]"))  # add_own may have been part of it
+                self.own = frozenset(
+                    json.loads(self.first("state", "own") or "[]")
+                )  # add_own may have been part of it
                 raise
             with contextlib.suppress(OSError):  # a file that is gone is check_files' to tell
                 self.bound_wal()
 
     def bound_wal(self) -> None:
-        """Empty a long write-ahead log: by itself that waits for a moment without readers, which may never come."""
+        """Empty a long write-ahead log: by itself that waits for a moment without readers, which
+        may never come.
+        """
         if os.stat(f"{self.path}-wal").st_size > self.wal_bytes:
             self.db.execute("PRAGMA busy_timeout = 1000")  # ms, for those who read already
             with contextlib.suppress(sqlite3.Error):  # the next write says what is wrong
                 self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self.db.execute("PRAGMA busy_timeout = 10000")
-            self.wal_bytes = max(WAL_BYTES, os.stat(f"{self.path}-wal").st_size * 5 // 4)  # somebody may stay for long
+            self.wal_bytes = max(
+                WAL_BYTES, os.stat(f"{self.path}-wal").st_size * 5 // 4
+            )  # somebody may stay for long
 
-    def read(self, sql: str, values: Sequence[object] | Mapping[str, object] = ()) -> list[sqlite3.Row]:
+    def read(
+        self, sql: str, values: Sequence[object] | Mapping[str, object] = ()
+    ) -> list[sqlite3.Row]:
         """All rows of a query, on a read-only connection that no other thread uses meanwhile."""
         try:
             db = self.readers.pop()
         except IndexError:
             uri = f"{self.path.as_uri()}?mode=ro"
-            db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=10, check_same_thread=False)
+            db = sqlite3.connect(
+                uri, uri=True, isolation_level=None, timeout=10, check_same_thread=False
+            )
             db.row_factory = sqlite3.Row
             db.execute("PRAGMA query_only = 1")
             db.execute("PRAGMA cache_size = -1024")
@@ -1799,21 +2338,36 @@ class Store:
     def facts_between(self, since: int, until: int) -> list[sqlite3.Row]:
         """Believed entries that say something of a task, in order; times in ms."""
         low, high = key_of(since // 1000 - ZONE_S), key_of(until // 1000 + ZONE_S)
-        kinds = ",".join(str(number) for number, name in enumerate(LOG_TYPES) if name.startswith(("task_", "exec")))
+        kinds = ",".join(
+            str(number)
+            for number, name in enumerate(LOG_TYPES)
+            if name.startswith(("task_", "exec"))
+        )
         return self.read(
-            f"SELECT key, at, type, execution_id, message FROM log WHERE key BETWEEN ? AND ? AND at BETWEEN ? AND ?"
+            f"SELECT key, at, type, execution_id, message FROM log WHERE key BETWEEN ? AND ? AND "
+            f"at BETWEEN ? AND ?"
             f" AND NOT flags & {SUSPECT} AND type IN ({kinds}) ORDER BY substr(key, 1, 4), seq",
             (low, high, since, until),
         )
 
-    def save_overlap(self, db: sqlite3.Connection, newest: str, lines: Sequence[str], oldest: str) -> None:
-        """Keep the lines of one batch for the next resume; drop batches that ended before `oldest`."""
+    def save_overlap(
+        self, db: sqlite3.Connection, newest: str, lines: Sequence[str], oldest: str
+    ) -> None:
+        """Keep the lines of one batch for the next resume; drop batches that ended before
+        `oldest`.
+        """
         if lines:
-            db.execute("INSERT INTO overlap (newest, lines) VALUES (?, ?)", (newest, "\n".join(lines)))
+            db.execute(
+                "INSERT INTO overlap (newest, lines) VALUES (?, ?)", (newest, "\n".join(lines))
+            )
         db.execute("DELETE FROM overlap WHERE newest < ?", (oldest,))
 
-    def save_file(self, head_hash: str, read: tuple[int, int], before: str, db: sqlite3.Connection) -> None:
-        """Remember how far a file is read; `before` is the hash of its shorter head, if it had one."""
+    def save_file(
+        self, head_hash: str, read: tuple[int, int], before: str, db: sqlite3.Connection
+    ) -> None:
+        """Remember how far a file is read; `before` is the hash of its shorter head, if it had
+        one.
+        """
         db.execute("DELETE FROM file WHERE head_hash = ?", (before,))
         db.execute("INSERT OR REPLACE INTO file VALUES (?, ?, ?)", (head_hash, *read))
 
@@ -1821,22 +2375,34 @@ class Store:
         return next((Task(*row) for row in self.get("task", execution_id)), None)
 
     def save_tasks(self, db: sqlite3.Connection, tasks: Iterable[Task]) -> None:
-        values = [(*(getattr(task, name) for name in TASK_COLUMNS), task.deadline) for task in tasks]
+        values = [
+            (*(getattr(task, name) for name in TASK_COLUMNS), task.deadline) for task in tasks
+        ]
         db.executemany(SAVE_TASK, values)
 
-    def save_task_data(self, db: sqlite3.Connection, execution_id: str, data: Mapping[str, str]) -> None:
-        """Keep input, output and error_text; the longer text of each wins (an entry still growing)."""
+    def save_task_data(
+        self, db: sqlite3.Connection, execution_id: str, data: Mapping[str, str]
+    ) -> None:
+        """Keep input, output and error_text; the longer text of each wins (an entry still
+        growing).
+        """
         for name, text in data.items():
             assert name in ("input", "output", "error_text")
             db.execute(
-                f"INSERT INTO task_data (execution_id, {name}) VALUES (?, ?) ON CONFLICT (execution_id) DO UPDATE"
+                f"INSERT INTO task_data (execution_id, {name}) VALUES (?, ?) ON CONFLICT "
+                f"(execution_id) DO UPDATE"
                 f" SET {name} = excluded.{name}"
-                f" WHERE length(CAST(excluded.{name} AS BLOB)) > length(CAST(IFNULL({name}, '') AS BLOB))",
+                f" WHERE length(CAST(excluded.{name} AS BLOB)) > length(CAST(IFNULL({name}, '') "
+                f"AS BLOB))",
                 (execution_id, text),
             )
 
-    def save_invoice(self, db: sqlite3.Connection, event: Event, confirmed: bool) -> Mapping[str, Any] | None:
-        """Keep an invoice once, whatever told of it; return the node's own line item, if it has one."""
+    def save_invoice(
+        self, db: sqlite3.Connection, event: Event, confirmed: bool
+    ) -> Mapping[str, Any] | None:
+        """Keep an invoice once, whatever told of it; return the node's own line item, if it has
+        one.
+        """
         found = event.fields
         items = json.dumps(found["line_items"])
         mine = own_item(found["line_items"], self.own)
@@ -1857,13 +2423,16 @@ class Store:
     def invoice_name(self, event: Event) -> str:
         """What an invoice is known by; two of an execution without an id differ in their items."""
         content = f"{event.execution_id} {json.dumps(event.fields['line_items'])}"
-        return event.fields["invoice_id"] or "-" + keyed(self.local_key, "invoice", content).hex()[:32]
+        return (
+            event.fields["invoice_id"] or "-" + keyed(self.local_key, "invoice", content).hex()[:32]
+        )
 
     def add_own(self, db: sqlite3.Connection, pseudonym: str) -> None:
         """Remember one of the node's own wallets and look for it in the invoices kept so far."""
         self.own = self.own | {pseudonym}
         self.put(db, "state", [("own", json.dumps(sorted(self.own)))])
-        others = "SELECT id, line_items FROM invoice WHERE operation IS NULL"  # those of this transaction too
+        # those of this transaction too
+        others = "SELECT id, line_items FROM invoice WHERE operation IS NULL"
         for row in db.execute(others).fetchall():
             if mine := own_item(json.loads(row[1]), self.own):
                 sql = "UPDATE invoice SET operation = ?, steps = ?, memory_peak = ? WHERE id = ?"
@@ -1884,17 +2453,24 @@ class Store:
         row = db.execute("SELECT told FROM task WHERE execution_id = ?", (execution_id,)).fetchone()
         return int(row[0]) if row else 0
 
-    def untold_invoice(self, db: sqlite3.Connection, name: str, since: int) -> tuple[str, int | None, bool] | None:
+    def untold_invoice(
+        self, db: sqlite3.Connection, name: str, since: int
+    ) -> tuple[str, int | None, bool] | None:
         """(name, steps, confirmed) of an invoice from `since` (ms) on of which nothing was told."""
         sql = "SELECT name, steps, confirmed FROM invoice WHERE name = ? AND at >= ? AND NOT told"
         row = db.execute(sql, (name, since)).fetchone()
         return (row[0], row[1], bool(row[2])) if row else None
 
     def trim_outbox(self, db: sqlite3.Connection, now: int) -> None:
-        """Drop what was due OUTBOX_MS ago, or by a clock that was ahead, and the oldest beyond OUTBOX_ROWS."""
+        """Drop what was due OUTBOX_MS ago, or by a clock that was ahead, and the oldest beyond
+        OUTBOX_ROWS.
+        """
         edges = now - OUTBOX_MS, now + OUTBOX_MS
         gone = db.execute("DELETE FROM outbox WHERE due_at NOT BETWEEN ? AND ?", edges).rowcount
-        sql = "DELETE FROM outbox WHERE id <= (SELECT id FROM outbox ORDER BY id DESC LIMIT 1 OFFSET ?)"
+        sql = (
+            "DELETE FROM outbox WHERE id <= (SELECT id FROM outbox ORDER BY id DESC LIMIT 1 "
+            "OFFSET ?)"
+        )
         self.count(db, "dropped", gone + db.execute(sql, (OUTBOX_ROWS,)).rowcount)
 
     def count(self, db: sqlite3.Connection, name: str, number: int = 1) -> None:
@@ -1905,31 +2481,46 @@ class Store:
     # Upkeep
 
     def prune(self, before: int, max_bytes: int, sent_before: int = 0) -> int:
-        """Delete one slice of log entries older than `before` (ms), or the oldest if the file is too large.
+        """Delete one slice of log entries older than `before` (ms), or the oldest if the file is
+        too large.
 
         Returns how many went; 0 when there is nothing to do. Tasks and invoices stay.
         """
-        sizes = [self.read(f"PRAGMA {name}")[0][0] for name in ("page_count", "freelist_count", "page_size")]
+        sizes = [
+            self.read(f"PRAGMA {name}")[0][0]
+            for name in ("page_count", "freelist_count", "page_size")
+        ]
         if (sizes[0] - sizes[1]) * sizes[2] > max_bytes:
             before = 2**62
         with self.write() as db:
-            sql = "DELETE FROM log WHERE key IN (SELECT key FROM log WHERE key < ? AND at < ? ORDER BY key LIMIT 500)"
+            sql = (
+                "DELETE FROM log WHERE key IN (SELECT key FROM log WHERE key < ? AND at < ? "
+                "ORDER BY key LIMIT 500)"
+            )
             gone = db.execute(sql, (key_of(before // 1000), before)).rowcount
-            db.execute("DELETE FROM audit WHERE id <= (SELECT MAX(id) FROM audit) - ?", (AUDIT_ROWS,))
+            db.execute(
+                "DELETE FROM audit WHERE id <= (SELECT MAX(id) FROM audit) - ?", (AUDIT_ROWS,)
+            )
             db.execute("DELETE FROM sent WHERE at < ?", (sent_before,))
         with self.lock:
-            self.db.executescript("PRAGMA incremental_vacuum(1000)")  # execute() would stop after one page
+            self.db.executescript(
+                "PRAGMA incremental_vacuum(1000)"
+            )  # execute() would stop after one page
         return gone or int(sizes[1] > 0)
 
     def is_sound(self) -> bool:
-        """Check the file, from the disk and not from a reader's memory; takes about 0.2 s for a million rows."""
+        """Check the file, from the disk and not from a reader's memory; takes about 0.2 s for a
+        million rows.
+        """
         self.readers.clear()
         if self.first("quick_check") != "ok":
             self.damage = sqlite3.DatabaseError("the file is damaged")
         return self.damage is None
 
     def has_damage(self, error: Exception) -> bool:
-        """Whether the file is damaged: checked where the error is not SQLite's, as damaged rows may have any shape."""
+        """Whether the file is damaged: checked where the error is not SQLite's, as damaged rows may
+        have any shape.
+        """
         self.note_error(error)
         if not isinstance(error, sqlite3.Error):
             with contextlib.suppress(sqlite3.Error):  # `read` has noted it
@@ -1953,12 +2544,27 @@ class Store:
         return {row["name"]: json.loads(row["value"]) for row in self.get("node")}
 
     def page(
-        self, table: str, filters: Mapping[str, object], before: tuple[int, int] | None, limit: int, skip: int
+        self,
+        table: str,
+        filters: Mapping[str, object],
+        before: tuple[int, int] | None,
+        limit: int,
+        skip: int,
     ) -> list[sqlite3.Row]:
-        """Rows of a table, newest first by (PAGE_ORDER, id); `filters` maps names of FILTERS to their values."""
+        """Rows of a table, newest first by (PAGE_ORDER, id); `filters` maps names of FILTERS to
+        their values.
+        """
         order = PAGE_ORDER[table]
-        names = {"table": table, "order": order, "other": {"task": "invoice"}.get(table, "task"), "type": "task_type"}
-        conditions, values = ["1", *(FILTERS[name].format_map(names) for name in filters)], list(filters.values())
+        names = {
+            "table": table,
+            "order": order,
+            "other": {"task": "invoice"}.get(table, "task"),
+            "type": "task_type",
+        }
+        conditions, values = (
+            ["1", *(FILTERS[name].format_map(names) for name in filters)],
+            list(filters.values()),
+        )
         if before is not None:
             conditions.append(f"(IFNULL({order}, 0), id) < (?, ?)")
             values += before
@@ -1969,7 +2575,9 @@ class Store:
         return self.read(sql, (*values, limit, skip))
 
     def log_rows(self, keys: Iterable[bytes]) -> Iterator[sqlite3.Row]:
-        """The log entries of these keys, in their order; a few at a time, since each may have ENTRY_BYTES."""
+        """The log entries of these keys, in their order; a few at a time, since each may have
+        ENTRY_BYTES.
+        """
         rest = iter(keys)
         while some := tuple(itertools.islice(rest, 50)):
             marks = ", ".join("?" * len(some))
@@ -1978,12 +2586,19 @@ class Store:
             yield from (found[key] for key in some if key in found)
 
     def entries(
-        self, filters: Mapping[str, object], since: int, until: int, before: tuple[bytes, int] | None, limit: int,
+        self,
+        filters: Mapping[str, object],
+        since: int,
+        until: int,
+        before: tuple[bytes, int] | None,
+        limit: int,
         columns: str = LOG_COLUMNS,
     ) -> list[sqlite3.Row]:
-        """Log entries, newest first by (second, seq, key), at most `limit`; `before` is (key, seq) of the last seen.
+        """Log entries, newest first by (second, seq, key), at most `limit`; `before` is (key, seq)
+        of the last seen.
 
-        Keys come in time order but not in seq order within a second, so the second at the page's end is sorted.
+        Keys come in time order but not in seq order within a second, so the second at the page's
+        end is sorted.
         """
 
         def place(row: sqlite3.Row) -> tuple[bytes, int, bytes]:
@@ -2002,12 +2617,16 @@ class Store:
         rows: list[sqlite3.Row] = []
         while True:
             found = self.read(f"{sql} ORDER BY key DESC LIMIT ?", (low, high, *values, limit + 1))
-            if len(found) == limit + 1:  # the last second may go on beyond them, for as long as no header comes
+            if (
+                len(found) == limit + 1
+            ):  # the last second may go on beyond them, for as long as no header comes
                 second = found[-1]["key"][:4]
                 found = [row for row in found if row["key"][:4] != second]
                 seen = last[1:] if last and last[0] == second else (2**63 - 1, b"")
                 within = second, key_of(int.from_bytes(second, "big") + 1), *values, *seen, limit
-                found += self.read(f"{sql} AND (seq, key) < (?, ?) ORDER BY seq DESC, key DESC LIMIT ?", within)
+                found += self.read(
+                    f"{sql} AND (seq, key) < (?, ?) ORDER BY seq DESC, key DESC LIMIT ?", within
+                )
                 low_next = second
             else:
                 low_next = b""
@@ -2017,97 +2636,170 @@ class Store:
                 return rows[:limit]
             high = low_next
 
+
 # ---------------------------------------------------------------------------
 # 5. Privacy: what may be said                                           (pure)
 # ---------------------------------------------------------------------------
 
 ANONYMOUS = "node-00000000-0000-0000-0000-000000000000"  # whose id task and invoice messages carry
 WINDOW_MS = 5 * MINUTE_MS  # every stamp is at the edge of such a window
-DELAY_MS = {"minimal": HOUR_MS, "balanced": DAY_MS}  # drawn beyond the window's end; "maximum" sends no such messages
+DELAY_MS = {
+    "minimal": HOUR_MS,
+    "balanced": DAY_MS,
+}  # drawn beyond the window's end; "maximum" sends no such messages
 MESSAGE_BYTES = 64 * KIB  # of a publication; our own have a few hundred
 COMPACT = json.JSONEncoder(separators=(",", ":"))
 
+
 class Scale(NamedTuple):
-    """Ranges of a quantity: `edges` are where each ends, itself not included, and the last has none."""
+    """Ranges of a quantity: `edges` are where each ends, itself not included, and the last has
+    none.
+    """
+
     edges: tuple[int, ...]
     ranges: tuple[str, ...]
 
     def range_of(self, value: int | None) -> str:
         """The range of a value; a missing one is "unknown", zero is a value."""
-        return "unknown" if value is None or value < 0 else self.ranges[bisect.bisect_right(self.edges, value)]
+        return (
+            "unknown"
+            if value is None or value < 0
+            else self.ranges[bisect.bisect_right(self.edges, value)]
+        )
+
 
 TIME_RANGES = ("<100ms", "100-500ms", "500ms-1s", "1-5s", "5-10s", "10-30s", "30s-1m", ">1m")
 TIME_SCALE = Scale((100, 500, 1000, 5000, 10_000, 30_000, 60_000), TIME_RANGES)  # ms
 STEPS_RANGES = ("<1M", "1M-100M", "100M-1B", "1B-10B", "10B-100B", ">100B")
 STEPS_SCALE = Scale((10**6, 10**8, 10**9, 10**10, 10**11), STEPS_RANGES)
-MEMORY_SCALE = Scale((128, 256, 512, 2048), ("<8MB", "8-16MB", "16-32MB", "32-128MB", ">128MB"))  # pages of 64 KiB
+MEMORY_SCALE = Scale(
+    (128, 256, 512, 2048), ("<8MB", "8-16MB", "16-32MB", "32-128MB", ">128MB")
+)  # pages of 64 KiB
 SHARED_LANGUAGES = ("rust", "javascript", "python", "other")
-HASH, MOMENT = re.compile("[0-9a-f]{64}"), re.compile(r"20\d\d-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-5]\d(\.\d{3})?Z")
+HASH, MOMENT = (
+    re.compile("[0-9a-f]{64}"),
+    re.compile(r"20\d\d-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-5]\d(\.\d{3})?Z"),
+)
+
 
 class Kind(NamedTuple):
-    """A kind of message: its subject, whether it names this installation, and all values that its fields can have.
+    """A kind of message: its subject, whether it names this installation, and all values that its
+    fields can have.
 
-    Of the fields in `choices` a message has exactly one, chosen at random, so that no message has two of them.
+    Of the fields in `choices` a message has exactly one, chosen at random, so that no message has
+    two of them.
     """
+
     subject: str
     named: bool
     fields: Mapping[str, Any]  # a tuple of values, or a pattern
     choices: Mapping[str, Scale] = NOTHING
 
+
 MESSAGES = {  # the published schema: nothing else leaves this machine
     "heartbeat": Kind("truebit.heartbeat", True, {"status": ("online", "offline")}),
     "node_joined": Kind("truebit.nodes.joined", True, {"status": ("online",)}),
     "node_left": Kind("truebit.nodes.left", True, {"status": ("offline",)}),
-    "task_received": Kind("truebit.tasks.received", False, {"taskIdHash": HASH, "taskType": SHARED_LANGUAGES}),
+    "task_received": Kind(
+        "truebit.tasks.received", False, {"taskIdHash": HASH, "taskType": SHARED_LANGUAGES}
+    ),
     "task_completed": Kind(
-        "truebit.tasks.completed", False,
-        {"taskIdHash": HASH, "taskType": SHARED_LANGUAGES, "status": ("completed", "failed"),
-         "cached": (True, False, None)},
-        {"executionTimeBucket": TIME_SCALE, "gasUsedBucket": STEPS_SCALE, "memoryUsedBucket": MEMORY_SCALE}),
-    "invoice_created": Kind("truebit.invoices.created", False,
-        {"invoiceIdHash": HASH, "stepsComputedBucket": (*STEPS_RANGES, "unknown")}),
-}  # fmt: skip
+        "truebit.tasks.completed",
+        False,
+        {
+            "taskIdHash": HASH,
+            "taskType": SHARED_LANGUAGES,
+            "status": ("completed", "failed"),
+            "cached": (True, False, None),
+        },
+        {
+            "executionTimeBucket": TIME_SCALE,
+            "gasUsedBucket": STEPS_SCALE,
+            "memoryUsedBucket": MEMORY_SCALE,
+        },
+    ),
+    "invoice_created": Kind(
+        "truebit.invoices.created",
+        False,
+        {"invoiceIdHash": HASH, "stepsComputedBucket": (*STEPS_RANGES, "unknown")},
+    ),
+}
 ENVELOPE = {
-    "version": ("1.0",), "type": tuple(MESSAGES), "id": re.compile("[0-9a-f]{32}"),
+    "version": ("1.0",),
+    "type": tuple(MESSAGES),
+    "id": re.compile("[0-9a-f]{32}"),
     "nodeId": re.compile("node-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
-    "timestamp": re.compile(r"20\d\d-[01]\d-[0-3]\dT[0-2]\d:[0-5][05]:00\.000Z"), "data": None,
-}  # fmt: skip
-SUSPICIOUS = re.compile(  # the second line, which must never fire: wallets, keys, addresses, exact times
-    r"0x|wallet|-----|[0-9a-f]{40}|\d+\.\d+\.\d+\.\d+|::|([0-9a-f]{1,4}:){4}|:\d\d:(?!00\.000Z)|\d{10}", re.I
-)  # fmt: skip
-is_suspicious = functools.lru_cache(4096)(SUSPICIOUS.search)  # few texts come here, but to an aggregator
+    "timestamp": re.compile(r"20\d\d-[01]\d-[0-3]\dT[0-2]\d:[0-5][05]:00\.000Z"),
+    "data": None,
+}
+# the second line, which must never fire: wallets, keys, addresses, exact times
+SUSPICIOUS = re.compile(
+    r"0x|wallet|-----|[0-9a-f]{40}|\d+\.\d+\.\d+\.\d+|::|([0-9a-f]{1,4}:){4}|:\d\d:(?!00\.000Z)|"
+    r"\d{10}",
+    re.I,
+)
+is_suspicious = functools.lru_cache(4096)(
+    SUSPICIOUS.search
+)  # few texts come here, but to an aggregator
 edge_of = functools.lru_cache(4096)(parse_time)  # millions of times
 
+
 class Words(NamedTuple):
-    """What every message has beside its data: when it is due (ms), a random id, and the day key of its hashes."""
+    """What every message has beside its data: when it is due (ms), a random id, and the day key of
+    its hashes.
+    """
+
     at: int
     message_id: str
     key: bytes = b""
+
 
 def message_of(kind: str, node_id: str, words: Words, data: Mapping[str, object]) -> bytes:
     """The one form that a message of this kind can have."""
     head = {"version": "1.0", "type": kind, "id": words.message_id, "nodeId": node_id}
     return encode({**head, "timestamp": utc(words.at // WINDOW_MS * WINDOW_MS), "data": data})
 
+
 def encode(message: Mapping[str, object]) -> bytes:
     return COMPACT.encode(message).encode()
+
 
 def presence_message(kind: str, node_id: str, is_online: bool, words: Words) -> bytes:
     """heartbeat, node_joined or node_left: the only messages that name this installation."""
     return message_of(kind, node_id, words, {"status": "online" if is_online else "offline"})
 
+
 def received_message(task: Task, words: Words) -> bytes:
-    """task_received. The hash is of the execution id: the program's own id comes again with every execution."""
+    """task_received. The hash is of the execution id: the program's own id comes again with every
+    execution.
+    """
     name = keyed(words.key, "task_received", task.execution_id).hex()
-    return message_of("task_received", ANONYMOUS, words, {"taskIdHash": name, "taskType": shared_language(task)})
+    return message_of(
+        "task_received", ANONYMOUS, words, {"taskIdHash": name, "taskType": shared_language(task)}
+    )
+
 
 def completed_message(task: Task, words: Words, choice: str) -> bytes:
     """task_completed, with the one measure that `choice` names."""
-    scales, cached = MESSAGES["task_completed"].choices, None if task.cached is None else bool(task.cached)
+    scales, cached = (
+        MESSAGES["task_completed"].choices,
+        None if task.cached is None else bool(task.cached),
+    )
     values = dict(zip(scales, (task.elapsed_ms, task.gas_used, task.memory_peak), strict=True))
     name = keyed(words.key, "task_completed", task.execution_id).hex()
-    data = {"taskIdHash": name, "taskType": shared_language(task), "status": task.status, "cached": cached}
-    return message_of("task_completed", ANONYMOUS, words, {**data, choice: scales[choice].range_of(values[choice])})
+    data = {
+        "taskIdHash": name,
+        "taskType": shared_language(task),
+        "status": task.status,
+        "cached": cached,
+    }
+    return message_of(
+        "task_completed",
+        ANONYMOUS,
+        words,
+        {**data, choice: scales[choice].range_of(values[choice])},
+    )
+
 
 def invoice_message(invoice_id: str, steps: int | None, words: Words) -> bytes:
     """invoice_created."""
@@ -2115,25 +2807,34 @@ def invoice_message(invoice_id: str, steps: int | None, words: Words) -> bytes:
     data = {"invoiceIdHash": name, "stepsComputedBucket": STEPS_SCALE.range_of(steps)}
     return message_of("invoice_created", ANONYMOUS, words, data)
 
+
 def shared_language(task: Task) -> str:
     return task.task_type if task.task_type in SHARED_LANGUAGES else "other"
 
+
 def due_after(at: int, level: str, share: float) -> int:
-    """When a message queued at `at` is sent, in ms: after its window, at `share` (drawn from 0 to 1) of the delay."""
+    """When a message queued at `at` is sent, in ms: after its window, at `share` (drawn from 0 to
+    1) of the delay.
+    """
     return at // WINDOW_MS * WINDOW_MS + WINDOW_MS + int(share * DELAY_MS[level])
+
 
 def refusal_of(subject: str, payload: bytes) -> str | None:
     """The gate: why these bytes may not leave this machine, or None if they may.
 
-    Every byte passes here before it is stored to be sent. Only the one encoding of a message whose every
-    key and value is in MESSAGES is let through; there is no room for anything else in it.
+    Every byte passes here before it is stored to be sent. Only the one encoding of a message whose
+    every key and value is in MESSAGES is let through; there is no room for anything else in it.
     """
     try:
         message = json.loads(payload.decode())
         again = encode(message)
     except (ValueError, RecursionError):
         return "it is no JSON"
-    kind = MESSAGES.get(message["type"]) if isinstance(message, dict) and isinstance(message.get("type"), str) else None
+    kind = (
+        MESSAGES.get(message["type"])
+        if isinstance(message, dict) and isinstance(message.get("type"), str)
+        else None
+    )
     if kind is None or kind.subject != subject or list(message) != list(ENVELOPE):
         return "its envelope is not in the schema"
     if again != payload:
@@ -2145,28 +2846,46 @@ def refusal_of(subject: str, payload: bytes) -> str | None:
         return "the value of nodeId or timestamp is not in the schema"
     return data_refusal(kind, message["data"]) or suspicion_of(message)
 
+
 def data_refusal(kind: Kind, data: object) -> str | None:
     """The same for a message's data."""
     chosen = [name for name in kind.choices if isinstance(data, dict) and name in data]
-    if not isinstance(data, dict) or list(data) != [*kind.fields, *chosen] or len(chosen) != bool(kind.choices):
+    if (
+        not isinstance(data, dict)
+        or list(data) != [*kind.fields, *chosen]
+        or len(chosen) != bool(kind.choices)
+    ):
         return "the fields of data are not in the schema"
     allowed = {**kind.fields, **{name: (*kind.choices[name].ranges, "unknown") for name in chosen}}
     wrong = [name for name in data if not fits(data[name], allowed[name])]
     return f"the value of {wrong[0]} is not in the schema" if wrong else None
 
+
 def fits(value: object, allowed: Any) -> bool:
-    """True if the value is one of a tuple's (and of its type), text that a pattern describes, or passes a test."""
+    """True if the value is one of a tuple's (and of its type), text that a pattern describes, or
+    passes a test.
+    """
     if isinstance(allowed, tuple):
         return value in allowed and type(value) is type(allowed[allowed.index(value)])
     if isinstance(allowed, re.Pattern):
         return isinstance(value, str) and allowed.fullmatch(value) is not None
     return bool(allowed(value))
 
+
 def suspicion_of(message: Mapping[str, Any]) -> str | None:
-    """The second line: a pattern of what must never leave, in whatever is no hash and no id of the schema."""
+    """The second line: a pattern of what must never leave, in whatever is no hash and no id of the
+    schema.
+    """
     plain = {name: value for name, value in message.items() if name not in ("id", "nodeId")}
-    plain["data"] = {name: value for name, value in message["data"].items() if not name.endswith("Hash")}
-    return "it looks as if it held an address, a key or an exact time" if is_suspicious(str(plain)) else None
+    plain["data"] = {
+        name: value for name, value in message["data"].items() if not name.endswith("Hash")
+    }
+    return (
+        "it looks as if it held an address, a key or an exact time"
+        if is_suspicious(str(plain))
+        else None
+    )
+
 
 # ---------------------------------------------------------------------------
 # 6. Federation: how it is sent                                   (network out)
@@ -2175,33 +2894,46 @@ def suspicion_of(message: Mapping[str, Any]) -> str | None:
 STATS_SUBJECT = "truebit.stats.aggregated"
 CONTROL_BYTES = 4 * KIB  # of a line of the NATS protocol
 
+
 class Pace(NamedTuple):
     """Delays in seconds; tests step them."""
+
     connect_s: float = 10
-    proof_s: float = 10  # a connection that lives so long after a PONG has delivered what came before it
+    proof_s: float = (
+        10  # a connection that lives so long after a PONG has delivered what came before it
+    )
     beat_s: float = 30
     look_s: float = 1
     retry_s: tuple[float, float] = (2, 300)
 
+
 class Outbox:
     """Puts into the outbox what may be told, in the transaction of what it tells of. Any thread."""
 
-    def __init__(self, store: Store, keys: SharingKeys, now: Callable[[], int], dice: random.Random) -> None:
+    def __init__(
+        self, store: Store, keys: SharingKeys, now: Callable[[], int], dice: random.Random
+    ) -> None:
         self.store, self.keys, self.now, self.dice = store, keys, now, dice
         kept = json.loads(store.first("state", "federation") or "{}")
         self.sharing = Sharing(**{**kept, "servers": tuple(kept.get("servers", ()))})
-        self.event_db: bool | None = None  # ingest: whether there is one to check tasks against; None before a look
+        self.event_db: bool | None = (
+            None  # ingest: whether there is one to check tasks against; None before a look
+        )
 
     def keep(self, **chosen: Any) -> None:
         """Take over new settings; what waits and may no longer be told is taken back."""
         with self.store.write() as db:
             sharing = self.sharing._replace(**chosen)
-            if sharing.kinds - self.sharing.kinds:  # what happened while a kind was off stays untold
+            if (
+                sharing.kinds - self.sharing.kinds
+            ):  # what happened while a kind was off stays untold
                 sharing = sharing._replace(joined_at=self.now())
             silent = {"task_received", "task_completed", "invoice_created"} - sharing.kinds
             self.store.put(db, "state", [("federation", json.dumps(sharing._asdict()))])
             self.store.put(db, "take_back", [(MESSAGES[kind].subject,) for kind in silent])
-            self.sharing = sharing  # before anybody else can write: nothing is queued under the old ones
+            self.sharing = (
+                sharing  # before anybody else can write: nothing is queued under the old ones
+            )
         self.forget_keys()
 
     def forget_keys(self) -> None:
@@ -2214,7 +2946,10 @@ class Outbox:
 
     def offer(self, db: sqlite3.Connection, tasks: Iterable[Task], invoices: Iterable[str]) -> None:
         """Queue what is news about these tasks and invoices (by name) and may be told."""
-        told, since = self.sharing.kinds if self.event_db is not None else (), self.sharing.joined_at
+        told, since = (
+            self.sharing.kinds if self.event_db is not None else (),
+            self.sharing.joined_at,
+        )
         for task in tasks if "task_received" in told else ():
             checked = task.evidence & IN_LOG and (task.evidence & IN_EVENT_DB or not self.event_db)
             if checked and (task.received_at or 0) >= since:
@@ -2222,7 +2957,9 @@ class Outbox:
         for name in invoices if "invoice_created" in told else ():
             found = self.store.untold_invoice(db, name, since)
             if found is not None and (found[2] or not self.event_db):
-                self.queue(db, "invoice_created", functools.partial(invoice_message, found[0], found[1]))
+                self.queue(
+                    db, "invoice_created", functools.partial(invoice_message, found[0], found[1])
+                )
                 self.store.put(db, "told_invoice", [(name,)])
 
     def offer_task(self, db: sqlite3.Connection, task: Task) -> None:
@@ -2232,15 +2969,21 @@ class Outbox:
             self.store.put(db, "told_task", [(RECEIVED, task.execution_id)])
         if task.status in ("completed", "failed") and not told & ENDED:
             choice = self.dice.choice(tuple(MESSAGES["task_completed"].choices))
-            self.queue(db, "task_completed", functools.partial(completed_message, task, choice=choice))
+            self.queue(
+                db, "task_completed", functools.partial(completed_message, task, choice=choice)
+            )
             self.store.put(db, "told_task", [(ENDED, task.execution_id)])
 
     def queue(self, db: sqlite3.Connection, kind: str, build: Callable[[Words], bytes]) -> None:
-        """Fix the bytes and the time of a message, take it through the gate, and store it to be sent."""
+        """Fix the bytes and the time of a message, take it through the gate, and store it to be
+        sent.
+        """
         now = self.now()
         due, day = due_after(now, self.sharing.level, self.dice.random()), utc_day(now)
         try:
-            payload = build(Words(due, self.dice.randbytes(16).hex(), self.keys.day_key(day, self.dice)))
+            payload = build(
+                Words(due, self.dice.randbytes(16).hex(), self.keys.day_key(day, self.dice))
+            )
         except OSError as error:  # it must not keep ingest from storing
             log.error("federation: a message is dropped, since its key cannot be kept: %s", error)
             return self.store.count(db, "dropped")
@@ -2257,11 +3000,13 @@ class Outbox:
             self.store.put(db, "state", [("federation refusal", json.dumps(reason))])
         return reason is None
 
+
 def make_hub(check: Callable[[Any], None], needs_tls: bool, most: int = MESSAGE_BYTES) -> Any:
     """A NATS client that a hostile hub can cost neither memory nor the password.
 
-    nats-py as it is buffers any announced size, follows the servers that INFO names, and goes on without TLS
-    where INFO does not ask for it (each measured). `check` judges the address connected to, before CONNECT.
+    nats-py as it is buffers any announced size, follows the servers that INFO names, and goes on
+    without TLS where INFO does not ask for it (each measured). `check` judges the address connected
+    to, before CONNECT.
     """
     with without("aiohttp"):  # 10 MiB, for websockets only
         from nats.aio import client, transport
@@ -2273,8 +3018,12 @@ def make_hub(check: Callable[[Any], None], needs_tls: bool, most: int = MESSAGE_
             try:
                 await super().parse(data)
             except Exception as error:  # whatever a hub's words make of nats-py
-                raise ProtocolError(f"the hub's words cannot be read: {type(error).__name__}") from None
-            if self.needed > most or (self.state == protocol.AWAITING_CONTROL_LINE and len(self.buf) > CONTROL_BYTES):
+                raise ProtocolError(
+                    f"the hub's words cannot be read: {type(error).__name__}"
+                ) from None
+            if self.needed > most or (
+                self.state == protocol.AWAITING_CONTROL_LINE and len(self.buf) > CONTROL_BYTES
+            ):
                 raise ProtocolError("the hub sends more than it may")
 
     class Tcp(transport.TcpTransport):
@@ -2286,13 +3035,21 @@ def make_hub(check: Callable[[Any], None], needs_tls: bool, most: int = MESSAGE_
             return True  # else the client makes one of its own
 
     class WebSocket(transport.WebSocketTransport):
-        async def connect(self, uri: Any, buffer_size: int, connect_timeout: int, **tls: Any) -> None:
+        async def connect(
+            self, uri: Any, buffer_size: int, connect_timeout: int, **tls: Any
+        ) -> None:
             self._using_tls, web = bool(tls), cast(Any, self._client)
-            web._request = functools.partial(web._request, allow_redirects=False)  # the hub is the one that was chosen
-            self._ws = await web.ws_connect(uri.geturl(), headers={"User-Agent": "tbmon"}, max_msg_size=2 * most, **tls)
+            web._request = functools.partial(
+                web._request, allow_redirects=False
+            )  # the hub is the one that was chosen
+            self._ws = await web.ws_connect(
+                uri.geturl(), headers={"User-Agent": "tbmon"}, max_msg_size=2 * most, **tls
+            )
             check(self._ws.get_extra_info("peername"))
 
-        async def connect_tls(self, uri: Any, ssl_context: Any, buffer_size: int, connect_timeout: int) -> None:
+        async def connect_tls(
+            self, uri: Any, ssl_context: Any, buffer_size: int, connect_timeout: int
+        ) -> None:
             if not self._using_tls:  # the client asks again once the hub has introduced itself
                 await self.connect(uri, buffer_size, connect_timeout, ssl=ssl_context)
 
@@ -2301,10 +3058,13 @@ def make_hub(check: Callable[[Any], None], needs_tls: bool, most: int = MESSAGE_
             super().__init__()
             if over_web:
                 import aiohttp
+
                 cast(Any, transport).aiohttp = aiohttp
             self._ps, self._transport = Parser(self), cast(Any, WebSocket if over_web else Tcp)()
 
-        async def _select_next_server(self) -> None:  # its own loop hides each reason behind "no servers available"
+        async def _select_next_server(
+            self,
+        ) -> None:  # its own loop hides each reason behind "no servers available"
             self._current_server = self._server_pool[0]
             await self._connect_to_server(self._current_server)
 
@@ -2313,24 +3073,46 @@ def make_hub(check: Callable[[Any], None], needs_tls: bool, most: int = MESSAGE_
                 raise ConnectionError("the hub does not introduce itself")
             if needs_tls and initial_connection and not info.get("tls_required"):
                 raise ConnectionError("the hub offers no TLS")
-            kept = {name: info[name] for name in info if name not in ("connect_urls", "ws_connect_urls", "ldm")}
+            kept = {
+                name: info[name]
+                for name in info
+                if name not in ("connect_urls", "ws_connect_urls", "ldm")
+            }
             await super()._process_info(kept, initial_connection)
 
     return Hub
 
+
 @contextlib.asynccontextmanager
-async def connect(url: str, user: Mapping[str, str], ca: str | None, wait_s: float, **more: Any) -> AsyncIterator[Any]:
+async def connect(
+    url: str, user: Mapping[str, str], ca: str | None, wait_s: float, **more: Any
+) -> AsyncIterator[Any]:
     """A connection to a hub for as long as the block runs; raises what keeps it from being made."""
     import asyncio
     import ssl
+
     parts, most = check_server(url), more.pop("most", MESSAGE_BYTES)
-    hub = make_hub(functools.partial(check_peer, parts), parts.scheme == "tls", most)(parts.scheme in ("ws", "wss"))
+    hub = make_hub(functools.partial(check_peer, parts), parts.scheme == "tls", most)(
+        parts.scheme in ("ws", "wss")
+    )
     tls = {"tls": ssl.create_default_context(cafile=ca)} if parts.scheme in ("tls", "wss") else {}
     try:
         try:
-            await asyncio.wait_for(hub.connect(
-                url, allow_reconnect=False, max_reconnect_attempts=1, connect_timeout=5, flush_timeout=5,
-                ping_interval=20, max_outstanding_pings=2, **user, **tls, **more), wait_s)  # fmt: skip
+            await asyncio.wait_for(
+                hub.connect(
+                    url,
+                    allow_reconnect=False,
+                    max_reconnect_attempts=1,
+                    connect_timeout=5,
+                    flush_timeout=5,
+                    ping_interval=20,
+                    max_outstanding_pings=2,
+                    **user,
+                    **tls,
+                    **more,
+                ),
+                wait_s,
+            )
         except TimeoutError:
             raise ConnectionError(f"{parts.netloc} does not answer") from None
         yield hub
@@ -2338,11 +3120,18 @@ async def connect(url: str, user: Mapping[str, str], ca: str | None, wait_s: flo
         with contextlib.suppress(Exception):  # closing a broken connection may raise anything
             await asyncio.wait_for(hub.close(), 2)
 
+
 class Federation:
-    """The federation's thread: sends what is due, receives the statistics, and is never in anybody's way."""
+    """The federation's thread: sends what is due, receives the statistics, and is never in
+    anybody's way.
+    """
 
     def __init__(
-        self, config: Config, outbox: Outbox, take: Callable[[bytes], bool], is_online: Callable[[], bool | None],
+        self,
+        config: Config,
+        outbox: Outbox,
+        take: Callable[[bytes], bool],
+        is_online: Callable[[], bool | None],
         pace: Pace = Pace(),  # noqa: B008 - a constant
     ) -> None:
         self.config, self.outbox, self.store = config, outbox, outbox.store
@@ -2361,15 +3150,21 @@ class Federation:
         return self.outbox.sharing.servers or (self.config.federation_nats_url,)
 
     def start(self) -> None:
-        """Run the thread if the operator opted in; called once at the start and after each change."""
+        """Run the thread if the operator opted in; called once at the start and after each
+        change.
+        """
         with self.lock:
             if self.outbox.sharing.enabled and self.thread is None and not self.ended:
                 self.leaving, self.last_error = threading.Event(), None
-                self.thread = threading.Thread(target=self.work, args=(self.leaving,), name="federation", daemon=True)
+                self.thread = threading.Thread(
+                    target=self.work, args=(self.leaving,), name="federation", daemon=True
+                )
                 self.thread.start()
 
     def stop(self, says_goodbye: bool = False, timeout_s: float = 3) -> None:
-        """End the thread; the connection closes, with node_left before if the operator opted out."""
+        """End the thread; the connection closes, with node_left before if the operator opted
+        out.
+        """
         with self.lock:
             self.says_goodbye = says_goodbye and self.connected
             self.leaving.set()
@@ -2378,12 +3173,17 @@ class Federation:
                 with contextlib.suppress(RuntimeError):  # it has ended, or has not begun
                     self.cancel()
                 self.thread.join(timeout_s)
-                self.stuck = self.stuck or self.thread.is_alive()  # in a name server that does not answer
+                self.stuck = (
+                    self.stuck or self.thread.is_alive()
+                )  # in a name server that does not answer
                 self.thread, self.connected = None, False
 
     def work(self, leaving: threading.Event) -> None:
         import asyncio
-        logging.getLogger("nats").setLevel(logging.CRITICAL)  # it would write a traceback for each failure
+
+        logging.getLogger("nats").setLevel(
+            logging.CRITICAL
+        )  # it would write a traceback for each failure
         try:
             asyncio.run(self.run(leaving))
         except asyncio.CancelledError:
@@ -2393,11 +3193,17 @@ class Federation:
             self.died()
 
     async def run(self, leaving: threading.Event) -> None:
-        """Be connected until told to leave; whatever a hub does is an error to be shown and tried again."""
+        """Be connected until told to leave; whatever a hub does is an error to be shown and tried
+        again.
+        """
         import asyncio
+
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        loop.set_exception_handler(lambda _, context: log.debug("federation: %s", context["message"]))  # of nats-py
-        self.cancel = functools.partial(loop.call_soon_threadsafe, task.cancel)  # type: ignore[union-attr]
+        loop.set_exception_handler(
+            lambda _, context: log.debug("federation: %s", context["message"])
+        )  # of nats-py
+        call = loop.call_soon_threadsafe
+        self.cancel = functools.partial(call, task.cancel)  # type: ignore[union-attr]
         delay_s, (shortest_s, longest_s) = self.pace.retry_s[0], self.pace.retry_s
         for url in itertools.cycle(self.servers()):
             if leaving.is_set():
@@ -2410,7 +3216,9 @@ class Federation:
                 await self.session(url, leaving)
             except Exception as error:  # a hub can make nats-py and aiohttp raise anything
                 self.note_error(shorten(error))
-            self.connected = self.connected and self.leaving is not leaving  # else it is another thread's by now
+            self.connected = (
+                self.connected and self.leaving is not leaving
+            )  # else it is another thread's by now
             delay_s = shortest_s if time.monotonic() - began > 60 else min(2 * delay_s, longest_s)
             await asyncio.sleep(0 if leaving.is_set() else delay_s * self.dice.uniform(0.5, 1))
 
@@ -2426,14 +3234,23 @@ class Federation:
 
     async def session(self, url: str, leaving: threading.Event) -> None:
         """One connection, from the handshake to its end; raises what ended it."""
+
         async def failed(error: Exception) -> None:
-            self.last_error = shorten(error)  # a refused subject too, which nats-py tells nobody else
+            self.last_error = shorten(
+                error
+            )  # a refused subject too, which nats-py tells nobody else
+
         config, mine = self.config, url == self.config.federation_nats_url
         user = {"user": config.federation_nats_user, "password": config.federation_nats_password}
-        user, ca = user if mine and config.federation_nats_user else {}, (mine and config.federation_tls_ca) or None
+        user, ca = (
+            user if mine and config.federation_nats_user else {},
+            (mine and config.federation_tls_ca) or None,
+        )
         async with connect(url, user, ca, self.pace.connect_s, error_cb=failed) as hub:
             self.last_error, self.told_error = None, ""
-            await hub.subscribe(STATS_SUBJECT, cb=self.receive, pending_msgs_limit=8)  # more is a flood, and an error
+            await hub.subscribe(
+                STATS_SUBJECT, cb=self.receive, pending_msgs_limit=8
+            )  # more is a flood, and an error
             await hub.flush(timeout=self.pace.connect_s)  # the hub has heard of it
             self.connected = True
             self.add("reconnections")
@@ -2443,6 +3260,7 @@ class Federation:
     async def converse(self, hub: Any, leaving: threading.Event) -> None:
         """Send what is due, until the connection ends or the operator leaves."""
         import asyncio
+
         published: dict[int, float] = {}  # row of the outbox: when its PONG had come
         beat_at = 0.0
         if not self.outbox.sharing.greeted:
@@ -2469,7 +3287,9 @@ class Federation:
         await hub.flush(timeout=2)
 
     def node_state(self, now: float) -> bool | None:
-        """Whether the node is up, looked at once an hour at a random minute: its uptime is nobody's business."""
+        """Whether the node is up, looked at once an hour at a random minute: its uptime is nobody's
+        business.
+        """
         if now >= self.look_at and (state := self.is_online()) is not None:
             self.online, self.look_at = state, now + 3600 * self.dice.uniform(0.5, 1.5)
         return self.online
@@ -2487,14 +3307,22 @@ class Federation:
         await hub.publish(subject, payload)
 
     async def send_due(self, hub: Any, published: dict[int, float]) -> None:
-        """Publish what is due and has not gone over this connection; byte for byte as it was fixed."""
+        """Publish what is due and has not gone over this connection; byte for byte as it was
+        fixed.
+        """
         now = self.outbox.now()
-        rows = [row for row in self.store.get("outbox_due", now) if row["id"] not in published][:100]
+        rows = [row for row in self.store.get("outbox_due", now) if row["id"] not in published][
+            :100
+        ]
         if not rows:
             return
         self.dice.shuffle(rows)
         with self.store.write() as db:
-            self.store.put(db, "sent", [(f"message {row['id']}", now, row["subject"], row["payload"]) for row in rows])
+            self.store.put(
+                db,
+                "sent",
+                [(f"message {row['id']}", now, row["subject"], row["payload"]) for row in rows],
+            )
             self.store.count(db, "sent", len(rows))
         for row in rows:
             await hub.publish(row["subject"], row["payload"])
@@ -2511,11 +3339,14 @@ class Federation:
             self.outbox.forget_keys()
 
     async def receive(self, message: Any) -> None:
-        """Hand on a publication of the aggregator, one a second at most; what does not fit is counted."""
+        """Hand on a publication of the aggregator, one a second at most; what does not fit is
+        counted.
+        """
         if time.monotonic() - self.received_at < 1 or not self.take(message.data):
             self.ignored += 1
         else:
             self.received_at = time.monotonic()
+
 
 # ---------------------------------------------------------------------------
 # 7. Docker                                                     (docker socket)
@@ -2526,18 +3357,28 @@ EVENT_DB_PATH = "/app/build/datadb"
 EVENT_DB_NAME = "-eventDB.json"  # how the names end; before it may stand the wallet
 CACHE_PATH = "/app/build/wasm-files/cache"  # CACHE_PATH/VERSION/HASH/prepared.wasm
 ARCHIVE_PREFIXES = (LOGS_PATH, EVENT_DB_PATH, CACHE_PATH)
-ENGINE_CALLS = re.compile(r"/(?:_ping|version|containers/[a-zA-Z0-9][\w.-]*/(?:json|logs|stats|archive))", re.ASCII)
+ENGINE_CALLS = re.compile(
+    r"/(?:_ping|version|containers/[a-zA-Z0-9][\w.-]*/(?:json|logs|stats|archive))", re.ASCII
+)
 TIMEOUT_S = 5  # for an answer of the engine
 SILENT_S = 3600  # a stream may be silent this long; a follower that mistrusts it looks sooner
 PIECE_BYTES = 16 * KIB  # Docker splits longer lines; a shorter piece ends its line, newline or not
 INNER_STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z ")
-GO_SYMLINK, GO_TYPE = 1 << 27, 0x8F280000  # bits of Go's os.FileMode in a path's stat; a plain file has no type
+GO_SYMLINK, GO_TYPE = (
+    1 << 27,
+    0x8F280000,
+)  # bits of Go's os.FileMode in a path's stat; a plain file has no type
+
 
 class DockerError(Exception):
-    """The engine did not answer, or not as it should; the text says what it said. Worth another try."""
+    """The engine did not answer, or not as it should; the text says what it said. Worth another
+    try.
+    """
+
 
 class Container(NamedTuple):
     """What we keep of an inspect answer; its environment and mounts are never looked at."""
+
     id: str
     name: str
     state: str
@@ -2550,18 +3391,23 @@ class Container(NamedTuple):
     log_driver: str
     file_bytes: int = 0  # of a log file when the engine begins another; 0 if it never does
 
+
 class PathStat(NamedTuple):
     """A path in the container; `mtime` is the engine's text, only compared."""
+
     size: int
     mtime: str
     link: str
     is_file: bool
 
+
 class Stats(NamedTuple):
     """One sample of the container: percent of a core, and bytes without page cache."""
+
     cpu: float | None
     memory_bytes: int
     memory_limit_bytes: int
+
 
 def read_container(answer: Mapping[str, Any]) -> Container:
     """Pick what we keep from an inspect answer (Docker API, ContainerInspect)."""
@@ -2570,7 +3416,9 @@ def read_container(answer: Mapping[str, Any]) -> Container:
         name=str(answer.get("Name", "")).lstrip("/"),
         state=str(part(answer, "State", "Status")),
         running=bool(part(answer, "State", "Running")),
-        started_at=parse_time(part(answer, "State", "StartedAt")),  # year 1 if it never ran: no time for us
+        started_at=parse_time(
+            part(answer, "State", "StartedAt")
+        ),  # year 1 if it never ran: no time for us
         created=parse_time(answer.get("Created")),
         image=str(part(answer, "Config", "Image")),
         restart_count=whole(answer.get("RestartCount")) or 0,
@@ -2579,15 +3427,23 @@ def read_container(answer: Mapping[str, Any]) -> Container:
         file_bytes=read_max_size(part(answer, "HostConfig", "LogConfig")),
     )
 
+
 def read_max_size(options: object) -> int:
-    """The bytes after which the engine rotates a log, from the container's log options; 0 if it does not."""
-    found = re.fullmatch(r"(\d+)([kmg]?)b?", str(part(options, "Config", "max-size")).lower(), re.ASCII)
+    """The bytes after which the engine rotates a log, from the container's log options; 0 if it
+    does not.
+    """
+    found = re.fullmatch(
+        r"(\d+)([kmg]?)b?", str(part(options, "Config", "max-size")).lower(), re.ASCII
+    )
     if found is None:
         return 20_000_000 if part(options, "Type") == "local" else 0
     return int(found[1] + "000" * ("", "k", "m", "g").index(found[2]))
 
+
 def read_stats(answer: Mapping[str, Any], before: Mapping[str, Any]) -> Stats | None:
-    """One sample from a one-shot stats answer; CPU needs the answer `before` it. None if nothing runs."""
+    """One sample from a one-shot stats answer; CPU needs the answer `before` it. None if nothing
+    runs.
+    """
     usage = whole(part(answer, "memory_stats", "usage"))
     if usage is None:
         return None
@@ -2601,34 +3457,51 @@ def read_stats(answer: Mapping[str, Any], before: Mapping[str, Any]) -> Stats | 
     cpu = 100.0 * cores * used / total if before and total > 0 and used >= 0 else None
     return Stats(cpu, max(0, usage - cache), whole(part(answer, "memory_stats", "limit")) or 0)
 
+
 def prepare(client: Any, method: str, url: str, *query: Any) -> Any:
     """A request that can be sent again and again; to make it takes nearly as long as to ask."""
     import requests
+
     return client.prepare_request(requests.Request(method, url, params=query))
 
+
 class DockerEngine:
-    """The Docker Engine, asked with GET and HEAD only, on ENGINE_CALLS, and for files under ARCHIVE_PREFIXES only.
+    """The Docker Engine, asked with GET and HEAD only, on ENGINE_CALLS, and for files under
+    ARCHIVE_PREFIXES only.
 
     Built on the `docker` package's client for its sockets, TLS and version negotiation. Any thread.
     """
 
     def __init__(self, config: Config) -> None:
         import docker  # +10 MiB: only where an engine is asked
+
         self.docker = docker
         self.tls: Any = False
         if config.docker_tls_verify:
             folder = Path(config.docker_cert_path or Path.home() / ".docker")
             cert = (str(folder / "cert.pem"), str(folder / "key.pem"))
             try:
-                self.tls = docker.tls.TLSConfig(client_cert=cert, ca_cert=str(folder / "ca.pem"), verify=True)
+                self.tls = docker.tls.TLSConfig(
+                    client_cert=cert, ca_cert=str(folder / "ca.pem"), verify=True
+                )
             except docker.errors.DockerException as error:
-                raise UserError(f"DOCKER_CERT_PATH={folder}: {str(error).splitlines()[0]}") from None
+                raise UserError(
+                    f"DOCKER_CERT_PATH={folder}: {str(error).splitlines()[0]}"
+                ) from None
         self.url = config.engine_url
         self.client: Any = None
         self.before: Mapping[str, Any] = {}  # the last stats answer
 
-    def request(self, call: str, method: str = "GET", query: Mapping[str, Any] = NOTHING, stream: bool = False) -> Any:
-        """Ask the engine; return the response, or None for 404. The only place where a request is made."""
+    def request(
+        self,
+        call: str,
+        method: str = "GET",
+        query: Mapping[str, Any] = NOTHING,
+        stream: bool = False,
+    ) -> Any:
+        """Ask the engine; return the response, or None for 404. The only place where a request is
+        made.
+        """
         if method not in ("GET", "HEAD") or not ENGINE_CALLS.fullmatch(call):
             raise ValueError(f"{method} {call} is not among the calls tbmon makes")
         if "path" in query and not is_allowed_path(str(query["path"])):
@@ -2636,15 +3509,24 @@ class DockerEngine:
         try:
             client = self.client
             if client is None:  # asks for /version, and agrees on the API version
-                client = self.docker.APIClient(self.url, version="auto", timeout=TIMEOUT_S, tls=self.tls)
+                client = self.docker.APIClient(
+                    self.url, version="auto", timeout=TIMEOUT_S, tls=self.tls
+                )
                 client.headers["Accept-Encoding"] = "identity"  # an archive would come compressed
-                client.trust_env = not self.url.startswith("unix")  # no proxy is before a socket; a look for one costs
+                client.trust_env = not self.url.startswith(
+                    "unix"
+                )  # no proxy is before a socket; a look for one costs
                 self.prepare = functools.lru_cache(32)(functools.partial(prepare, client))
                 self.client = client  # last: other threads ask as soon as they see it
-            question = self.prepare(method, f"{client.base_url}/v{client.api_version}{call}", *query.items())
+            question = self.prepare(
+                method, f"{client.base_url}/v{client.api_version}{call}", *query.items()
+            )
             timeout = TIMEOUT_S, SILENT_S if query.get("follow") else TIMEOUT_S
             answer = client.send(question, stream=stream, timeout=timeout)
-        except (self.docker.errors.DockerException, OSError) as error:  # what requests raises is an OSError
+        except (
+            self.docker.errors.DockerException,
+            OSError,
+        ) as error:  # what requests raises is an OSError
             self.client = None
             raise DockerError(f"{self.url} does not answer: {reason_of(error)}") from None
         if answer.status_code < 400:
@@ -2670,7 +3552,13 @@ class DockerEngine:
 
     def logs(self, name: str, since_s: int | None, follow: bool, tail: str = "all") -> EngineStream:
         """Both streams with the engine's stamps."""
-        query: dict[str, object] = {"stdout": 1, "stderr": 1, "timestamps": 1, "follow": int(follow), "tail": tail}
+        query: dict[str, object] = {
+            "stdout": 1,
+            "stderr": 1,
+            "timestamps": 1,
+            "follow": int(follow),
+            "tail": tail,
+        }
         if since_s is not None:
             query["since"] = since_s
         return EngineStream(
@@ -2692,8 +3580,11 @@ class DockerEngine:
 
     @contextlib.contextmanager
     def archive(self, name: str, path: str) -> Iterator[tarfile.TarFile | None]:
-        """The tar of a file or folder as a stream, or None; the caller takes regular members in order."""
+        """The tar of a file or folder as a stream, or None; the caller takes regular members in
+        order.
+        """
         import urllib3
+
         answer = self.request(f"/containers/{name}/archive", "GET", {"path": path}, stream=True)
         if answer is None:
             yield None
@@ -2701,19 +3592,28 @@ class DockerEngine:
         try:
             with tarfile.open(fileobj=answer.raw, mode="r|") as tar:
                 yield tar
-        except (tarfile.TarError, EOFError, OSError, ValueError, urllib3.exceptions.HTTPError) as error:
+        except (
+            tarfile.TarError,
+            EOFError,
+            OSError,
+            ValueError,
+            urllib3.exceptions.HTTPError,
+        ) as error:
             raise DockerError(f"a file could not be read: {reason_of(error)}") from None
         finally:
             answer.close()
 
     def stats(self, name: str) -> Stats | None:
         """A new sample; one-shot, since a full answer takes the engine two seconds."""
-        answer = self.request(f"/containers/{name}/stats", "GET", {"stream": "false", "one-shot": "true"})
+        answer = self.request(
+            f"/containers/{name}/stats", "GET", {"stream": "false", "one-shot": "true"}
+        )
         if answer is None:
             return None
         found = self.read_json(answer)
         sample, self.before = read_stats(found, self.before), found
         return sample
+
 
 class EngineStream:
     """A followed log: `chunks` blocks in one thread until `close` is called in another.
@@ -2727,11 +3627,13 @@ class EngineStream:
         self.closed = False
 
     def chunks(self) -> Iterator[bytes]:
-        """Bytes as they come. A cut connection looks like the end of the log: it means only "unknown".
+        """Bytes as they come. A cut connection looks like the end of the log: it means only
+        "unknown".
 
         Raises DockerError if the engine does not answer or the container is gone.
         """
         import urllib3
+
         self.answer = self.ask()
         if self.answer is None:
             raise DockerError("the container is gone")
@@ -2739,16 +3641,23 @@ class EngineStream:
             if not self.closed:
                 yield from self.answer.raw.stream(256 * KIB, decode_content=False)
         except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
-            log.debug("docker: the log connection ended: %s", error)  # ValueError, AttributeError: closed under us
+            log.debug(
+                "docker: the log connection ended: %s", error
+            )  # ValueError, AttributeError: closed under us
         finally:
             self.answer.close()
 
     def close(self) -> None:
-        """Shut the socket down, which ends a blocked read at once; before the first line there is no socket yet."""
+        """Shut the socket down, which ends a blocked read at once; before the first line there is
+        no socket yet.
+        """
         self.closed = True
         if self.answer is not None:
-            with contextlib.suppress(Exception):  # docker's closer reaches into four kinds of sockets, gone or not
+            with contextlib.suppress(
+                Exception
+            ):  # docker's closer reaches into four kinds of sockets, gone or not
                 self.closer(iter(()), self.answer).close()
+
 
 def reason_of(error: BaseException) -> str:
     """The innermost cause in words; the outer ones repeat it with Python's class names."""
@@ -2756,13 +3665,19 @@ def reason_of(error: BaseException) -> str:
         error = inner
     return str(getattr(error, "strerror", None) or error or type(error).__name__)
 
+
 def is_allowed_path(path: str) -> bool:
     """True for the folders of the node that may be read, and what lies in them."""
     plain = posixpath.normpath(path) == path
-    return plain and any(path == prefix or path.startswith(prefix + "/") for prefix in ARCHIVE_PREFIXES)
+    return plain and any(
+        path == prefix or path.startswith(prefix + "/") for prefix in ARCHIVE_PREFIXES
+    )
+
 
 def resolve(engine: DockerEngine, name: str, path: str) -> tuple[str, PathStat] | None:
-    """Follow links that stay inside the allowed folders; None for what is missing or leads out of them."""
+    """Follow links that stay inside the allowed folders; None for what is missing or leads out of
+    them.
+    """
     for _ in range(5):
         stat = engine.stat(name, path)
         if stat is None or not stat.link:
@@ -2772,7 +3687,9 @@ def resolve(engine: DockerEngine, name: str, path: str) -> tuple[str, PathStat] 
             return None
     return None
 
+
 CACHE_LOOK_S, CACHE_LOOK_BYTES = 2.0, 512 * MIB  # spent at most on finding the folders of the cache
+
 
 def cache_folders(engine: DockerEngine, name: str) -> list[str]:
     """The cache's folders, one for each version of the node, newest name first.
@@ -2792,29 +3709,47 @@ def cache_folders(engine: DockerEngine, name: str) -> list[str]:
                 break
     return sorted(filter(is_allowed_path, folders), reverse=True)
 
+
 def find_module(engine: DockerEngine, name: str, digest: str) -> tuple[str, PathStat] | None:
     """The prepared wasm module of this hash in the node's cache (node-data.md, 1), or None."""
     for folder in cache_folders(engine, name):
-        place = engine.stat(name, f"{folder}/{digest}")  # a linked folder the engine itself would follow
-        found = engine.stat(name, path := f"{folder}/{digest}/prepared.wasm") if place and not place.link else None
+        place = engine.stat(
+            name, f"{folder}/{digest}"
+        )  # a linked folder the engine itself would follow
+        found = (
+            engine.stat(name, path := f"{folder}/{digest}/prepared.wasm")
+            if place and not place.link
+            else None
+        )
         if found is not None and found.is_file:
             return path, found
     return None
 
+
 def read_module(engine: DockerEngine, name: str, path: str, most: int) -> bytes | None:
-    """The bytes of a file that has at most `most`; copied at once, since an open archive holds the container."""
+    """The bytes of a file that has at most `most`; copied at once, since an open archive holds the
+    container.
+    """
     with engine.archive(name, path) as tar:
         for member in tar or ():
-            if member.isfile() and member.size <= most and tar is not None and (file := tar.extractfile(member)):
+            if (
+                member.isfile()
+                and member.size <= most
+                and tar is not None
+                and (file := tar.extractfile(member))
+            ):
                 return file.read()
     return None
 
-class FrameReader:
-    """Cuts the engine's log bytes into whole lines: (stream, engine's stamp, line); ends on any byte.
 
-    Not TTY: frames of 8 bytes (stream, 0, 0, 0, length big-endian) and a payload, a line over 16 KiB
-    in several frames with the same stamp, the last of which may lack its newline. TTY: no frames, and
-    the stamp stands again after every 16 KiB of a line (Docker API, ContainerAttach; measured on 20.10).
+class FrameReader:
+    """Cuts the engine's log bytes into whole lines: (stream, engine's stamp, line); ends on any
+    byte.
+
+    Not TTY: frames of 8 bytes (stream, 0, 0, 0, length big-endian) and a payload, a line over 16
+    KiB in several frames with the same stamp, the last of which may lack its newline. TTY: no
+    frames, and the stamp stands again after every 16 KiB of a line (Docker API, ContainerAttach;
+    measured on 20.10).
     """
 
     def __init__(self, tty: bool) -> None:
@@ -2827,7 +3762,9 @@ class FrameReader:
         buffer = self.buffer + data if self.buffer else data
         if self.tty:
             *whole_lines, rest = buffer.split(b"\n")
-            if len(rest) > PIECE_BYTES and rest[-1:] == b"\r":  # a long line of the `local` driver has no newline
+            if (
+                len(rest) > PIECE_BYTES and rest[-1:] == b"\r"
+            ):  # a long line of the `local` driver has no newline
                 whole_lines, rest = [*whole_lines, rest], b""
             for line in whole_lines:
                 lines += self.read_tty(line)
@@ -2867,7 +3804,9 @@ class FrameReader:
             self.pending[stream] = stamp, joined[:LINE_BYTES]
 
     def read_tty(self, line: bytes) -> list[tuple[int, bytes, bytes]]:
-        """A terminal's line without the inner stamps; more than one where `local` left out newlines."""
+        """A terminal's line without the inner stamps; more than one where `local` left out
+        newlines.
+        """
         if len(line) <= 31:
             return []
         stamp, body, at = line[:31], line[31:], PIECE_BYTES
@@ -2877,7 +3816,10 @@ class FrameReader:
         following = INNER_STAMP.search(body, at - PIECE_BYTES) if at > PIECE_BYTES else None
         if following is None:
             return [(1, stamp[:30], body[:LINE_BYTES])]
-        return [(1, stamp[:30], body[: following.start()][:LINE_BYTES]), *self.read_tty(body[following.start() :])]
+        return [
+            (1, stamp[:30], body[: following.start()][:LINE_BYTES]),
+            *self.read_tty(body[following.start() :]),
+        ]
 
     def finish(self) -> list[tuple[int, bytes, bytes]]:
         """What a process that has ended left without a newline: lines too."""
@@ -2886,23 +3828,44 @@ class FrameReader:
         self.pending, self.buffer = {}, b""
         return left
 
+
 # ---------------------------------------------------------------------------
 # 8. Ingest                                                           (threads)
 # ---------------------------------------------------------------------------
 
-NODE_DATA = ("task_received", "task_download", "task_start", "execution_output", "task_completed", "task_failed")
+NODE_DATA = (
+    "task_received",
+    "task_download",
+    "task_start",
+    "execution_output",
+    "task_completed",
+    "task_failed",
+)
 OUTPUT_COLUMNS = (
-    "elapsed_ms", "gas_used", "memory_peak", "exit_code", "cached", "wasm_hash", "gas_limit", "memory_limit",
-)  # fmt: skip
+    "elapsed_ms",
+    "gas_used",
+    "memory_peak",
+    "exit_code",
+    "cached",
+    "wasm_hash",
+    "gas_limit",
+    "memory_limit",
+)
+
 
 class Happening(NamedTuple):
     """One thing that the live stream tells, by its name only; the store knows the rest."""
+
     number: int
     kind: str  # task, invoice, semaphore, node_status, network_stats, gap, log or reset
     key: Any  # execution id, invoice's name, subscriber, entry's key, or None
 
+
 class Ring:
-    """The last SIZE happenings, numbered; written by ingest and upkeep, read by the live streams' threads."""
+    """The last SIZE happenings, numbered; written by ingest and upkeep, read by the live streams'
+    threads.
+    """
+
     SIZE = 10_000
 
     def __init__(self) -> None:
@@ -2919,18 +3882,26 @@ class Ring:
             self.news.notify_all()
 
     def after(self, number: int, timeout_s: float) -> list[Happening] | None:
-        """What followed `number`, waited for if there is nothing; None if some of it is no longer kept."""
+        """What followed `number`, waited for if there is nothing; None if some of it is no longer
+        kept.
+        """
         with self.news:
             if number == self.newest:
                 self.news.wait(timeout_s)
             missed = self.newest - number
             if not 0 <= missed <= len(self.kept):
                 return None
-            return [*itertools.islice(reversed(self.kept), missed)][::-1]  # not by way of all that is older
+            return [*itertools.islice(reversed(self.kept), missed)][
+                ::-1
+            ]  # not by way of all that is older
+
 
 @dataclass
 class Monitor:
-    """What the threads share. Each attribute has one writer, named beside it, and is replaced whole."""
+    """What the threads share. Each attribute has one writer, named beside it, and is replaced
+    whole.
+    """
+
     config: Config
     store: Store
     redactor: Redactor
@@ -2951,22 +3922,32 @@ class Monitor:
     federation: Federation | None = None
     started_at: int = 0  # main; ms
     stuck: bool = False  # main: a thread that waits for an answer has not ended
-    asked_at: float = math.inf  # upkeep: since when (monotonic) it waits for the engine's words about the container
+    asked_at: float = (
+        math.inf
+    )  # upkeep: since when (monotonic) it waits for the engine's words about the container
     settled_at: int = 0  # upkeep: the newest time (ms) of a clock that did not jump
     doubts: int = 0  # upkeep: looks at a clock that has jumped
     beats: dict[str, float] = field(default_factory=dict)  # each thread its own; what `beat` keeps
-    doctor: Callable[[], Iterable[tuple[str, str, str]]] = tuple  # main: (level, what, remedy) of each finding
+    doctor: Callable[[], Iterable[tuple[str, str, str]]] = (
+        tuple  # main: (level, what, remedy) of each finding
+    )
 
     def beat(self, name: str) -> None:
         """A thread goes on; systemd's watchdog is fed as long as none stands still."""
         self.beats[name] = time.monotonic()
 
     def judged(self) -> tuple[Verdict | None, int | None]:
-        """The verdict and since when; blind if upkeep waits for an engine that never ends its answer."""
+        """The verdict and since when; blind if upkeep waits for an engine that never ends its
+        answer.
+        """
         still_s = time.monotonic() - self.asked_at
         if still_s < STILL_S:
             return self.verdict, self.verdict_since
-        verdict = Verdict("blind", "tbmon waits for an answer about the node", "Run `tbmon.py doctor` on this host.")
+        verdict = Verdict(
+            "blind",
+            "tbmon waits for an answer about the node",
+            "Run `tbmon.py doctor` on this host.",
+        )
         return verdict, self.now() - int(still_s * 1000)
 
     def note_gap(self, since: int | None, until: int | None, reason: str) -> None:
@@ -2980,29 +3961,45 @@ class Monitor:
         return int(self.clock() * 1000)
 
     def __post_init__(self) -> None:
-        self.settled_at = int(self.store.first("state", "clock") or self.store.first("last_entry_at") or 0)
+        self.settled_at = int(
+            self.store.first("state", "clock") or self.store.first("last_entry_at") or 0
+        )
         self.settle()
 
     def settle(self) -> None:
-        """Look at the clock, once a minute; one that jumped by a day or more is believed after DOUBT_LOOKS looks."""
+        """Look at the clock, once a minute; one that jumped by a day or more is believed after
+        DOUBT_LOOKS looks.
+        """
         now, past = self.now(), self.settled_at
-        self.doubts = self.doubts + 1 if past and abs(now - past) > DAY_MS and self.doubts < DOUBT_LOOKS else 0
+        self.doubts = (
+            self.doubts + 1
+            if past and abs(now - past) > DAY_MS and self.doubts < DOUBT_LOOKS
+            else 0
+        )
         if self.doubts == 1:
-            log.warning("upkeep: the clock went from %s to %s: nothing is deleted by age for now", utc(past), utc(now))
+            log.warning(
+                "upkeep: the clock went from %s to %s: nothing is deleted by age for now",
+                utc(past),
+                utc(now),
+            )
         self.settled_at = past if self.doubts else now
 
     def oldest(self, kept_ms: int) -> int:
         """What is from before this time (ms) need not be kept any more."""
         return min(self.now(), self.settled_at) - kept_ms
 
+
 def is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**53
+
 
 def is_moment(value: object) -> bool:
     return fits(value, MOMENT) and parse_time(value) is not None
 
+
 def is_rate(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 100
+
 
 def is_peers(value: object) -> bool:
     rules = {"handle": re.compile("[0-9a-f]{16}"), "seen": ("today", "yesterday")}
@@ -3011,37 +4008,69 @@ def is_peers(value: object) -> bool:
         fits(one[name], rules[name]) for one in peers for name in rules
     )
 
+
 def is_distribution(*ranges: str) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, dict) and all(name in ranges and is_count(value[name]) for name in value)
+    return lambda value: (
+        isinstance(value, dict) and all(name in ranges and is_count(value[name]) for name in value)
+    )
+
 
 STEPS_SPREAD = is_distribution(*STEPS_RANGES, "unknown")
 PUBLISHED: dict[str, Any] = {  # the aggregator's figures; null is a figure withheld
-    "activeNodes": is_count, "totalNodes": is_count, "totalTasks": is_count, "completedTasks": is_count,
-    "failedTasks": is_count, "cachedTasks": is_count, "tasksLast24h": is_count, "totalInvoices": is_count,
-    "invoicesLast24h": is_count, "successRate": is_rate, "cacheHitRate": is_rate,
-    "executionTimeDistribution": is_distribution(*TIME_RANGES, "unknown"), "gasUsageDistribution": STEPS_SPREAD,
-    "stepsComputedDistribution": STEPS_SPREAD, "taskTypeDistribution": is_distribution(*SHARED_LANGUAGES),
-    "memoryUsedDistribution": is_distribution(*MEMORY_SCALE.ranges, "unknown"), "peers": is_peers,
+    "activeNodes": is_count,
+    "totalNodes": is_count,
+    "totalTasks": is_count,
+    "completedTasks": is_count,
+    "failedTasks": is_count,
+    "cachedTasks": is_count,
+    "tasksLast24h": is_count,
+    "totalInvoices": is_count,
+    "invoicesLast24h": is_count,
+    "successRate": is_rate,
+    "cacheHitRate": is_rate,
+    "executionTimeDistribution": is_distribution(*TIME_RANGES, "unknown"),
+    "gasUsageDistribution": STEPS_SPREAD,
+    "stepsComputedDistribution": STEPS_SPREAD,
+    "taskTypeDistribution": is_distribution(*SHARED_LANGUAGES),
+    "memoryUsedDistribution": is_distribution(*MEMORY_SCALE.ranges, "unknown"),
+    "peers": is_peers,
     "snapshotAt": is_moment,
-}  # fmt: skip
+}
+
 
 def read_publication(payload: bytes) -> dict[str, Any] | None:
-    """The figures in a publication of the aggregator; None for anything that does not fit. It is hostile input."""
+    """The figures in a publication of the aggregator; None for anything that does not fit. It is
+    hostile input.
+    """
     try:
         message = json.loads(payload) if len(payload) <= MESSAGE_BYTES else None
     except (ValueError, RecursionError):
         return None
-    envelope = {**ENVELOPE, "type": ("network_stats",), "timestamp": is_moment, "data": lambda data: type(data) is dict}
+    envelope = {
+        **ENVELOPE,
+        "type": ("network_stats",),
+        "timestamp": is_moment,
+        "data": lambda data: type(data) is dict,
+    }
     del envelope["nodeId"]
     if not isinstance(message, dict) or set(message) != set(envelope):
         return None
-    if not all(fits(message[name], envelope[name]) for name in envelope) or set(message["data"]) != set(PUBLISHED):
+    if not all(fits(message[name], envelope[name]) for name in envelope) or set(
+        message["data"]
+    ) != set(PUBLISHED):
         return None
     data: dict[str, Any] = message["data"]
-    return data if all(value is None or fits(value, PUBLISHED[name]) for name, value in data.items()) else None
+    return (
+        data
+        if all(value is None or fits(value, PUBLISHED[name]) for name, value in data.items())
+        else None
+    )
+
 
 def take_publication(monitor: Monitor, payload: bytes) -> bool:
-    """Keep the figures of a publication, the newest whole and one row for each snapshot; False if it does not fit."""
+    """Keep the figures of a publication, the newest whole and one row for each snapshot; False if
+    it does not fit.
+    """
     stats = read_publication(payload)
     if stats is None:
         return False
@@ -3054,10 +4083,13 @@ def take_publication(monitor: Monitor, payload: bytes) -> bool:
     monitor.ring.add([("network_stats", None)])
     return True
 
+
 class Running(NamedTuple):
     """A task that the log shows in work."""
+
     deadline: int
     started: bool
+
 
 class Tracker:
     """Follows the tasks through one source's facts in order, and keeps what changed until `save`.
@@ -3065,10 +4097,14 @@ class Tracker:
     Ids come from the facts; a line without one is bound only where it can mean one task alone.
     """
 
-    def __init__(self, store: Store, redactor: Redactor, limit: int, saved: Mapping[str, Any]) -> None:
+    def __init__(
+        self, store: Store, redactor: Redactor, limit: int, saved: Mapping[str, Any]
+    ) -> None:
         self.store, self.redactor, self.limit = store, redactor, limit
         self.running = {name: Running(*pair) for name, pair in saved.get("running", {}).items()}
-        self.pending: dict[str, dict[str, tuple[int, Event]]] = {  # outputs of a stream that wait for their task
+        self.pending: dict[
+            str, dict[str, tuple[int, Event]]
+        ] = {  # outputs of a stream that wait for their task
             stream: {key: (at, Event(*event)) for key, (at, event) in waiting.items()}
             for stream, waiting in saved.get("pending", {}).items()
         }
@@ -3086,10 +4122,12 @@ class Tracker:
 
     def saved(self) -> dict[str, Any]:
         pending = {  # numbers only: a task's own words belong into task_data and nowhere else
-            stream: {key: (at, (kind, None, {name: found.get(name) for name in OUTPUT_COLUMNS}))
-                     for key, (at, (kind, _, found)) in waiting.items()}
+            stream: {
+                key: (at, (kind, None, {name: found.get(name) for name in OUTPUT_COLUMNS}))
+                for key, (at, (kind, _, found)) in waiting.items()
+            }
             for stream, waiting in self.pending.items()
-        }  # fmt: skip
+        }
         return {"running": self.running, "pending": pending}
 
     def save(self, db: sqlite3.Connection) -> None:
@@ -3122,7 +4160,9 @@ class Tracker:
                 self.data.setdefault(execution_id, {})[name] = kept
 
     def see(self, event: Event, at: int, stream: str, key: bytes) -> str | None:
-        """Take one fact from the log; `at` is its time in ms. Returns the execution it was bound to."""
+        """Take one fact from the log; `at` is its time in ms. Returns the execution it was bound
+        to.
+        """
         kind, execution_id = event.kind, event.execution_id
         if kind == "semaphore":
             name = event.fields["subscriber"]
@@ -3131,7 +4171,9 @@ class Tracker:
                 self.node[f"current {name}"] = event.fields["current"], at
             return None
         if self.running:  # an hour beyond its time a task may still end
-            self.running = {name: seen for name, seen in self.running.items() if seen.deadline + HOUR_MS >= at}
+            self.running = {
+                name: seen for name, seen in self.running.items() if seen.deadline + HOUR_MS >= at
+            }
         if kind == "registration":
             self.node["registered"] = event.fields["registered"], at
         elif kind == "invoice":
@@ -3140,13 +4182,17 @@ class Tracker:
             self.see_created(event, at)
         elif kind == "task_start":
             execution_id = execution_id or self.only(
-                name for name, seen in self.running.items() if not seen.started and seen.deadline >= at
+                name
+                for name, seen in self.running.items()
+                if not seen.started and seen.deadline >= at
             )
             self.see_start(execution_id, at)
         elif kind == "task_download":
             known = {name: self.task(name) for name in self.running}
             wanted = event.fields["task_id"]
-            execution_id = self.only(name for name, task in known.items() if task and task.task_id == wanted)
+            execution_id = self.only(
+                name for name, task in known.items() if task and task.task_id == wanted
+            )
         elif kind == "execution_output":
             execution_id = self.see_output(event, at, stream, key)
         elif kind in ("task_completed", "task_failed"):
@@ -3164,13 +4210,19 @@ class Tracker:
         """A task arrived: told by the log at `at`, or, with None, by the event database."""
         assert event.execution_id is not None
         found = {name: value for name, value in event.fields.items() if name != "input"}
-        found, evidence = (found, IN_EVENT_DB) if at is None else ({**found, "received_at": at}, IN_LOG)
-        task = self.change(self.task(event.execution_id) or Task(event.execution_id), evidence, **found)
+        found, evidence = (
+            (found, IN_EVENT_DB) if at is None else ({**found, "received_at": at}, IN_LOG)
+        )
+        task = self.change(
+            self.task(event.execution_id) or Task(event.execution_id), evidence, **found
+        )
         self.tasks[task.execution_id] = task
         self.keep_data(task.execution_id, event.fields)
         if at is not None and task.deadline is not None:
             before = self.running.get(task.execution_id)
-            self.running[task.execution_id] = Running(task.deadline, before.started if before else False)
+            self.running[task.execution_id] = Running(
+                task.deadline, before.started if before else False
+            )
 
     def see_start(self, execution_id: str | None, at: int) -> None:
         if execution_id and (task := self.task(execution_id)):
@@ -3179,7 +4231,9 @@ class Tracker:
                 self.running[execution_id] = running._replace(started=True)
 
     def see_output(self, event: Event, at: int, stream: str, key: bytes) -> str | None:
-        """Bind an execution's output: by id, to the only running task, or later, by the end that follows."""
+        """Bind an execution's output: by id, to the only running task, or later, by the end that
+        follows.
+        """
         waiting = self.pending.setdefault(stream, {})
         waiting.pop(key.hex(), None)  # what was read of it so far
         execution_id = event.execution_id or (None if waiting else self.only(self.running))
@@ -3229,15 +4283,24 @@ class Tracker:
 
     def see_own(self, pseudonym: str | None) -> None:
         """A wallet is known to be the node's own: earlier invoices may have paid it."""
-        if pseudonym is None or not pseudonym.startswith("wallet:") or pseudonym in self.store.own | self.new_own:
+        if (
+            pseudonym is None
+            or not pseudonym.startswith("wallet:")
+            or pseudonym in self.store.own | self.new_own
+        ):
             return
         self.new_own.add(pseudonym)
         kept = [(name, json.loads(items)) for name, items in self.store.get("invoices_of_others")]
-        for name, items in (*kept, *((event.execution_id, event.fields["line_items"]) for event, _ in self.invoices)):
+        for name, items in (
+            *kept,
+            *((event.execution_id, event.fields["line_items"]) for event, _ in self.invoices),
+        ):
             self.see_items(name, items)
 
     def see_record(self, event: Event) -> bool:
-        """Take one record of the event database; False if the task it speaks of is not known yet."""
+        """Take one record of the event database; False if the task it speaks of is not known
+        yet.
+        """
         if event.kind == "task_created":
             self.see_created(event, None)
         elif event.kind == "invoice":
@@ -3255,37 +4318,51 @@ class Tracker:
             self.change(task, LOST)
             self.events.append((execution_id, at, "lost"))
 
+
 class Recorder:
-    """Records what one source says: gives every entry its identity, believes it or not, stores it once.
+    """Records what one source says: gives every entry its identity, believes it or not, stores it
+    once.
 
     All state that must outlive the process is written in the transaction of the rows it belongs to,
     so that a new Recorder goes on where the last commit stood. Used by the ingest thread only.
     """
 
-    def __init__(self, monitor: Monitor, source: int, fresh_pass: bool = False, live: bool = True) -> None:
+    def __init__(
+        self, monitor: Monitor, source: int, fresh_pass: bool = False, live: bool = True
+    ) -> None:
         self.monitor, self.store, self.source, self.live = monitor, monitor.store, source, live
         self.name = {ENGINE: "engine", FILES: "files"}[source]
         saved: dict[str, Any] = json.loads(self.store.first("state", self.name) or "{}")
         self.cursor: dict[str, Any] = saved.get("cursor", {})
         self.trust = Trust(tuple(saved["identity"]) if saved.get("identity") else None)
-        self.zone = Zone(monitor.config.node_timezone, json.loads(self.store.first("state", "zone") or "null"))
+        self.zone = Zone(
+            monitor.config.node_timezone, json.loads(self.store.first("state", "zone") or "null")
+        )
         monitor.redactor.own = self.store.own
         self.tracker = Tracker(
-            self.store, monitor.redactor, monitor.config.max_output_data_bytes, {} if fresh_pass else saved
-        )  # fmt: skip
+            self.store,
+            monitor.redactor,
+            monitor.config.max_output_data_bytes,
+            {} if fresh_pass else saved,
+        )
         self.seq: int = saved.get("seq", 0)
         self.rereads = fresh_pass  # all is read once more, and counted as if nothing were stored
-        # Equal headers of one second are counted from the store up to `floor`; no second above it was read.
+        # Equal headers of one second are counted from the store up to `floor`; no second above it
+        # was read.
         self.floor: int = -1 if fresh_pass else saved.get("newest_second", -1)
         self.newest_second = self.floor
         self.counts: dict[bytes, int] = {}
         self.rows: dict[bytes, tuple[object, ...]] = {}
         self.counted: Counter[str] = Counter()
-        self.oldest_at = monitor.oldest(monitor.config.log_retention_days * DAY_MS)  # older gives no rows
+        self.oldest_at = monitor.oldest(
+            monitor.config.log_retention_days * DAY_MS
+        )  # older gives no rows
         self.heard: tuple[Head, int] | None = None  # the newest believed header, and when
         self.newest_at: int | None = None
         self.first_at: int | None = None
-        self.loose: set[str] = set(saved.get("loose", ()))  # streams in which a task's own words may be printed
+        self.loose: set[str] = set(
+            saved.get("loose", ())
+        )  # streams in which a task's own words may be printed
         self.assemblers: dict[str, Assembler] = {}
         for stream, before in {} if fresh_pass else saved.get("streams", {}).items():
             self.reopen(stream, before)
@@ -3296,8 +4373,21 @@ class Recorder:
         for row in self.store.get("entry", bytes.fromhex(before["key"])):
             second, kind = int.from_bytes(row["key"][:4], "big"), LOG_TYPES[row["type"]]
             head = Head("", None, "") if row["flags"] & SUSPECT else None  # for its mark
-            entry = Entry(second, head, kind, row["message"], b"", stamped=not row["flags"] & UNSTAMPED, changed=False)
-            entry.key, entry.seq, entry.at, entry.believed = row["key"], row["seq"], row["at"], before["believed"]
+            entry = Entry(
+                second,
+                head,
+                kind,
+                row["message"],
+                b"",
+                stamped=not row["flags"] & UNSTAMPED,
+                changed=False,
+            )
+            entry.key, entry.seq, entry.at, entry.believed = (
+                row["key"],
+                row["seq"],
+                row["at"],
+                before["believed"],
+            )
             entry.depth = before.get("depth")
             assembler.open = entry
 
@@ -3320,15 +4410,21 @@ class Recorder:
             self.seq += 1
             entry.seq = self.seq
             self.first_at = self.first_at or entry.at
-            if entry.head is not None and entry.believed:  # what a task prints must not move the log's clock
-                self.newest_at = entry.at if self.live or self.rereads else max(self.newest_at or 0, entry.at)
+            if (
+                entry.head is not None and entry.believed
+            ):  # what a task prints must not move the log's clock
+                self.newest_at = (
+                    entry.at if self.live or self.rereads else max(self.newest_at or 0, entry.at)
+                )
         flags = self.record(entry, stream)
         if fresh and flags and not self.rereads:
             self.counted["unrecognised"] += flags // UNRECOGNISED & 1
             self.counted["suspect"] += flags & SUSPECT
 
     def identify(self, entry: Entry) -> None:
-        """Give the entry its key: stamp, header, and how many times this source has seen both before."""
+        """Give the entry its key: stamp, header, and how many times this source has seen both
+        before.
+        """
         first = entry.second.to_bytes(4, "big") + entry.header_id
         seen = self.counts.get(first)
         if seen is None:
@@ -3341,17 +4437,26 @@ class Recorder:
     def nth_key(self, first: bytes, number: int) -> bytes:
         if number == 1:
             return first
-        return first[:4] + hashlib.blake2b(first + number.to_bytes(8, "big"), digest_size=12).digest()
+        return (
+            first[:4] + hashlib.blake2b(first + number.to_bytes(8, "big"), digest_size=12).digest()
+        )
 
     def stored_count(self, first: bytes) -> int:
         keys = (self.nth_key(first, number) for number in itertools.count(1))
-        return sum(1 for _ in itertools.takewhile(lambda key: self.store.first("has_entry", key, self.source), keys))
+        return sum(
+            1
+            for _ in itertools.takewhile(
+                lambda key: self.store.first("has_entry", key, self.source), keys
+            )
+        )
 
     def believe(self, entry: Entry, stream: str) -> None:
         """Set the entry's time, and whether it may change what we know of the node."""
         if entry.head is None:
             entry.at = self.zone.utc_ms(entry.second, entry.engine_ms)
-            if entry.engine_ms is not None and not (entry.stamped and abs(entry.at - entry.engine_ms) <= BELIEF_MS):
+            if entry.engine_ms is not None and not (
+                entry.stamped and abs(entry.at - entry.engine_ms) <= BELIEF_MS
+            ):
                 entry.at = entry.engine_ms
             entry.believed = entry.type == "execution_output" and not self.loose & {stream, "all"}
         else:
@@ -3363,11 +4468,17 @@ class Recorder:
                 entry.believed, entry.at = False, entry.engine_ms
             if entry.believed and self.loose:
                 self.loose.discard(stream)
-        if entry.type == "execution_output" and (entry.head or entry.text.startswith("Command execution stderr")):
-            self.loose.add("all" if entry.believed and entry.head else stream)  # this node's outputs have headers
+        if entry.type == "execution_output" and (
+            entry.head or entry.text.startswith("Command execution stderr")
+        ):
+            self.loose.add(
+                "all" if entry.believed and entry.head else stream
+            )  # this node's outputs have headers
 
     def record(self, entry: Entry, stream: str) -> int:
-        """Keep the entry's row for `commit` and hand its fact, if believed, to the tracker; return its flags."""
+        """Keep the entry's row for `commit` and hand its fact, if believed, to the tracker; return
+        its flags.
+        """
         head, kind, at, execution_id = entry.head, entry.type, entry.at, None
         if entry.believed:
             if head is not None:
@@ -3381,11 +4492,19 @@ class Recorder:
         if kind != "semaphore" and not is_recognised(kind, entry.text):
             flags |= UNRECOGNISED
         if at >= self.oldest_at:
-            self.rows[entry.key] = (  # sqlite3 binds a bytearray at once, for bytes and None it looks for adapters
-                bytearray(entry.key), entry.seq, at, LEVEL_NUMBERS.get(head.level, 0) if head else 0,
-                TYPE_NUMBERS[kind], self.source, flags | (0 if entry.stamped else UNSTAMPED), execution_id or "",
+            self.rows[
+                entry.key
+            ] = (  # sqlite3 binds a bytearray at once, for bytes and None it looks for adapters
+                bytearray(entry.key),
+                entry.seq,
+                at,
+                LEVEL_NUMBERS.get(head.level, 0) if head else 0,
+                TYPE_NUMBERS[kind],
+                self.source,
+                flags | (0 if entry.stamped else UNSTAMPED),
+                execution_id or "",
                 entry.text,
-            )  # fmt: skip
+            )
         return flags
 
     def note_head(self, head: Head, at: int) -> None:
@@ -3399,7 +4518,10 @@ class Recorder:
         """The node started again at `at` (ms): what it had in work is lost, its slots are free."""
         self.trust.restart()
         self.loose.clear()
-        for execution_id in {*self.tracker.running, *(row[0] for row in self.store.get("overdue", 0, at))}:
+        for execution_id in {
+            *self.tracker.running,
+            *(row[0] for row in self.store.get("overdue", 0, at)),
+        }:
             self.tracker.lose(execution_id, at)
         self.tracker.running.clear()
         self.tracker.pending.clear()
@@ -3416,19 +4538,37 @@ class Recorder:
         streams = {}
         for stream, its in self.assemblers.items():
             last = its.open
-            key, believed, depth = (last.key.hex(), last.believed, last.depth) if last else ("", False, 0)
-            streams[stream] = {"key": key, "second": its.second, "believed": believed, "depth": depth}
+            key, believed, depth = (
+                (last.key.hex(), last.believed, last.depth) if last else ("", False, 0)
+            )
+            streams[stream] = {
+                "key": key,
+                "second": its.second,
+                "believed": believed,
+                "depth": depth,
+            }
         return {
-            **self.tracker.saved(), "cursor": self.cursor, "identity": self.trust.identity, "seq": self.seq,
-            "newest_second": self.newest_second, "streams": streams, "loose": sorted(self.loose),
-        }  # fmt: skip
+            **self.tracker.saved(),
+            "cursor": self.cursor,
+            "identity": self.trust.identity,
+            "seq": self.seq,
+            "newest_second": self.newest_second,
+            "streams": streams,
+            "loose": sorted(self.loose),
+        }
 
     def told(self) -> Iterator[tuple[str, object]]:
         """What the live stream tells of a commit."""
         yield from (("log", key) for key in self.rows)
         yield from (("task", execution_id) for execution_id in self.tracker.tasks)
-        yield from (("invoice", self.store.invoice_name(event)) for event, _ in self.tracker.invoices)
-        slots = {name.partition(" ")[2] for name in self.tracker.node if name.startswith(("current ", "total "))}
+        yield from (
+            ("invoice", self.store.invoice_name(event)) for event, _ in self.tracker.invoices
+        )
+        slots = {
+            name.partition(" ")[2]
+            for name in self.tracker.node
+            if name.startswith(("current ", "total "))
+        }
         yield from (("semaphore", subscriber) for subscriber in slots)
 
     def commit(self, also: Callable[[sqlite3.Connection], None] | None = None) -> None:
@@ -3457,12 +4597,16 @@ class Recorder:
         if len(self.counts) > 20_000:
             oldest = max(self.floor, self.newest_second - 5)  # stamps step back a little
             self.floor, settled = self.floor if self.rereads else oldest, key_of(oldest)
-            self.counts = {first: seen for first, seen in self.counts.items() if first[:4] > settled}
+            self.counts = {
+                first: seen for first, seen in self.counts.items() if first[:4] > settled
+            }
+
 
 HEAD_BYTES = 1024  # of a log file, by which it is known again under another name or compressed
 FILE_BYTES = 1024 * MIB  # read of one log file, after decompression
 RECORD_BYTES = 8 * MIB  # of one record of the event database
 BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[{}\[\]]', re.S)
+
 
 class ContainerFiles:
     """The files in a folder of the container; links are followed inside the allowed folders."""
@@ -3477,7 +4621,13 @@ class ContainerFiles:
             return iter(())
         with self.engine.archive(self.container, found[0]) as tar:
             top = posixpath.dirname(found[0])
-            return iter([posixpath.join(top, part.name) for part in tar or () if part.isfile() or part.issym()])
+            return iter(
+                [
+                    posixpath.join(top, part.name)
+                    for part in tar or ()
+                    if part.isfile() or part.issym()
+                ]
+            )
 
     def signature(self, names: Iterable[str]) -> object:
         """What changes when a file is added or one of `names` changes; None without the folder."""
@@ -3486,15 +4636,21 @@ class ContainerFiles:
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[Any]:
-        """A packed copy in memory: as long as an archive is open, nobody can inspect, stop or start the container."""
+        """A packed copy in memory: as long as an archive is open, nobody can inspect, stop or start
+        the container.
+        """
         found, copy = resolve(self.engine, self.container, name), io.BytesIO()
         where = found[0] if found else name
-        with self.engine.archive(self.container, where) as tar, gzip.GzipFile("", "wb", 1, copy) as packed:
+        with (
+            self.engine.archive(self.container, where) as tar,
+            gzip.GzipFile("", "wb", 1, copy) as packed,
+        ):
             member = next((part for part in tar or () if found and part.isfile()), None)
             if tar and member and (content := tar.extractfile(member)):
                 shutil.copyfileobj(content, packed, 256 * KIB)
         copy.seek(0)
         yield gzip.GzipFile("", "rb", fileobj=copy)
+
 
 class LocalFiles:
     """The files anywhere under a folder of this host."""
@@ -3507,11 +4663,14 @@ class LocalFiles:
 
     def signature(self, names: Iterable[str]) -> object:
         """As for a container's folder; None without an event database."""
-        stats = ((path, os.stat(path)) for path in sorted(self.names()) if path.endswith(EVENT_DB_NAME))
+        stats = (
+            (path, os.stat(path)) for path in sorted(self.names()) if path.endswith(EVENT_DB_NAME)
+        )
         return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats] or None
 
     def open(self, name: str) -> contextlib.AbstractContextManager[Any]:
         return open(name, "rb")
+
 
 def choose_log_files(names: Iterable[str]) -> list[str]:
     """The log files to read among `names`, oldest first.
@@ -3528,6 +4687,7 @@ def choose_log_files(names: Iterable[str]) -> list[str]:
 
     return sorted(in_debug or found, key=age)
 
+
 class LogFileReader:
     """Reads log files, each from where it was left.
 
@@ -3537,28 +4697,41 @@ class LogFileReader:
     def __init__(self, recorder: Recorder, files: ContainerFiles | LocalFiles) -> None:
         self.recorder, self.files = recorder, files
         rows = recorder.store.get("files")
-        self.known = {row[0]: (row[1], row[2]) for row in rows}  # hash of the head: its length, offset read to
+        self.known = {
+            row[0]: (row[1], row[2]) for row in rows
+        }  # hash of the head: its length, offset read to
 
     def read(self, name: str) -> Iterator[None]:
-        """Take what is new in a file; yields after each batch. What cannot be unpacked is passed over.
+        """Take what is new in a file; yields after each batch. What cannot be unpacked is passed
+        over.
 
         An unfinished last line is left for later, unless the file is compressed and so has ended.
         """
         packed = name.endswith(".gz")
         try:
             with self.files.open(name) as file:
-                yield from self.read_lines(gzip.GzipFile(fileobj=file, mode="rb") if packed else file, packed)
+                yield from self.read_lines(
+                    gzip.GzipFile(fileobj=file, mode="rb") if packed else file, packed
+                )
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             date = re.search(r"\d{4}-\d\d-\d\d", name)  # the name itself holds the wallet
-            log.warning("ingest: the log file of %s cannot be unpacked: %s", date[0] if date else "some day", error)
+            log.warning(
+                "ingest: the log file of %s cannot be unpacked: %s",
+                date[0] if date else "some day",
+                error,
+            )
 
     def recognise(self, head: bytes) -> tuple[str, str, int]:
         """(hash of the head, hash it was known by until now or "", offset to go on from)."""
 
         def hashed(length: int) -> str:
-            return hmac.digest(self.recorder.monitor.redactor.key, b"file\0" + head[:length], "sha256").hex()[:32]
+            return hmac.digest(
+                self.recorder.monitor.redactor.key, b"file\0" + head[:length], "sha256"
+            ).hex()[:32]
 
-        for length in sorted({length for length, _ in self.known.values() if length <= len(head)}, reverse=True):
+        for length in sorted(
+            {length for length, _ in self.known.values() if length <= len(head)}, reverse=True
+        ):
             found = self.known.get(hashed(length))
             if found and found[0] == length:
                 return hashed(len(head)), hashed(length), found[1]
@@ -3580,7 +4753,9 @@ class LogFileReader:
             self.recorder.feed("file", places)
             self.known.pop(before, None)
             self.known[name] = head_bytes, offset
-            self.recorder.commit(functools.partial(self.recorder.store.save_file, name, (head_bytes, offset), before))
+            self.recorder.commit(
+                functools.partial(self.recorder.store.save_file, name, (head_bytes, offset), before)
+            )
 
         while data and (position < FILE_BYTES or not ended):
             rest += data[max(0, offset - position - len(rest)) :]
@@ -3595,13 +4770,18 @@ class LogFileReader:
         if rest and ended:
             take([rest])
 
+
 def import_history(monitor: Monitor, engine: DockerEngine, seam: int) -> Iterator[None]:
-    """Read the container's log files, step by step; then bind id-less lines across the `seam` (ms)."""
+    """Read the container's log files, step by step; then bind id-less lines across the `seam`
+    (ms).
+    """
     files = ContainerFiles(engine, monitor.config.container_name, LOGS_PATH)
     names = choose_log_files(files.names())
     recorder = Recorder(monitor, FILES, live=False)
     reader, was_cut = LogFileReader(recorder, files), recorder.cursor.get("unbound")
-    recorder.cursor["unbound"] = True  # committed with the first entries; a process may end before the last line here
+    recorder.cursor["unbound"] = (
+        True  # committed with the first entries; a process may end before the last line here
+    )
     for name in names:
         yield from reader.read(name)
     if was_cut or (recorder.first_at is not None and recorder.first_at < seam + SEAM_MS):
@@ -3613,10 +4793,12 @@ def import_history(monitor: Monitor, engine: DockerEngine, seam: int) -> Iterato
         log.info("ingest: %d log files of the node are read", len(names))
         monitor.ring.add([("reset", None)])  # the past that was read is not told line by line
 
+
 def bind_again(monitor: Monitor, seam: int) -> None:
     """Bind the id-less lines around `seam` anew, now that what came before it is known.
 
-    A task whose output goes to no other keeps what it had: fewer streams are told apart than at the first time.
+    A task whose output goes to no other keeps what it had: fewer streams are told apart than at the
+    first time.
     """
     store, since, until = monitor.store, seam - SEAM_MS, seam + SEAM_MS
     tracker = Tracker(store, monitor.redactor, monitor.config.max_output_data_bytes, {})
@@ -3633,18 +4815,25 @@ def bind_again(monitor: Monitor, seam: int) -> None:
             unbound: dict[str, Any] = dict.fromkeys(OUTPUT_COLUMNS)
             bare = task._replace(started_at=None, error=None, **unbound)
             tracker.tasks[task.execution_id] = bare._replace(status=task_status(bare))
-        elif task.deadline and (task.received_at or 0) < since <= (task.completed_at or until):  # then in work
+        elif task.deadline and (task.received_at or 0) < since <= (
+            task.completed_at or until
+        ):  # then in work
             tracker.running[task.execution_id] = Running(task.deadline, True)
     for event, row in events:
         owner[row["key"]] = tracker.see(event, row["at"], "any", row["key"])
     owner.update((key, name) for name, key in tracker.bound)
-    robbed = {row["execution_id"] for _, row in events if owner[row["key"]] not in (None, row["execution_id"])}
+    robbed = {
+        row["execution_id"]
+        for _, row in events
+        if owner[row["key"]] not in (None, row["execution_id"])
+    }
     for task in tasks:
         if task.execution_id in logged - robbed:
             had = {name: getattr(task, name) for name in (*OUTPUT_COLUMNS, "started_at")}
             tracker.change(tracker.tasks[task.execution_id], **had)
     with store.write() as db:
         tracker.save(db)
+
 
 def read_records(file: Any) -> Iterator[object]:
     """Yield the records of an event database one by one; raise ValueError unless it is whole.
@@ -3672,11 +4861,15 @@ def read_records(file: Any) -> Iterator[object]:
             raise ValueError("it ends within a record" if not more else "a record is too large")
         text, at, step = text[at:] + decode(more), 0, min(2 * step, 4 * MIB)
 
+
 def read_record(text: str, at: int) -> tuple[object, int]:
     """The value at `at` and where it ends; end 0 if it is not all there."""
     try:
         return DECODER.raw_decode(text, at)
-    except (ValueError, RecursionError):  # not all there, or nothing Python reads: a number of 5000 digits
+    except (
+        ValueError,
+        RecursionError,
+    ):  # not all there, or nothing Python reads: a number of 5000 digits
         depth = 0
         for found in BRACKETS.finditer(text, at):
             depth += 1 if found[0] in "{[" else -1 if found[0] in "}]" else 0
@@ -3684,8 +4877,10 @@ def read_record(text: str, at: int) -> tuple[object, int]:
                 return None, found.end()
     return None, 0
 
+
 class EventDbPoll:
     """Reads the event database when it has changed, every record once in a process's life."""
+
     EVERY_S, RETRY_S = 5.0, 0.5
 
     def __init__(self, monitor: Monitor, files: ContainerFiles | LocalFiles) -> None:
@@ -3731,7 +4926,11 @@ class EventDbPoll:
                         name = hash(json.dumps(record, sort_keys=True))
                     except RecursionError:  # just shallow enough to be read
                         continue
-                    event = record_event(record, self.monitor.redactor.clean) if name not in self.seen else None
+                    event = (
+                        record_event(record, self.monitor.redactor.clean)
+                        if name not in self.seen
+                        else None
+                    )
                     fresh.append(name)
                     if event is not None and not recorder.tracker.see_record(event):
                         waiting.append(event)
@@ -3740,9 +4939,11 @@ class EventDbPoll:
         self.seen.update(fresh)
         return waiting
 
+
 JSON_BYTES = 80  # that the engine's log file holds around a line
 WRITTEN_IN_MS = 50_000  # bytes; more than an engine writes
 RECENT_LINES = 20_000  # are known if they come again on a connection
+
 
 class EngineFeed:
     """Feeds one connection's lines to the engine's recorder and knows those read before again.
@@ -3758,47 +4959,82 @@ class EngineFeed:
         self.known: Counter[str] = Counter()
         self.newest = b""  # the engine's newest stamp, fixed width: byte order is time order
         self.since_s: int | None = None
-        fresh = cursor.get("container") not in (None, container.id) and store.first("was_followed", container.id)
+        fresh = cursor.get("container") not in (None, container.id) and store.first(
+            "was_followed", container.id
+        )
         if cursor.get("container") == container.id and cursor.get("newest"):
             self.newest = cursor["newest"].encode()
             second = parse_second(cursor["newest"][:19])
-            fresh = cursor.get("again") or second is None or second > monitor.now() // 1000 + 1  # a clock went back
+            fresh = (
+                cursor.get("again") or second is None or second > monitor.now() // 1000 + 1
+            )  # a clock went back
             self.since_s = None if fresh or second is None else second - OVERLAP_S
-            self.known.update(line for row in store.get("overlap") if not fresh for line in row["lines"].split("\n"))
+            self.known.update(
+                line
+                for row in store.get("overlap")
+                if not fresh
+                for line in row["lines"].split("\n")
+            )
         if self.since_s is None:
             self.newest = b""
         self.behind = False  # the engine's clock was set back and has not come where it was
         self.expected = bool(self.known)  # until one of them has come again
         self.known_until = second_text((self.since_s or 0) + 60).replace(" ", "T").encode()
-        self.recorder = Recorder(monitor, ENGINE, bool(fresh), live=bool(cursor.get("newest")) and not fresh)
-        self.began = (utc(monitor.started_at or monitor.now()) or "")[:-1].encode()  # as the engine's stamps begin
+        self.recorder = Recorder(
+            monitor, ENGINE, bool(fresh), live=bool(cursor.get("newest")) and not fresh
+        )
+        self.began = (utc(monitor.started_at or monitor.now()) or "")[
+            :-1
+        ].encode()  # as the engine's stamps begin
         self.recorder.cursor = {**cursor, "container": container.id, "newest": self.newest.decode()}
-        if cursor.get("newest") and cursor["container"] != container.id and not fresh:  # its words do not go on here
+        if (
+            cursor.get("newest") and cursor["container"] != container.id and not fresh
+        ):  # its words do not go on here
             self.recorder.assemblers.clear()
             gap = parse_time(cursor["newest"]), container.created, "the container was replaced"
-            self.recorder.commit(lambda db: store.put(db, "gap", [gap]))  # with the cursor, so that it is told once
+            self.recorder.commit(
+                lambda db: store.put(db, "gap", [gap])
+            )  # with the cursor, so that it is told once
             monitor.ring.add([("gap", None)])
         self.frames = FrameReader(container.tty)
-        self.fresh_lines: list[tuple[bytes, int, bytes]] = []  # (stamp, stream, line) since the last commit
+        self.fresh_lines: list[
+            tuple[bytes, int, bytes]
+        ] = []  # (stamp, stream, line) since the last commit
         self.second_text, self.second_ms = b"", 0
         started = container.started_at
-        self.start = started if started is not None and started != cursor.get("started_at") else None
+        self.start = (
+            started if started is not None and started != cursor.get("started_at") else None
+        )
         self.dirty = False
         self.last = b""  # the stamp that came last
         self.recent: dict[int, None] = {}  # hashes of lines, oldest first
         self.last_ms = self.opened_ms = monitor.now()
-        self.leap: tuple[int, int] | None = None  # from the first to the last pause in which a file fits (ms)
-        self.rush, self.rush_before, self.weigh_at = 0, 0, time.monotonic() + 1  # bytes in this second and the last
+        self.leap: tuple[int, int] | None = (
+            None  # from the first to the last pause in which a file fits (ms)
+        )
+        self.rush, self.rush_before, self.weigh_at = (
+            0,
+            0,
+            time.monotonic() + 1,
+        )  # bytes in this second and the last
 
     def take_lines(self, lines: Sequence[tuple[int, bytes, bytes]]) -> None:
-        if not (self.recorder.live or self.recorder.rereads) and lines and lines[0][1] >= self.began:
+        if (
+            not (self.recorder.live or self.recorder.rereads)
+            and lines
+            and lines[0][1] >= self.began
+        ):
             self.go_live()
         for stream, group in self.runs(lines):
             self.recorder.feed(str(stream), group)
         self.dirty = self.dirty or bool(lines)
 
-    def runs(self, lines: Sequence[tuple[int, bytes, bytes]]) -> Iterator[tuple[int, list[tuple[bytes, int, bytes]]]]:
-        """Group new lines by runs of one stream, so that both streams stay in the order of arrival."""
+    def runs(
+        self, lines: Sequence[tuple[int, bytes, bytes]]
+    ) -> Iterator[tuple[int, list[tuple[bytes, int, bytes]]]]:
+        """Group new lines by runs of one stream, so that both streams stay in the order of
+        arrival.
+        """
         run: list[tuple[bytes, int, bytes]] = []
         current = 0
         for stream, stamp, body in lines:
@@ -3812,7 +5048,9 @@ class EngineFeed:
             if stamp > self.newest:
                 self.newest, self.behind = stamp, False
             elif not self.behind:
-                self.behind = (parse_time(self.newest.decode("ascii", "replace")) or 0) - engine_ms > OVERLAP_S * 1000
+                self.behind = (
+                    parse_time(self.newest.decode("ascii", "replace")) or 0
+                ) - engine_ms > OVERLAP_S * 1000
             if stream != current or (self.start is not None and engine_ms >= self.start):
                 if run:
                     yield current, run
@@ -3844,37 +5082,58 @@ class EngineFeed:
         return self.second_ms + (int(stamp[20:23]) if stamp[20:23].isdigit() else 0)
 
     def note_gap(self, first: bytes) -> None:
-        """None of the lines before the cursor came again: the engine has dropped them, and maybe more."""
+        """None of the lines before the cursor came again: the engine has dropped them, and maybe
+        more.
+        """
         self.expected = False
-        since, until = parse_time(self.newest.decode()), parse_time(first.decode("ascii", "replace"))
-        log.warning("ingest: the engine's log begins after what was read: lines may be missing since %s", utc(since))
+        since, until = (
+            parse_time(self.newest.decode()),
+            parse_time(first.decode("ascii", "replace")),
+        )
+        log.warning(
+            "ingest: the engine's log begins after what was read: lines may be missing since %s",
+            utc(since),
+        )
         self.monitor.note_gap(since, until, "the engine had dropped older lines")
 
     def came_twice(self, stream: int, stamp: bytes, body: bytes, engine_ms: int) -> bool:
-        """True for a line that came on this connection already: an engine may send it again when it rotates its log."""
+        """True for a line that came on this connection already: an engine may send it again when it
+        rotates its log.
+        """
         name = hash((stream, stamp, body))
         if stamp <= self.newest and name in self.recent:
             return True
         self.recent[name] = None
-        self.rush += len(body) + JSON_BYTES if engine_ms >= self.opened_ms else 0  # the past comes fast
+        self.rush += (
+            len(body) + JSON_BYTES if engine_ms >= self.opened_ms else 0
+        )  # the past comes fast
         if engine_ms - self.last_ms >= 2 + self.container.file_bytes // WRITTEN_IN_MS:
             self.leap = self.leap[0] if self.leap else self.last_ms, engine_ms
         self.last_ms = max(self.last_ms, engine_ms)
         return False
 
     def weigh(self, ended: bool = False) -> None:
-        """Once a second: an engine that rotates faster than it is read passes over whole files, and says nothing.
+        """Once a second: an engine that rotates faster than it is read passes over whole files, and
+        says nothing.
 
-        Then much came at once, with a pause between the lines of two files that one could be written in.
+        Then much came at once, with a pause between the lines of two files that one could be
+        written in.
         """
         if time.monotonic() < self.weigh_at and not ended:
             return
         rush, leap = self.rush + self.rush_before, self.leap
-        self.rush, self.rush_before, self.leap, self.weigh_at = 0, self.rush, None, time.monotonic() + 1
+        self.rush, self.rush_before, self.leap, self.weigh_at = (
+            0,
+            self.rush,
+            None,
+            time.monotonic() + 1,
+        )
         if leap and max(self.container.file_bytes, 2 * MIB) <= 8 * rush:
             self.monitor.note_gap(*leap, "the log was rotated faster than it could be read")
         if len(self.recent) > RECENT_LINES:
-            self.recent = dict.fromkeys(itertools.islice(self.recent, len(self.recent) - RECENT_LINES // 2, None))
+            self.recent = dict.fromkeys(
+                itertools.islice(self.recent, len(self.recent) - RECENT_LINES // 2, None)
+            )
 
     def note_start(self, at: int) -> None:
         self.start = None
@@ -3890,13 +5149,21 @@ class EngineFeed:
         cursor, recorder = self.recorder.cursor, self.recorder
         unfinished = (stamp for stamp, _ in self.frames.pending.values())
         newest = min((self.newest, *unfinished)).decode("ascii", "replace")
-        cursor["newest"] = max(newest, cursor["newest"])  # what is read again may be unfinished, and is known
+        cursor["newest"] = max(
+            newest, cursor["newest"]
+        )  # what is read again may be unfinished, and is known
         cursor["first_at"] = cursor.get("first_at") or recorder.first_at
-        cursor["again"] = self.behind or recorder.rereads  # `since` would pass over lines, or count them twice
+        cursor["again"] = (
+            self.behind or recorder.rereads
+        )  # `since` would pass over lines, or count them twice
         newest_s = parse_second(cursor["newest"][:19]) or 0
         oldest = second_text(max(0, newest_s - OVERLAP_S - 1)).replace(" ", "T")
         since = oldest.encode()
-        names = [line_name(stream, stamp, body) for stamp, stream, body in self.fresh_lines if stamp >= since]
+        names = [
+            line_name(stream, stamp, body)
+            for stamp, stream, body in self.fresh_lines
+            if stamp >= since
+        ]
         newest = self.newest.decode("ascii", "replace")
         recorder.commit(lambda db: self.monitor.store.save_overlap(db, newest, names, oldest))
         self.fresh_lines.clear()
@@ -3915,7 +5182,9 @@ class EngineFeed:
             recorder.rereads, recorder.floor, self.dirty = False, recorder.newest_second, True
 
     def caught_up(self) -> None:
-        """All there is has been read: a start after the last line took effect too, and time may be over for tasks."""
+        """All there is has been read: a start after the last line took effect too, and time may be
+        over for tasks.
+        """
         if self.start is not None:
             self.note_start(self.start)
         if not self.recorder.rereads:  # a clock that went back has yet to come in it
@@ -3923,11 +5192,16 @@ class EngineFeed:
         self.dirty = self.dirty or bool(self.recorder.tracker.tasks)
         self.commit()
 
+
 def line_name(stream: int, stamp: bytes, body: bytes) -> str:
     return f"{stamp.decode('ascii', 'replace')} {stream}{zlib.crc32(body):08x}"
 
+
 class Pipe:
-    """Carries chunks, mostly of one line, from the reader thread to ingest; holds about BYTES at most."""
+    """Carries chunks, mostly of one line, from the reader thread to ingest; holds about BYTES at
+    most.
+    """
+
     BYTES = 8 * MIB
 
     def __init__(self, stream: EngineStream) -> None:
@@ -3937,11 +5211,15 @@ class Pipe:
         self.news = threading.Event()  # set when there is something to take
         self.ended = False  # set by the reader after its last chunk
         self.left = threading.Event()  # set by ingest when it takes no more
-        self.error: Exception | None = None  # why the engine gave nothing; what is no DockerError is a bug of ours
+        self.error: Exception | None = (
+            None  # why the engine gave nothing; what is no DockerError is a bug of ours
+        )
         threading.Thread(target=self.pump, name="reader", daemon=True).start()
 
     def pump(self) -> None:
-        """The reader thread: pass on what the engine sends and nothing else, so that it keeps up."""
+        """The reader thread: pass on what the engine sends and nothing else, so that it keeps
+        up.
+        """
         try:
             for chunk in self.stream.chunks():
                 while self.sent - self.taken > self.BYTES and not self.left.wait(0.01):
@@ -3970,24 +5248,34 @@ class Pipe:
         self.left.set()
         self.stream.close()
 
+
 class Follower:
     """Follows one container's log over any number of connections, restarts and re-creations."""
+
     SILENCE_S = 20.0  # after this long without a byte the connection is checked
 
     def __init__(self, monitor: Monitor, engine: DockerEngine) -> None:
         self.monitor, self.engine = monitor, engine
         self.name = monitor.config.container_name
         self.events = EventDbPoll(monitor, ContainerFiles(engine, self.name, EVENT_DB_PATH))
-        self.drained: tuple[str, int | None] | None = None  # a stopped container whose log was read to its end
+        self.drained: tuple[str, int | None] | None = (
+            None  # a stopped container whose log was read to its end
+        )
         self.imported: str | None = None  # the container whose files were read
         self.history: Iterator[None] | None = None
-        self.patience_s = self.SILENCE_S  # more after a connection that brought nothing: a long log takes long
+        self.patience_s = (
+            self.SILENCE_S
+        )  # more after a connection that brought nothing: a long log takes long
 
     def step(self) -> None:
-        """Make one connection and follow it to its end; returns at once if there is nothing to follow."""
+        """Make one connection and follow it to its end; returns at once if there is nothing to
+        follow.
+        """
         monitor = self.monitor
         container = monitor.container = self.engine.inspect(self.name)
-        if container is None or (not container.running and self.drained == (container.id, container.started_at)):
+        if container is None or (
+            not container.running and self.drained == (container.id, container.started_at)
+        ):
             monitor.problem = None
             return
         feed = EngineFeed(monitor, container)
@@ -4003,7 +5291,9 @@ class Follower:
             self.finish(feed)
 
     def follow(self, feed: EngineFeed, pipe: Pipe) -> bool:
-        """Take what comes until the connection ends (True), or tbmon stops or mistrusts it (False)."""
+        """Take what comes until the connection ends (True), or tbmon stops or mistrusts it
+        (False).
+        """
         heard = opened = time.monotonic()
         caught_up = has_begun = False
         while not self.monitor.stop.is_set() and not self.was_replaced(feed.container):
@@ -4032,24 +5322,32 @@ class Follower:
                     if caught_up := has_begun or not self.has_more(feed):
                         self.begin_import(feed)
                     else:
-                        self.monitor.problem = "waiting for the engine, which looks for the place in its log"
+                        self.monitor.problem = (
+                            "waiting for the engine, which looks for the place in its log"
+                        )
                 if caught_up:
                     self.between(feed)
             if time.monotonic() - heard > self.patience_s:
                 if self.has_more(feed):
                     log.warning("ingest: the log connection had gone silent; connecting again")
-                    self.patience_s = self.SILENCE_S if has_begun else min(2 * self.patience_s, SILENT_S)
+                    self.patience_s = (
+                        self.SILENCE_S if has_begun else min(2 * self.patience_s, SILENT_S)
+                    )
                     return False
                 heard = time.monotonic()
         return False
 
     def was_replaced(self, container: Container) -> bool:
-        """True if the container was started again since the connection was made, or another has its name."""
+        """True if the container was started again since the connection was made, or another has its
+        name.
+        """
         now = self.monitor.container
         return now is not None and (now.id, now.started_at) != (container.id, container.started_at)
 
     def begin_import(self, feed: EngineFeed) -> None:
-        """Once for each container, when its log is read to the end: its files may go further back."""
+        """Once for each container, when its log is read to the end: its files may go further
+        back.
+        """
         self.monitor.lag_ms, self.monitor.problem = 0, None
         feed.go_live()
         feed.end_reread()
@@ -4059,30 +5357,42 @@ class Follower:
             self.history = import_history(self.monitor, self.engine, seam)
 
     def between(self, feed: EngineFeed) -> None:
-        """What is done while the log is quiet: the event database, the files, tasks whose time is over."""
+        """What is done while the log is quiet: the event database, the files, tasks whose time is
+        over.
+        """
         feed.caught_up()
         self.events.step(feed.recorder)
         if self.history is not None:
             try:
                 self.history = None if next(self.history, self) is self else self.history
             except DockerError as error:
-                log.warning("ingest: the log files could not be read: %s; the next connection tries again", error)
+                log.warning(
+                    "ingest: the log files could not be read: %s; the next connection tries again",
+                    error,
+                )
                 self.history = self.imported = None
 
     def has_more(self, feed: EngineFeed) -> bool:
-        """Ask for the log's last line on another connection: has it something that this one did not bring?"""
+        """Ask for the log's last line on another connection: has it something that this one did not
+        bring?
+        """
         stream = self.engine.logs(self.name, None, follow=False, tail="1")
         frames = FrameReader(feed.container.tty)
         try:
-            lines = [line for chunk in stream.chunks() for line in frames.feed(chunk)] + frames.finish()
+            lines = [
+                line for chunk in stream.chunks() for line in frames.feed(chunk)
+            ] + frames.finish()
         finally:
             stream.close()
-        return any(stamp > feed.newest or (feed.behind and stamp != feed.last) for _, stamp, _ in lines)
+        return any(
+            stamp > feed.newest or (feed.behind and stamp != feed.last) for _, stamp, _ in lines
+        )
 
     def finish(self, feed: EngineFeed) -> None:
         """The connection ended: if the container did too, what is left of its last line is a line.
 
-        An engine may end the connection before its last words: an ended container is read once more.
+        An engine may end the connection before its last words: an ended container is read once
+        more.
         """
         container = self.monitor.container = self.engine.inspect(self.name)
         still_there = container is not None and container.id == feed.container.id
@@ -4093,11 +5403,16 @@ class Follower:
         self.events.next_s = 0.0
         if still_there:
             self.begin_import(feed)
-            while self.history and not self.monitor.stop.is_set() and not self.was_replaced(feed.container):
+            while (
+                self.history
+                and not self.monitor.stop.is_set()
+                and not self.was_replaced(feed.container)
+            ):
                 self.monitor.beat("ingest")
                 self.between(feed)
             self.drained = feed.container.id, feed.container.started_at
             self.events.step(feed.recorder)
+
 
 class DirectoryFollower:
     """Follows the node's files under LOG_DIR by polling; no Docker access exists."""
@@ -4107,7 +5422,9 @@ class DirectoryFollower:
         self.files = LocalFiles(Path(monitor.config.log_dir))
         self.recorder = Recorder(monitor, FILES, live=False)
         self.reader = LogFileReader(self.recorder, self.files)
-        self.stats: dict[str, tuple[int, int, int]] = {}  # path: inode, size, mtime when it was read
+        self.stats: dict[
+            str, tuple[int, int, int]
+        ] = {}  # path: inode, size, mtime when it was read
         self.events = EventDbPoll(monitor, self.files)
 
     def step(self) -> None:
@@ -4143,8 +5460,11 @@ class DirectoryFollower:
                 return
         self.stats[name] = seen
 
+
 class SimulatedNode:
-    """The demo's node: a seeded script of all it ever logs, `DAYS` of past included, and a restart."""
+    """The demo's node: a seeded script of all it ever logs, `DAYS` of past included, and a
+    restart.
+    """
 
     DAYS, WALLET, VERSION = 3, "0x" + "7d" * 20, "1.4.2-beta.7"
 
@@ -4158,7 +5478,13 @@ class SimulatedNode:
         return heapq.merge(self.pulse(), self.work(random.Random(self.seed)))
 
     def header(self, at: float, message: str, level: str = "info") -> tuple[float, str]:
-        return at, f"{second_text(int(at))} {level}: @truebit/worker-runner-node-{self.WALLET}:{self.VERSION} {message}"
+        return (
+            at,
+            (
+                f"{second_text(int(at))} {level}: "
+                f"@truebit/worker-runner-node-{self.WALLET}:{self.VERSION} {message}"
+            ),
+        )
 
     def pulse(self) -> Iterator[tuple[float, str]]:
         """The invoice subscriber's sign of life, every two minutes (node-data.md, 2.4)."""
@@ -4169,7 +5495,9 @@ class SimulatedNode:
                 yield self.header(at, f"Semaphore InvoiceSubscriber {words}")
 
     def samples(self) -> Iterator[tuple[int, bool, float, int]]:
-        """A month of minutes as upkeep would have kept them: two outages, and an hour that nobody watched."""
+        """A month of minutes as upkeep would have kept them: two outages, and an hour that nobody
+        watched.
+        """
         for minute in range(30 * 1440, 0, -1):
             at = self.live_at // 60 - minute
             up = not 9600 < minute <= 9641 and not 1437 < minute <= 1440
@@ -4187,8 +5515,14 @@ class SimulatedNode:
         yield self.header(at + 2, f"Node with address {self.WALLET} registered successfully")
         while True:
             past_s = self.live_at - 600 - at
-            at += dice.uniform(15, 45) if past_s <= 0 else min(dice.expovariate(1 / 4000) + 30, past_s)
-            if at < self.restarted_at < at + 9000:  # the task in work when the node is restarted will be lost
+            at += (
+                dice.uniform(15, 45)
+                if past_s <= 0
+                else min(dice.expovariate(1 / 4000) + 30, past_s)
+            )
+            if (
+                at < self.restarted_at < at + 9000
+            ):  # the task in work when the node is restarted will be lost
                 yield from itertools.islice(self.one_task(self.restarted_at - 3.0, dice), 20)
                 at = self.restarted_at + 1.0
                 yield self.header(at, "Starting services")
@@ -4198,14 +5532,31 @@ class SimulatedNode:
 
     def one_task(self, at: float, dice: random.Random) -> Iterator[tuple[float, str]]:
         """The lines of one execution, from receipt to invoice."""
-        name = f"{dice.getrandbits(32):08x}-{dice.getrandbits(16):04x}-4000-8000-{dice.getrandbits(48):012x}"
-        task_id = f"{dice.choice(('js', 'rs', 'py', 'js', 'cpp'))}_{dice.choice(('3f', '81', 'c4')) * 32}"
-        steps, seconds = dice.choice((2_013_266_000, 28_584_970_692, 740_112)), dice.choice((0.2, 1.4, 6.0, 21.0))
+        head, middle = f"{dice.getrandbits(32):08x}", f"{dice.getrandbits(16):04x}"
+        name = f"{head}-{middle}-4000-8000-{dice.getrandbits(48):012x}"
+        task_id = (
+            f"{dice.choice(('js', 'rs', 'py', 'js', 'cpp'))}_{dice.choice(('3f', '81', 'c4')) * 32}"
+        )
+        steps, seconds = (
+            dice.choice((2_013_266_000, 28_584_970_692, 740_112)),
+            dice.choice((0.2, 1.4, 6.0, 21.0)),
+        )
         fate = dice.choices(("completed", "exit", "failed", "penalty"), (86, 6, 4, 4))[0]
         message: dict[str, Any] = {"taskId": task_id, "chainId": "43113", "input": "demo input"}
-        message |= {"blockNumber": 47_476_800 + int(at) // 2, "blockHash": f"0x{dice.getrandbits(256):064x}"}
-        message |= {"limits": {"gas": "60000000000", "memory": "1024"}, "econParams": {"executionTimeout": 30000}}
-        payload = {"type": "task_created", "executionId": name, "timestamp": int(at * 1000), "message": message}
+        message |= {
+            "blockNumber": 47_476_800 + int(at) // 2,
+            "blockHash": f"0x{dice.getrandbits(256):064x}",
+        }
+        message |= {
+            "limits": {"gas": "60000000000", "memory": "1024"},
+            "econParams": {"executionTimeout": 30000},
+        }
+        payload = {
+            "type": "task_created",
+            "executionId": name,
+            "timestamp": int(at * 1000),
+            "message": message,
+        }
         first, *others = json.dumps(payload, indent=2).split("\n")
         yield self.header(at, "Message received from task_created: " + first)
         yield from ((at, line) for line in others)
@@ -4219,22 +5570,44 @@ class SimulatedNode:
         yield at, f"  elapsed: '{int(seconds * 1e9)}', wasi: {{ exitCode: {int(fate == 'exit')} }},"
         pages = dice.choice((87, 87, 130, 412))
         yield at, f"  metering: {{ last: {{ steps: {steps} }}, peak: {{ memory: {pages} }} }},"
-        yield at, f"  execution: {{ prepare: {{ cached: {dice.choice(('true', 'false', 'true'))} }} }} }}"
+        yield (
+            at,
+            (
+                f"  execution: {{ prepare: {{ cached: {dice.choice(('true', 'false', 'true'))} }} "
+                f"}} }}"
+            ),
+        )
         yield self.header(at + 0.1, f"Execution {name} completed")
         yield self.header(at + 0.3, "Message published to compute_outcome")
-        accounts = ("charge", "0x" + "11" * 20), ("penalty" if fate == "penalty" else "pay", self.WALLET)
+        accounts = (
+            ("charge", "0x" + "11" * 20),
+            ("penalty" if fate == "penalty" else "pay", self.WALLET),
+        )
         use = {"total_steps_computed": steps, "peak_memory_used": pages}
-        items = [{"operation": operation, "account": account, **use} for operation, account in accounts]
-        invoice = {"type": "invoice", "executionId": name, "taskId": task_id, "stepGasPrice": 1, "lineItem": items}
+        items = [
+            {"operation": operation, "account": account, **use} for operation, account in accounts
+        ]
+        invoice = {
+            "type": "invoice",
+            "executionId": name,
+            "taskId": task_id,
+            "stepGasPrice": 1,
+            "lineItem": items,
+        }
         invoice["invoiceId"] = str(10**21 + dice.getrandbits(60))
         yield self.header(at + 5, "InvoiceSubscriber received invoice: " + json.dumps(invoice))
 
+
 def play_demo(monitor: Monitor) -> None:
-    """The demo's ingest thread: the simulated node's lines, each at its time, on the way that an engine's take."""
+    """The demo's ingest thread: the simulated node's lines, each at its time, on the way that an
+    engine's take.
+    """
     node = SimulatedNode(int(monitor.clock()))
     started, created = node.restarted_at * 1000, node.begin * 1000
     name = monitor.config.container_name
-    monitor.container = Container("d3" * 32, name, "running", True, started, created, "demo", 0, False, "json-file")
+    monitor.container = Container(
+        "d3" * 32, name, "running", True, started, created, "demo", 0, False, "json-file"
+    )
     with monitor.store.write() as db:
         monitor.store.put(db, "sample", node.samples())
     feed = EngineFeed(monitor, monitor.container)
@@ -4252,19 +5625,30 @@ def play_demo(monitor: Monitor) -> None:
         if len(feed.recorder.rows) >= BATCH_ROWS:
             feed.commit()
 
+
 def ingest(monitor: Monitor) -> None:
-    """The ingest thread: follow the node until `stop`; what is not ours to mend is tried again for ever."""
+    """The ingest thread: follow the node until `stop`; what is not ours to mend is tried again for
+    ever.
+    """
     delay_s, told = monitor.retry_min_s, ""
     follower: Follower | DirectoryFollower | None = None
     while not monitor.stop.is_set():
         monitor.beat("ingest")
         try:
             if follower is None:
-                follower = Follower(monitor, monitor.engine) if monitor.engine else DirectoryFollower(monitor)
+                follower = (
+                    Follower(monitor, monitor.engine)
+                    if monitor.engine
+                    else DirectoryFollower(monitor)
+                )
             monitor.store.hold_ballast()
             follower.step()
             delay_s, told = monitor.retry_min_s, ""
-        except (DockerError, OSError, sqlite3.OperationalError) as error:  # the engine, a folder, a full disk
+        except (
+            DockerError,
+            OSError,
+            sqlite3.OperationalError,
+        ) as error:  # the engine, a folder, a full disk
             follower = None  # its state may be ahead of the store: begin from what is committed
             monitor.problem = monitor.redactor.clean(str(error))
             if monitor.problem != told:
@@ -4272,8 +5656,11 @@ def ingest(monitor: Monitor) -> None:
             delay_s, told = min(2 * delay_s, RETRY_MAX_S), monitor.problem
         monitor.stop.wait(delay_s * random.uniform(0.5, 1))
 
+
 def upkeep(monitor: Monitor) -> None:
-    """The upkeep thread: container state every 2 s, statistics every 10 s, pruning and the file's check."""
+    """The upkeep thread: container state every 2 s, statistics every 10 s, pruning and the file's
+    check.
+    """
     check_at = time.monotonic() + 600
     rounds, told, noted = 0, None, 0
     while not monitor.stop.is_set():
@@ -4298,6 +5685,7 @@ def upkeep(monitor: Monitor) -> None:
         rounds += 1
         monitor.stop.wait(2)
 
+
 def sample_container(monitor: Monitor, engine: DockerEngine, with_stats: bool) -> None:
     """Look at the container's state and, if asked, at what it uses."""
     monitor.asked_at = time.monotonic()
@@ -4316,18 +5704,27 @@ def sample_container(monitor: Monitor, engine: DockerEngine, with_stats: bool) -
     finally:
         monitor.asked_at = math.inf
 
+
 def note_minute(monitor: Monitor, at: int) -> bool:
-    """Keep whether the node is up at this minute, and what it uses; False where tbmon cannot see it."""
+    """Keep whether the node is up at this minute, and what it uses; False where tbmon cannot see
+    it.
+    """
     verdict, stats, store = monitor.verdict, monitor.stats, monitor.store
     if verdict is None or verdict.state == "blind":
         return False
     row = (at, verdict.state != "down", stats and stats.cpu, stats and stats.memory_bytes)
-    with contextlib.suppress(sqlite3.OperationalError), store.write() as db:  # a full disk: ingest says so
+    with (
+        contextlib.suppress(sqlite3.OperationalError),
+        store.write() as db,
+    ):  # a full disk: ingest says so
         store.put(db, "sample", [row])
         store.put(db, "old_samples", [(monitor.oldest(SAMPLE_MS),)])
         if not monitor.doubts:
-            store.put(db, "set_back", [(at + BELIEF_MS,)])  # or what is newer were taken for older for a year
+            store.put(
+                db, "set_back", [(at + BELIEF_MS,)]
+            )  # or what is newer were taken for older for a year
     return True
+
 
 def prune(monitor: Monitor) -> None:
     """Delete what is too old or too much, in slices, so that nobody waits long."""
@@ -4341,6 +5738,7 @@ def prune(monitor: Monitor) -> None:
             monitor.beat("upkeep")
             monitor.stop.wait(0.005)
 
+
 def set_verdict(monitor: Monitor) -> None:
     """Judge the node and remember since when it has been so."""
     store, now = monitor.store, monitor.now()
@@ -4350,24 +5748,43 @@ def set_verdict(monitor: Monitor) -> None:
     if problem is None and monitor.lag_ms > 60_000:
         problem = f"still reading the log of {monitor.lag_ms // 60_000} minutes ago"
     recognised, entries = store.get("recognised", UNRECOGNISED)[0]
-    container = None if monitor.engine is None else monitor.container.state if monitor.container else "missing"
+    container = (
+        None
+        if monitor.engine is None
+        else monitor.container.state
+        if monitor.container
+        else "missing"
+    )
     symptoms = Symptoms(
-        now, problem, container, ever_seen=store.first("state", "engine") is not None,
+        now,
+        problem,
+        container,
+        ever_seen=store.first("state", "engine") is not None,
         last_line_at=store.node().get("last_seen") or store.first("last_entry_at"),
         last_task_at=store.first("last_task_at", now + BELIEF_MS),
         recent=[row["status"] for row in store.get("recent_outcomes")],
         restarts_10_min=store.first("starts_since", now - 10 * MINUTE_MS),
         recognised=recognised / entries if entries >= 50 else None,
-    )  # fmt: skip
+    )
     verdict, old = judge_node(symptoms), monitor.verdict
-    if old is None or old.state != verdict.state or (old.state == "blind" and old.reason != verdict.reason):
+    if (
+        old is None
+        or old.state != verdict.state
+        or (old.state == "blind" and old.reason != verdict.reason)
+    ):
         saved = json.loads(store.first("state", "verdict") or "{}")
         since = saved.get("since") if saved.get("state") == verdict.state else now
         monitor.verdict_since = since
         log.info("verdict: %s: %s", verdict.state, verdict.reason)
         with contextlib.suppress(sqlite3.OperationalError), store.write() as db:
-            store.put(db, "state", [("verdict", json.dumps({"state": verdict.state, "since": since}))])
-    monitor.verdict, monitor.verdict_since = verdict, min(monitor.verdict_since or now, now)  # the clock may go back
+            store.put(
+                db, "state", [("verdict", json.dumps({"state": verdict.state, "since": since}))]
+            )
+    monitor.verdict, monitor.verdict_since = (
+        verdict,
+        min(monitor.verdict_since or now, now),
+    )  # the clock may go back
+
 
 # ---------------------------------------------------------------------------
 # 9. API and live stream                                              (listens)
@@ -4375,25 +5792,36 @@ def set_verdict(monitor: Monitor) -> None:
 
 STATIC = Path(__file__).resolve().parent / "static"
 SECURITY_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": (
+        "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
 CONTENT_TYPES = {
-    ".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
     ".svg": "image/svg+xml",
-}  # fmt: skip
+}
 JSON_TYPE, CSV_TYPE = "application/json; charset=utf-8", "text/csv; charset=utf-8"
-SMALLEST = (CONTENT_TYPES[".js"], CONTENT_TYPES[".css"])  # once for each visit, so that time is well spent
+SMALLEST = (
+    CONTENT_TYPES[".js"],
+    CONTENT_TYPES[".css"],
+)  # once for each visit, so that time is well spent
 GZIP_BYTES = 1024  # a shorter answer would hardly become shorter
 ANSWERS = 8  # made at once; more in the making would only take memory from each other
 BODY_BYTES, HEADER_BYTES = 64 * KIB, 16 * KIB  # of a request
 PAGE_BYTES = 4 * MIB  # of log messages in one answer; what does not fit is on the next page
 STATUSES = ("received", "executing", "completed", "failed", "lost")
-TASK_SHOWN = ("id", *(name for name in TASK_COLUMNS if name not in ("wasm_hash", "timeout_ms", "evidence")))
+TASK_SHOWN = (
+    "id",
+    *(name for name in TASK_COLUMNS if name not in ("wasm_hash", "timeout_ms", "evidence")),
+)
 SINCE, UNTIL = 0, 4_294_967_296_000  # what a list covers if not told otherwise
+
 
 class Refusal(Exception):
     """An answer other than 200: its status and a sentence that says what would be right."""
@@ -4401,6 +5829,7 @@ class Refusal(Exception):
     def __init__(self, status: int, error: str, headers: Mapping[str, str] = NOTHING) -> None:
         super().__init__(error)
         self.status, self.headers = status, headers
+
 
 @contextlib.contextmanager
 def reading(store: Store) -> Iterator[None]:
@@ -4412,62 +5841,90 @@ def reading(store: Store) -> Iterator[None]:
     except Exception as error:
         if not store.has_damage(error) and type(error) is not sqlite3.OperationalError:
             raise
-        raise Refusal(503, f"the database cannot be read now: {store.damage or error}", {"Retry-After": "5"}) from None
+        raise Refusal(
+            503, f"the database cannot be read now: {store.damage or error}", {"Retry-After": "5"}
+        ) from None
 
-# Schemas: what the answers hold, read by the OpenAPI document and docs/api.md. `?` after a kind: may be null, after a
-# name: may be left out; [kind]: a list; {kind}: an object with any names; a capital: one of SHAPES; *Name: its fields.
+
+# Schemas: what the answers hold, read by the OpenAPI document and docs/api.md. `?` after a kind:
+# may be null, after a name: may be left out; [kind]: a list; {kind}: an object with any names; a
+# capital: one of SHAPES; *Name: its fields.
 
 KINDS: dict[str, dict[str, Any]] = {
-    "text": {"type": "string"}, "int": {"type": "integer"}, "number": {"type": "number"}, "bool": {"type": "boolean"},
-    "big": {"type": ["integer", "string"], "description": "an integer; beyond 2^53 as text"}, "any": {},
+    "text": {"type": "string"},
+    "int": {"type": "integer"},
+    "number": {"type": "number"},
+    "bool": {"type": "boolean"},
+    "big": {"type": ["integer", "string"], "description": "an integer; beyond 2^53 as text"},
+    "any": {},
     "amount": {"type": ["number", "string"], "description": "a number; beyond 2^53 as text"},
-    "time": {"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$", "description": "UTC"},
+    "time": {
+        "type": "string",
+        "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$",
+        "description": "UTC",
+    },
     "uuid": {"type": "string", "pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"},
     "hash": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-}  # fmt: skip
+}
 SERIES = "from time, cell_s int"  # of a chart
 SHAPES = {
     "Error": "error text",
     "Health": "status text, timestamp time, docker connected|disconnected|disabled, version text",
     "Slots": "current int?, total int",
-    "Node": "address text?, version text?, registered bool?, current_slots int?, total_slots int?, slots {Slots},"
+    "Node": "address text?, version text?, registered bool?, current_slots int?, total_slots "
+    "int?, slots {Slots},"
     " started_at time?, last_seen time?",
-    "Container": "id text, name text, state text, running bool, startedAt time?, image text, created time?,"
+    "Container": "id text, name text, state text, running bool, startedAt time?, image text, "
+    "created time?,"
     " restartCount int",
     "Memory": "usage number, limit number, percent number",
     "Usage": "cpu number?, memory Memory",
     "Verdict": "state blind|down|degraded|working|idle, reason text, advice text, since time?",
-    "Status": "node Node, container Container?, stats Usage?, verdict Verdict?, recognised number?, demo bool,"
+    "Status": "node Node, container Container?, stats Usage?, verdict Verdict?, recognised "
+    "number?, demo bool,"
     " timestamp time",
-    "Summary": "total int, received int, executing int, completed int, failed int, lost int, cached int,"
+    "Summary": "total int, received int, executing int, completed int, failed int, lost int, "
+    "cached int,"
     " tasks_24h int, success_rate number?, avg_elapsed_ms big?, avg_gas_used big?",
     "InvoiceTotal": "total int",
     "Overview": "tasks Summary, invoices InvoiceTotal, node Node, timestamp time",
     "Pagination": "limit int, offset int, hasMore bool, next text?",
-    "Task": "id int, execution_id uuid, task_id text?, task_hash hash?, task_type text?, chain_id text?,"
-    f" block_number big?, block_hash hash?, status {'|'.join(STATUSES)}, received_at time?, started_at time?,"
-    " completed_at time?, elapsed_ms int?, gas_limit big?, gas_used big?, memory_limit big?, memory_peak big?,"
+    "Task": "id int, execution_id uuid, task_id text?, task_hash hash?, task_type text?, chain_id "
+    "text?,"
+    f" block_number big?, block_hash hash?, status {'|'.join(STATUSES)}, received_at time?, "
+    f"started_at time?,"
+    " completed_at time?, elapsed_ms int?, gas_limit big?, gas_used big?, memory_limit big?, "
+    "memory_peak big?,"
     " exit_code int?, cached bool?, error text?",
     "Tasks": "tasks [Task], pagination Pagination",
     "TaskEvent": "at time, event text",
-    "TaskDetail": "*Task, hasSensitiveData bool, sensitiveDataRequiresAuth bool, events [TaskEvent], invoice_id text?",
+    "TaskDetail": (
+        "*Task, hasSensitiveData bool, sensitiveDataRequiresAuth bool, events "
+        "[TaskEvent], invoice_id text?"
+    ),
     "TaskData": "execution_id uuid, inputData text?, outputData text?, errorText text?",
     "Artifact": "hash hash, type text, size_bytes int",
     "Artifacts": "artifacts [Artifact]",
     "LineItem": "operation text?, account text?, steps big?, memory_peak big?",
-    "Invoice": "id int, invoice_id text?, execution_id uuid?, task_id text?, timestamp time?, operation text?,"
-    " steps big?, memory_peak big?, step_gas_price amount?, gas_units amount?, confirmed bool, line_items [LineItem]",
+    "Invoice": "id int, invoice_id text?, execution_id uuid?, task_id text?, timestamp time?, "
+    "operation text?,"
+    " steps big?, memory_peak big?, step_gas_price amount?, gas_units amount?, confirmed bool, "
+    "line_items [LineItem]",
     "Invoices": "invoices [Invoice], pagination Pagination",
     "Month": "month text?, invoices int, paid int, penalised int, steps big, gas_units_paid amount,"
     " gas_units_penalised amount",
-    "InvoiceSummary": "total int, paid int, penalised int, confirmed int, tasks_without_invoice int,"
+    "InvoiceSummary": "total int, paid int, penalised int, confirmed int, tasks_without_invoice "
+    "int,"
     " invoices_without_task int, months [Month]",
     "Count": "count int",
-    "Entry": "id text, timestamp time, timestamp_original text, level text?, type text, message text,"
+    "Entry": "id text, timestamp time, timestamp_original text, level text?, type text, message "
+    "text,"
     " execution_id uuid?, data any, source engine|files|both, suspect bool",
     "Entries": "logs [Entry], pagination Pagination",
     "Gap": "from time?, to time?, reason text",
-    "LogStatus": "source engine|directory|demo, lastLogAt time?, gaps [Gap], unrecognised int, suspect int",
+    "LogStatus": (
+        "source engine|directory|demo, lastLogAt time?, gaps [Gap], unrecognised int, suspect int"
+    ),
     "Classes": "local bool, private bool, stream bool",
     "LoginBody": "secret text",
     "Login": "success bool, open Classes, expiresAt time",
@@ -4479,40 +5936,53 @@ SHAPES = {
     "Reset": "reason text",
     "InvoiceCounts": "total int, invoices_24h int, waiting_24h int",
     "UptimeCell": "up int, down int, unknown int",
-    "Uptime": "percent_24h number?, percent_7d number?, percent_30d number?, outages int, longest_outage_min int,"
+    "Uptime": "percent_24h number?, percent_7d number?, percent_30d number?, outages int, "
+    "longest_outage_min int,"
     f" {SERIES}, cells [UptimeCell]",
     "UsageCell": "cpu number?, memory_mb number?",
     "Consumption": f"{SERIES}, cells [UsageCell]",
     "TaskCell": "completed int, failed int, lost int, open int",
     "Activity": f"{SERIES}, cells [TaskCell]",
     "Recent": "at time?, what text, execution_id uuid?, detail text?",
-    "Now": "*Status, tasks Summary, invoices InvoiceCounts, uptime Uptime, usage Consumption, activity Activity,"
+    "Now": "*Status, tasks Summary, invoices InvoiceCounts, uptime Uptime, usage Consumption, "
+    "activity Activity,"
     " recent [Recent], stream text",
     "TimedCell": "*TaskCell, p50_ms int?, p95_ms int?",
     "Failures": "reason text, tasks int, last_at time?",
     "TaskChart": f"{SERIES}, cells [TimedCell], failures [Failures]",
     "LogCell": "entries int, errors int, warnings int",
     "LogChart": f"{SERIES}, most int, cells [LogCell]",
-    "Database": "size_bytes int, limit_bytes int, retention_days int, oldestLogAt time?, tasks int, invoices int,"
+    "Database": "size_bytes int, limit_bytes int, retention_days int, oldestLogAt time?, tasks "
+    "int, invoices int,"
     " gaps int",
-    "Setup": "version text, startedAt time, memory_bytes int?, source engine|directory|demo, container text, host text,"
-    " port int, apiKey bool, passwordFrom setting|file, streamToken bool, allowedHosts [text], allowedOrigins [text],"
-    " trustedProxy [text], dockerUrl text?, dockerCalls [text], dockerFolders [text], database Database",
+    "Setup": "version text, startedAt time, memory_bytes int?, source engine|directory|demo, "
+    "container text, host text,"
+    " port int, apiKey bool, passwordFrom setting|file, streamToken bool, allowedHosts [text], "
+    "allowedOrigins [text],"
+    " trustedProxy [text], dockerUrl text?, dockerCalls [text], dockerFolders [text], database "
+    "Database",
     "Finding": "level ok|warn|fail, what text, remedy text",
     "Doctor": "findings [Finding]",
-    "Sharing": "enabled bool, nodeId text?, privacyLevel minimal|balanced|maximum, shareTasks bool, shareStats bool,"
+    "Sharing": "enabled bool, nodeId text?, privacyLevel minimal|balanced|maximum, shareTasks "
+    "bool, shareStats bool,"
     " natsServers [text]",
-    "SharingBody": "enabled? bool, privacyLevel? minimal|balanced|maximum, shareTasks? bool, shareStats? bool,"
+    "SharingBody": "enabled? bool, privacyLevel? minimal|balanced|maximum, shareTasks? bool, "
+    "shareStats? bool,"
     " natsServers? [text]",
     "Done": "success bool, message text, connected bool",
-    "FederationCounts": "messagesSent int, messagesReceived int, errors int, reconnections int, queued int,"
+    "FederationCounts": "messagesSent int, messagesReceived int, errors int, reconnections int, "
+    "queued int,"
     " refused int, dropped int, ignored int",
-    "FederationStatus": "enabled bool, connected bool, healthy bool, status off|connecting|connected|failing,"
+    "FederationStatus": "enabled bool, connected bool, healthy bool, status "
+    "off|connecting|connected|failing,"
     " nodeId text?, stats FederationCounts, lastError text?, lastRefusal text?",
     "Peer": "handle text, seen today|yesterday",
-    "NetworkStats": "status awaiting_data|connected, lastUpdated time?, activeNodes int?, totalNodes int?,"
-    " totalTasks int?, completedTasks int?, failedTasks int?, cachedTasks int?, tasksLast24h int?, totalInvoices int?,"
-    " invoicesLast24h int?, successRate number?, cacheHitRate number?, executionTimeDistribution {int}?,"
+    "NetworkStats": "status awaiting_data|connected, lastUpdated time?, activeNodes int?, "
+    "totalNodes int?,"
+    " totalTasks int?, completedTasks int?, failedTasks int?, cachedTasks int?, tasksLast24h "
+    "int?, totalInvoices int?,"
+    " invoicesLast24h int?, successRate number?, cacheHitRate number?, executionTimeDistribution "
+    "{int}?,"
     " gasUsageDistribution {int}?, stepsComputedDistribution {int}?, taskTypeDistribution {int}?,"
     " memoryUsedDistribution {int}?, peers [Peer]?, snapshotAt text?",
     "NetworkHistory": "history [NetworkStats]",
@@ -4523,9 +5993,11 @@ SHAPES = {
     "Preview": "queued [Waiting], examples [Waiting]",
     "SentMessage": "id int, timestamp time, subject text, payload text, times int",
     "SentMessages": "messages [SentMessage], pagination Pagination",
-    "PrivacyFacts": "enabled bool, connectsTo [text], installationId bool, kindsShared [text], delayUpToMinutes int?,"
+    "PrivacyFacts": "enabled bool, connectsTo [text], installationId bool, kindsShared [text], "
+    "delayUpToMinutes int?,"
     " messagesSent int, messagesWaiting int, messagesRefused int, dayKeysKept int",
 }
+
 
 def schema_of(kind: str) -> dict[str, Any]:
     """The JSON schema of a kind, as SHAPES writes kinds."""
@@ -4540,6 +6012,7 @@ def schema_of(kind: str) -> dict[str, Any]:
         return {"$ref": f"#/components/schemas/{kind}"}
     return {"enum": kind.split("|")} if "|" in kind else KINDS[kind]
 
+
 def fields_of(shape: str) -> dict[str, str]:
     """{name: kind} of one of SHAPES."""
     found: dict[str, str] = {}
@@ -4548,30 +6021,48 @@ def fields_of(shape: str) -> dict[str, str]:
         found |= fields_of(name[1:]) if name[0] == "*" else {name: kind}
     return found
 
+
 def shape_schema(shape: str) -> dict[str, Any]:
     """The JSON schema of one of SHAPES: all its fields and no others."""
     kinds = fields_of(shape)
     properties = {name.rstrip("?"): schema_of(kind) for name, kind in kinds.items()}
     required = [name for name in kinds if not name.endswith("?")]
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
+
 
 # Requests
 
+
 class Parameter(NamedTuple):
     """A query parameter: what it takes, how it is read (None is a refusal), and its JSON schema."""
+
     takes: str
     read: Callable[[str], Any]
     schema: Mapping[str, Any]
 
+
 def a_number(low: int, high: int, default: int) -> Parameter:
     def read(text: str) -> int | None:
-        return int(text) if re.fullmatch(r"\d{1,9}", text, re.ASCII) and low <= int(text) <= high else None
+        return (
+            int(text)
+            if re.fullmatch(r"\d{1,9}", text, re.ASCII) and low <= int(text) <= high
+            else None
+        )
 
     schema = {"type": "integer", "minimum": low, "maximum": high, "default": default}
     return Parameter(f"a whole number from {low} to {high}", read, schema)
 
+
 def a_word(*words: str) -> Parameter:
-    return Parameter(", ".join(words), lambda text: text if text in words else None, {"enum": words})
+    return Parameter(
+        ", ".join(words), lambda text: text if text in words else None, {"enum": words}
+    )
+
 
 def read_cursor(text: str) -> tuple[int, int] | None:
     """What `cursor_text` made of the last row's time and id."""
@@ -4582,55 +6073,80 @@ def read_cursor(text: str) -> tuple[int, int] | None:
         return None
     return (place, number) if good else None
 
+
 def read_log_cursor(text: str) -> tuple[bytes, int] | None:
     """The same of a log entry's key and its order in the second."""
     key, _, number = text.partition("-")
     good = re.fullmatch(r"[0-9a-f]{32}", key) and re.fullmatch(r"\d{1,18}", number, re.ASCII)
     return (bytes.fromhex(key), int(number)) if good else None
 
+
 def cursor_text(place: int | bytes, number: int) -> str:
     if isinstance(place, bytes):
         return f"{place.hex()}-{number}"
     return base64.urlsafe_b64encode(json.dumps([place, number]).encode()).decode().rstrip("=")
 
+
 TEXT = {"type": "string"}
 A_TIME = Parameter("a time like 2026-01-31T12:00:00Z", parse_time, TEXT)
 AN_EXECUTION = Parameter("an execution id", uuid, KINDS["uuid"])
-MATCHED = Parameter("true or false", lambda text: {"true": 1, "false": 0}.get(text), {"type": "boolean"})
+MATCHED = Parameter(
+    "true or false", lambda text: {"true": 1, "false": 0}.get(text), {"type": "boolean"}
+)
 PAGE = {
-    "limit": a_number(1, 1000, 50), "offset": a_number(0, 100_000, 0),
+    "limit": a_number(1, 1000, 50),
+    "offset": a_number(0, 100_000, 0),
     "cursor": Parameter("what an earlier answer gave as pagination.next", read_cursor, TEXT),
-    "since": A_TIME, "until": A_TIME,
-}  # fmt: skip
+    "since": A_TIME,
+    "until": A_TIME,
+}
 LANGUAGES = (*TASK_TYPES.values(), "other")
 TABLE = {**PAGE, "format": a_word("json", "csv"), "execution_id": AN_EXECUTION, "matched": MATCHED}
 TASKS_QUERY = {**TABLE, "status": a_word(*STATUSES), "type": a_word(*LANGUAGES)}
 INVOICES_QUERY = {**TABLE, "operation": a_word("pay", "penalty")}
-SPANS = {"24h": (48, HOUR_MS // 2), "7d": (84, 2 * HOUR_MS), "30d": (90, 8 * HOUR_MS)}  # cells, and how long each is
+SPANS = {
+    "24h": (48, HOUR_MS // 2),
+    "7d": (84, 2 * HOUR_MS),
+    "30d": (90, 8 * HOUR_MS),
+}  # cells, and how long each is
 SPAN_QUERY = {"span": a_word(*SPANS)}
 LOGS_QUERY = {
-    **PAGE, "level": a_word(*LEVELS[1:]), "type": a_word(*LOG_TYPES), "execution_id": AN_EXECUTION,
-    "search": Parameter("text", str, TEXT), "cursor": PAGE["cursor"]._replace(read=read_log_cursor),
-}  # fmt: skip
+    **PAGE,
+    "level": a_word(*LEVELS[1:]),
+    "type": a_word(*LOG_TYPES),
+    "execution_id": AN_EXECUTION,
+    "search": Parameter("text", str, TEXT),
+    "cursor": PAGE["cursor"]._replace(read=read_log_cursor),
+}
+
 
 def read_query(given: str, known: Mapping[str, Parameter]) -> dict[str, Any]:
-    """Read a request's query string; raise Refusal naming a parameter that is unknown, repeated or wrong."""
+    """Read a request's query string; raise Refusal naming a parameter that is unknown, repeated or
+    wrong.
+    """
     query: dict[str, Any] = {}
-    for name, text in urllib.parse.parse_qsl(given, keep_blank_values=True, errors="surrogateescape"):
+    for name, text in urllib.parse.parse_qsl(
+        given, keep_blank_values=True, errors="surrogateescape"
+    ):
         if name not in known:
             takes = f"one of {', '.join(known)}" if known else "no parameters"
             raise Refusal(400, f"unknown parameter {name[:40]!r}: this path takes {takes}")
         if name in query:
             raise Refusal(400, f"parameter {name} is given twice")
-        query[name] = None if re.search("[\0\ud800-\udfff]", text) else known[name].read(text)  # NUL, or no UTF-8
+        query[name] = (
+            None if re.search("[\0\ud800-\udfff]", text) else known[name].read(text)
+        )  # NUL, or no UTF-8
         if query[name] is None:
             raise Refusal(400, f"parameter {name} takes {known[name].takes}")
     return query
 
+
 def read_body(environ: Mapping[str, Any], shape: str) -> dict[str, Any]:
     """Read a request's JSON object of the given shape; raise Refusal for anything else."""
     if environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower() != "application/json":
-        raise Refusal(415, "the body must be JSON: send the header 'Content-Type: application/json'")
+        raise Refusal(
+            415, "the body must be JSON: send the header 'Content-Type: application/json'"
+        )
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):
@@ -4641,28 +6157,41 @@ def read_body(environ: Mapping[str, Any], shape: str) -> dict[str, Any]:
     names = {name.rstrip("?"): kind for name, kind in kinds.items()}
     with contextlib.suppress(ValueError, RecursionError):  # said below
         body = json.loads(environ["wsgi.input"].read().decode(), object_pairs_hook=unique)
-        complete = isinstance(body, dict) and {name for name in kinds if name[-1] != "?"} <= set(body) <= set(names)
+        complete = isinstance(body, dict) and {name for name in kinds if name[-1] != "?"} <= set(
+            body
+        ) <= set(names)
         if complete and all(is_of_kind(value, names[name]) for name, value in body.items()):
             return body  # type: ignore[no-any-return]
     takes = ", ".join(f"{name} ({kind})" for name, kind in names.items())
     raise Refusal(400, f"the body must be a JSON object of {takes}")
 
+
 def is_of_kind(value: object, kind: str) -> bool:
-    """True if a value somebody sent is of a kind of SHAPES: text, bool, words with | between them, or a list."""
+    """True if a value somebody sent is of a kind of SHAPES: text, bool, words with | between them,
+    or a list.
+    """
     if kind[0] == "[":
         return isinstance(value, list) and all(is_of_kind(one, kind[1:-1]) for one in value)
-    return type(value) is {"text": str, "bool": bool}[kind] if "|" not in kind else value in kind.split("|")
+    return (
+        type(value) is {"text": str, "bool": bool}[kind]
+        if "|" not in kind
+        else value in kind.split("|")
+    )
+
 
 # Answers
+
 
 def big(value: float | None) -> float | str | None:
     """A number as JSON can carry it: beyond 2^53 as text."""
     return str(int(value)) if value is not None and value > 2**53 else value
 
+
 def times(steps: int, price: float) -> float:
     """Steps times a price: exact, where a float would round, if the product is whole."""
     above, below = price.as_integer_ratio()
     return steps * above / below if steps * above % below else steps * above // below
+
 
 def task_json(row: sqlite3.Row) -> dict[str, Any]:
     """A task as the API shows it; memory in pages of 64 KiB."""
@@ -4673,8 +6202,11 @@ def task_json(row: sqlite3.Row) -> dict[str, Any]:
         shown[name] = big(shown[name])
     return shown | {"cached": None if row["cached"] is None else bool(row["cached"])}
 
+
 def invoice_json(row: sqlite3.Row) -> dict[str, Any]:
-    """An invoice; its gas units are its steps times the price of a step, which is no amount of money."""
+    """An invoice; its gas units are its steps times the price of a step, which is no amount of
+    money.
+    """
     price, steps = row["step_gas_price"], row["steps"]
     items = [
         {**item, "steps": big(item["steps"]), "memory_peak": big(item["memory_peak"])}
@@ -4686,8 +6218,11 @@ def invoice_json(row: sqlite3.Row) -> dict[str, Any]:
     shown |= {"timestamp": utc(row["at"]), "steps": big(steps), "confirmed": bool(row["confirmed"])}
     return shown | {"gas_units": big(units), "step_gas_price": big(price), "line_items": items}
 
+
 def read_number(text: str) -> float | str | None:
-    """A number of somebody's JSON as ours can carry it: exact, or as text; NaN and its like are null."""
+    """A number of somebody's JSON as ours can carry it: exact, or as text; NaN and its like are
+    null.
+    """
     if text in ("NaN", "Infinity", "-Infinity"):
         return None
     value = float(text) if re.search("[.eE]", text) else text
@@ -4695,7 +6230,11 @@ def read_number(text: str) -> float | str | None:
         return value if abs(value) < 2**53 else text
     return int(text) if len(text) < 16 else text
 
-PAYLOAD = json.JSONDecoder(strict=False, parse_int=read_number, parse_float=read_number, parse_constant=read_number)
+
+PAYLOAD = json.JSONDecoder(
+    strict=False, parse_int=read_number, parse_float=read_number, parse_constant=read_number
+)
+
 
 def entry_json(row: sqlite3.Row) -> dict[str, Any]:
     """A log entry; `data` is the payload in its message if that is JSON."""
@@ -4705,16 +6244,23 @@ def entry_json(row: sqlite3.Row) -> dict[str, Any]:
         with contextlib.suppress(ValueError, RecursionError):  # no JSON: shown as text alone
             data = PAYLOAD.raw_decode(message, start)[0]
     return {
-        "id": row["key"].hex(), "timestamp": utc(row["at"]),
+        "id": row["key"].hex(),
+        "timestamp": utc(row["at"]),
         "timestamp_original": second_text(int.from_bytes(row["key"][:4], "big")),
-        "level": LEVELS[row["level"]] or None, "type": LOG_TYPES[row["type"]], "message": message,
-        "execution_id": row["execution_id"], "data": data,
+        "level": LEVELS[row["level"]] or None,
+        "type": LOG_TYPES[row["type"]],
+        "message": message,
+        "execution_id": row["execution_id"],
+        "data": data,
         "source": {ENGINE: "engine", FILES: "files"}.get(row["sources"], "both"),
         "suspect": bool(row["flags"] & SUSPECT),
-    }  # fmt: skip
+    }
+
 
 def month_json(month: str | None, rows: Sequence[sqlite3.Row]) -> dict[str, Any]:
-    """The invoices of one month; rows are per operation and price, their steps in two sums that cannot overflow."""
+    """The invoices of one month; rows are per operation and price, their steps in two sums that
+    cannot overflow.
+    """
     found: dict[str, Any] = {"month": month, "invoices": sum(row["invoices"] for row in rows)}
     steps = {row: (row["high"] or 0) * 10**9 + (row["low"] or 0) for row in rows}
     for operation, name in (("pay", "paid"), ("penalty", "penalised")):
@@ -4724,11 +6270,18 @@ def month_json(month: str | None, rows: Sequence[sqlite3.Row]) -> dict[str, Any]
         found |= {name: sum(row["invoices"] for row in own), f"gas_units_{name}": big(shown)}
     return found | {"steps": big(sum(steps.values()))}
 
-def paged(name: str, rows: list[Any], places: list[tuple[Any, int]], limit: int, offset: int) -> dict[str, Any]:
+
+def paged(
+    name: str, rows: list[Any], places: list[tuple[Any, int]], limit: int, offset: int
+) -> dict[str, Any]:
     """A list's answer: `rows` may hold one more than the limit, which shows that there are more."""
     more = len(rows) > limit
     after = cursor_text(*places[limit - 1]) if more else None
-    return {name: rows[:limit], "pagination": {"limit": limit, "offset": offset, "hasMore": more, "next": after}}
+    return {
+        name: rows[:limit],
+        "pagination": {"limit": limit, "offset": offset, "hasMore": more, "next": after},
+    }
+
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows as CSV; a text that a spreadsheet would take for a formula begins with an apostrophe."""
@@ -4745,18 +6298,23 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     writer.writerows([cell(row[name]) for name in columns] for row in rows)
     return file.getvalue()
 
+
 def metrics_text(families: Iterable[tuple[str, str, str, Mapping[str, float | None]]]) -> str:
     """Prometheus text from (name, type, help, {labels: value}); None is left out."""
     lines: list[str] = []
     for name, kind, words, samples in families:
         lines += [f"# HELP {name} {words}", f"# TYPE {name} {kind}"]
-        lines += [f"{name}{labels} {value}" for labels, value in samples.items() if value is not None]
+        lines += [
+            f"{name}{labels} {value}" for labels, value in samples.items() if value is not None
+        ]
     return "\n".join(lines) + "\n"
+
 
 def labelled(name: str, values: Mapping[str, float | None]) -> dict[str, float | None]:
     """{label set: value} from {label value: value}."""
     special = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
     return {f'{{{name}="{word.translate(special)}"}}': value for word, value in values.items()}
+
 
 # Who may ask
 
@@ -4766,24 +6324,34 @@ CREDENTIALS = {  # what each opens, what it is called, and the header it comes i
     "stream": ("stream token", "X-Stream-Token"),
 }
 NEEDS: Mapping[str, tuple[str, ...]] = {
-    "open": (), "local": ("local",), "private": ("local", "private"), "stream": ("local", "stream")
-}  # fmt: skip
+    "open": (),
+    "local": ("local",),
+    "private": ("local", "private"),
+    "stream": ("local", "stream"),
+}
 LOGIN_FAILURES, LOGIN_WINDOW_S = 10, 900
 SESSION_MS, SESSIONS = DAY_MS, 1000
 NOTES_A_MINUTE = 60  # rows of the audit log; a flood of refusals must not fill the disk
+
 
 def same_secret(given: bytes, secret: str) -> bool:
     """Compare without telling by the time how much was right."""
     return hmac.compare_digest(given, secret.encode())
 
+
 def is_our_host(host: str, allowed: Iterable[str]) -> bool:
-    """True for a Host that no stranger's domain can be: an IP address, localhost, one label, or one allowed."""
+    """True for a Host that no stranger's domain can be: an IP address, localhost, one label, or one
+    allowed.
+    """
     name = re.sub(r":\d{1,5}$", "", host).lower().removesuffix(".")
     ours = r"(.*\.)?localhost|[0-9.]+|\[[0-9a-f:.]+\]|[a-z0-9_-]+"
     return name in allowed or re.fullmatch(ours, name, re.ASCII) is not None
 
+
 def client_address(environ: Mapping[str, str], proxies: Sequence[Any]) -> str:
-    """The address that counts for limits: the peer's, or what trusted proxies say; of IPv6 the first 64 bits."""
+    """The address that counts for limits: the peer's, or what trusted proxies say; of IPv6 the
+    first 64 bits.
+    """
     address = read_address(environ.get("REMOTE_ADDR", ""))
     hops = environ.get("HTTP_X_FORWARDED_FOR", "").split(",")
     while address is not None and hops and any(address in network for network in proxies):
@@ -4795,8 +6363,11 @@ def client_address(environ: Mapping[str, str], proxies: Sequence[Any]) -> str:
         return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
     return str(address or "unknown")
 
+
 class Limiter:
-    """At most `most` takes in any `window_s` for each name; 10,000 names are remembered. Any thread."""
+    """At most `most` takes in any `window_s` for each name; 10,000 names are remembered. Any
+    thread.
+    """
 
     def __init__(self, most: int, window_s: float) -> None:
         self.most, self.window_s = most, window_s
@@ -4816,15 +6387,23 @@ class Limiter:
             times.append(now)
             return 0
 
+
 @dataclass(eq=False)
 class Session:
     """What one browser has opened; streams hold it to see that it ended."""
+
     ends_at: int
     grants: frozenset[str] = frozenset()
-    name: str = field(default_factory=lambda: f"session {secrets.token_hex(8)}")  # for limits; an id() is used again
+    name: str = field(
+        default_factory=lambda: f"session {secrets.token_hex(8)}"
+    )  # for limits; an id() is used again
+
 
 class Caller(NamedTuple):
-    """Who asks: the address that counts, the session of the cookie, and the headers as WSGI has them."""
+    """Who asks: the address that counts, the session of the cookie, and the headers as WSGI has
+    them.
+    """
+
     address: str
     session: Session | None
     headers: Mapping[str, Any]
@@ -4839,8 +6418,11 @@ class Caller(NamedTuple):
             given = given.strip(" ") if scheme.lower() == "bearer" else None
         return None if given is None else given.encode("latin-1")
 
+
 class Guard:
-    """Decides who may ask what: hosts, origins, credentials, sessions, limits; keeps the audit log. Any thread."""
+    """Decides who may ask what: hosts, origins, credentials, sessions, limits; keeps the audit log.
+    Any thread.
+    """
 
     def __init__(self, monitor: Monitor, secret_of: Mapping[str, str]) -> None:
         config = monitor.config
@@ -4849,7 +6431,9 @@ class Guard:
         hosts = (re.sub(r"^https?://|:\d+$", "", origin) for origin in self.origins)
         self.hosts = {*hosts, *(name.lower() for name in split_list(config.allowed_hosts))}
         self.proxies = [ipaddress.ip_network(name) for name in split_list(config.trusted_proxy)]
-        self.cookie = "tbmon-" + keyed(monitor.store.local_key, "cookie", "").hex()[:8]  # one host may have several
+        self.cookie = (
+            "tbmon-" + keyed(monitor.store.local_key, "cookie", "").hex()[:8]
+        )  # one host may have several
         self.requests = Limiter(config.api_rate_limit, 60)
         self.failures = Limiter(LOGIN_FAILURES, LOGIN_WINDOW_S)
         self.notes, self.unnoted = Limiter(NOTES_A_MINUTE, 60), 0
@@ -4857,9 +6441,17 @@ class Guard:
         self.lock = threading.Lock()
 
     def check_origin(self, environ: Mapping[str, str]) -> str:
-        """Refuse other pages' requests; returns the origin to answer to: "" (our own, or no page's), listed, or *."""
-        origin, site = environ.get("HTTP_ORIGIN", "").lower(), environ.get("HTTP_SEC_FETCH_SITE", "none")
-        if origin.partition("://")[2] == environ.get("HTTP_HOST", "").lower() and site != "cross-site":
+        """Refuse other pages' requests; returns the origin to answer to: "" (our own, or no
+        page's), listed, or *.
+        """
+        origin, site = (
+            environ.get("HTTP_ORIGIN", "").lower(),
+            environ.get("HTTP_SEC_FETCH_SITE", "none"),
+        )
+        if (
+            origin.partition("://")[2] == environ.get("HTTP_HOST", "").lower()
+            and site != "cross-site"
+        ):
             return ""
         if origin in self.origins:
             return origin
@@ -4869,36 +6461,53 @@ class Guard:
             return "*"
         if not origin and site == "same-site" and environ.get("HTTP_SEC_FETCH_MODE") == "navigate":
             return "*"  # a link on a page of this host's other ports; the cookie does not count
-        raise Refusal(403, "requests of another site's page are refused: name its origin in ALLOWED_ORIGINS")
+        raise Refusal(
+            403, "requests of another site's page are refused: name its origin in ALLOWED_ORIGINS"
+        )
 
     def find_caller(self, environ: Mapping[str, Any], origin: str) -> Caller:
         """Who asks; the cookie counts for our own page only."""
         session = None if origin else self.sessions.get(self.token_hash(environ))
         live = session is not None and self.monitor.now() < session.ends_at
-        return Caller(client_address(environ, self.proxies), session if live else None, environ, not origin)
+        return Caller(
+            client_address(environ, self.proxies), session if live else None, environ, not origin
+        )
 
     def token_hash(self, environ: Mapping[str, Any]) -> bytes:
-        found = re.search(rf"(?:^|;) *{self.cookie}=([\w-]+)", environ.get("HTTP_COOKIE", ""), re.ASCII)
+        found = re.search(
+            rf"(?:^|;) *{self.cookie}=([\w-]+)", environ.get("HTTP_COOKIE", ""), re.ASCII
+        )
         return hashlib.sha256(found[1].encode() if found else b"").digest()
 
     def admit(self, caller: Caller) -> None:
-        """Count a request; raise Refusal beyond API_RATE_LIMIT. A session has a quota of its own."""
+        """Count a request; raise Refusal beyond API_RATE_LIMIT. A session has a quota of its
+        own.
+        """
         name = caller.session.name if caller.session else caller.address
         if self.requests.most and (wait_s := self.requests.take(name)):
-            words = f"more than {self.requests.most} requests in a minute: wait {wait_s} s, or raise API_RATE_LIMIT"
+            words = (
+                f"more than {self.requests.most} requests in a minute: wait {wait_s} s, or "
+                f"raise API_RATE_LIMIT"
+            )
             raise Refusal(429, words, {"Retry-After": str(wait_s)})
 
     def holds(self, grant: str, caller: Caller) -> bool:
         secret, session = self.secret_of[grant], caller.session
-        if not secret or (session is not None and grant in session.grants and self.monitor.now() < session.ends_at):
+        if not secret or (
+            session is not None and grant in session.grants and self.monitor.now() < session.ends_at
+        ):
             return True
         given = caller.secret(grant)
         return given is not None and same_secret(given, secret)
 
     def check(self, access: str, caller: Caller, told: Iterable[str] = ()) -> None:
-        """Raise Refusal unless the caller may have data of the class `access`, or for a wrong secret of those `told`:
-        what the answer depends on without needing it."""
-        for grant in (*NEEDS[access], *(grant for grant in told if caller.secret(grant) is not None)):
+        """Raise Refusal unless the caller may have data of the class `access`, or for a wrong
+        secret of those `told`: what the answer depends on without needing it.
+        """
+        for grant in (
+            *NEEDS[access],
+            *(grant for grant in told if caller.secret(grant) is not None),
+        ):
             if self.holds(grant, caller):
                 continue
             name, header = CREDENTIALS[grant]
@@ -4912,17 +6521,25 @@ class Guard:
     def fail(self, caller: Caller, detail: str) -> None:
         """Count a wrong credential; raise Refusal if there were too many."""
         if wait_s := self.failures.take(caller.address):
-            words = f"too many wrong secrets from this address: wait {wait_s} s; the right one is taken at any time"
+            words = (
+                f"too many wrong secrets from this address: wait {wait_s} s; the right one is "
+                f"taken at any time"
+            )
             raise Refusal(429, words, {"Retry-After": str(wait_s)})
         self.note("refused", caller, detail)
 
     def note(self, event: str, caller: Caller, detail: str) -> None:
-        """Add to the audit log, which must neither fill the disk nor keep anybody from an answer."""
+        """Add to the audit log, which must neither fill the disk nor keep anybody from an
+        answer.
+        """
         if self.notes.take(""):
             self.unnoted += 1
             return
         if self.unnoted:
-            detail, self.unnoted = f"{detail} ({self.unnoted} more events before it were not kept)", 0
+            detail, self.unnoted = (
+                f"{detail} ({self.unnoted} more events before it were not kept)",
+                0,
+            )
         log.info("api: %s: %s (the audit log has the address)", event, detail)
         store = self.monitor.store
         with contextlib.suppress(sqlite3.DatabaseError), store.write() as db:
@@ -4935,25 +6552,37 @@ class Guard:
     def access(self, caller: Caller) -> dict[str, Any]:
         """The caller's session, and what is open to it."""
         ends_at = caller.session.ends_at if caller.session else None
-        return {"session": ends_at is not None, "expiresAt": utc(ends_at), "open": self.open_to(caller)}
+        return {
+            "session": ends_at is not None,
+            "expiresAt": utc(ends_at),
+            "open": self.open_to(caller),
+        }
 
     def open_to(self, caller: Caller) -> dict[str, bool]:
         """Which classes the caller's session and headers open."""
         return {access: self.opens(access, caller) for access in CREDENTIALS}
 
     def login(self, caller: Caller, secret: str) -> tuple[Session, str]:
-        """Return the session that a right secret opens or adds to, and its new token; raise Refusal for a wrong one."""
+        """Return the session that a right secret opens or adds to, and its new token; raise Refusal
+        for a wrong one.
+        """
         self.refuse_foreign(caller)
         given = secret.encode("utf-8", "replace")
-        grants = {grant for grant, right in self.secret_of.items() if same_secret(given, right) and right}
+        grants = {
+            grant for grant, right in self.secret_of.items() if same_secret(given, right) and right
+        }
         if not grants:
             self.fail(caller, "login with a wrong secret")
-            raise Refusal(401, "this is neither the API key nor the task-data password nor the stream token")
+            raise Refusal(
+                401, "this is neither the API key nor the task-data password nor the stream token"
+            )
         now, token = self.monitor.now(), secrets.token_urlsafe(32)
         with self.lock:
             session = self.take_session(caller) or Session(now + SESSION_MS)
             session.grants |= grants
-            self.sessions = {name: kept for name, kept in self.sessions.items() if kept.ends_at > now}
+            self.sessions = {
+                name: kept for name, kept in self.sessions.items() if kept.ends_at > now
+            }
             while len(self.sessions) >= SESSIONS:
                 self.sessions.pop(next(iter(self.sessions))).ends_at = 0
             self.sessions[hashlib.sha256(token.encode()).digest()] = session
@@ -4963,10 +6592,16 @@ class Guard:
     def refuse_foreign(self, caller: Caller) -> None:
         """Another page, listed or not, has no business with the cookie."""
         if not caller.is_own:
-            raise Refusal(403, "log in and out on tbmon's own page; other pages send the credential with each request")
+            raise Refusal(
+                403,
+                "log in and out on tbmon's own page; other pages send the credential with each "
+                "request",
+            )
 
     def take_session(self, caller: Caller) -> Session | None:
-        """Take the caller's session off its token; None if it has none, or its cookie does not count."""
+        """Take the caller's session off its token; None if it has none, or its cookie does not
+        count.
+        """
         found = self.sessions.pop(self.token_hash(caller.headers), None) if caller.session else None
         return found if found is not None and self.monitor.now() < found.ends_at else None
 
@@ -4980,25 +6615,41 @@ class Guard:
             self.note("logout", caller, "session ended")
 
     def cookie_text(self, token: str, environ: Mapping[str, str], max_age_s: int) -> str:
-        """The Set-Cookie header; Secure where a trusted proxy says that the browser came by https."""
-        by_proxy = any(read_address(environ.get("REMOTE_ADDR", "")) in network for network in self.proxies)
+        """The Set-Cookie header; Secure where a trusted proxy says that the browser came by
+        https.
+        """
+        by_proxy = any(
+            read_address(environ.get("REMOTE_ADDR", "")) in network for network in self.proxies
+        )
         secure = "; Secure" if by_proxy and environ.get("HTTP_X_FORWARDED_PROTO") == "https" else ""
-        return f"{self.cookie}={token}; Path=/; Max-Age={max_age_s}; HttpOnly; SameSite=Strict{secure}"
+        return (
+            f"{self.cookie}={token}; Path=/; Max-Age={max_age_s}; HttpOnly; SameSite=Strict{secure}"
+        )
+
 
 # What is answered
 
+
 class Call(NamedTuple):
-    """A request that was let in: who asks, its path's variable parts, its query and its body, all read and checked."""
+    """A request that was let in: who asks, its path's variable parts, its query and its body, all
+    read and checked.
+    """
+
     caller: Caller
     path: Mapping[str, str]
     query: Mapping[str, Any]
     body: Mapping[str, Any]
 
+
 class Reply(NamedTuple):
-    """What goes out; `content` is an object for JSON, text, bytes, or an iterator of bytes, sent as they come."""
+    """What goes out; `content` is an object for JSON, text, bytes, or an iterator of bytes, sent as
+    they come.
+    """
+
     content: Mapping[str, Any] | str | bytes | Iterator[bytes]
     headers: Mapping[str, str] = NOTHING
     status: int = 200
+
 
 class Api:
     """What the routes answer. Called by waitress's threads."""
@@ -5008,19 +6659,31 @@ class Api:
         self.guard = Guard(monitor, secret_of)
         self.boot = secrets.token_hex(4)  # numbers of happenings mean nothing to another process
         self.streams: Counter[str] = Counter()  # by address
-        self.streams_lock, self.module_lock, self.sharing_lock = threading.Lock(), threading.Lock(), threading.RLock()
+        self.streams_lock, self.module_lock, self.sharing_lock = (
+            threading.Lock(),
+            threading.Lock(),
+            threading.RLock(),
+        )
         self.doctor_lock, self.fronts = threading.Lock(), Limiter(monitor.config.api_rate_limit, 60)
         assert monitor.outbox is not None and monitor.federation is not None
         self.outbox, self.federation = monitor.outbox, monitor.federation
         self.made: list[tuple[int, bytes]] = [(0, b"")] * EVENTS_KEPT
-        self.turns = threading.Lock(), threading.Lock()  # to make events: all at once would keep ingest waiting
+        self.turns = (
+            threading.Lock(),
+            threading.Lock(),
+        )  # to make events: all at once would keep ingest waiting
 
     def health(self) -> dict[str, Any]:
         """200 as long as tbmon itself works, whatever the node does."""
         docker = "disabled" if self.monitor.engine is None else "connected"
         if docker == "connected" and self.monitor.container_error is not None:
             docker = "disconnected"
-        return {"status": "ok", "docker": docker, "version": __version__, "timestamp": utc(self.monitor.now())}
+        return {
+            "status": "ok",
+            "docker": docker,
+            "version": __version__,
+            "timestamp": utc(self.monitor.now()),
+        }
 
     def node(self) -> dict[str, Any]:
         """What is known of the node; null is unknown."""
@@ -5029,57 +6692,87 @@ class Api:
         used = [slot["current"] for slot in slots.values() if slot["current"] is not None]
         container = self.monitor.container
         return {
-            "address": node.get("address"), "version": node.get("version"), "registered": node.get("registered"),
+            "address": node.get("address"),
+            "version": node.get("version"),
+            "registered": node.get("registered"),
             "current_slots": sum(used) if used else None,
-            "total_slots": sum(slot["total"] for slot in slots.values()) if slots else None, "slots": slots,
+            "total_slots": sum(slot["total"] for slot in slots.values()) if slots else None,
+            "slots": slots,
             "started_at": utc(container.started_at) if container and container.running else None,
             "last_seen": utc(node.get("last_seen")),
-        }  # fmt: skip
+        }
 
     def slots(self, node: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """{subscriber: its slots in use, null if unknown, and in all}, from what is known of the node."""
+        """{subscriber: its slots in use, null if unknown, and in all}, from what is known of the
+        node.
+        """
         names = sorted(name.removeprefix("total ") for name in node if name.startswith("total "))
-        return {name: {"current": node.get(f"current {name}"), "total": node[f"total {name}"]} for name in names}
+        return {
+            name: {"current": node.get(f"current {name}"), "total": node[f"total {name}"]}
+            for name in names
+        }
 
     def container(self) -> dict[str, Any] | None:
         unseen = self.monitor.engine is not None and self.monitor.container_error is not None
         seen = None if unseen else self.monitor.container
         return seen and {
-            "id": seen.id[:12], "name": seen.name, "state": seen.state, "running": seen.running,
-            "startedAt": utc(seen.started_at), "image": seen.image, "created": utc(seen.created),
+            "id": seen.id[:12],
+            "name": seen.name,
+            "state": seen.state,
+            "running": seen.running,
+            "startedAt": utc(seen.started_at),
+            "image": seen.image,
+            "created": utc(seen.created),
             "restartCount": seen.restart_count,
-        }  # fmt: skip
+        }
 
     def status(self) -> dict[str, Any]:
         stats, (verdict, since) = self.monitor.stats, self.monitor.judged()
         recognised, entries = self.store.get("recognised", UNRECOGNISED)[0]
         memory = stats and {
-            "usage": round(stats.memory_bytes / MIB, 1), "limit": round(stats.memory_limit_bytes / MIB, 1),
+            "usage": round(stats.memory_bytes / MIB, 1),
+            "limit": round(stats.memory_limit_bytes / MIB, 1),
             "percent": round(100 * stats.memory_bytes / (stats.memory_limit_bytes or 1), 1),
-        }  # fmt: skip
+        }
         return {
-            "node": self.node(), "container": self.container(),
-            "stats": stats and {"cpu": None if stats.cpu is None else round(stats.cpu, 1), "memory": memory},
+            "node": self.node(),
+            "container": self.container(),
+            "stats": stats
+            and {"cpu": None if stats.cpu is None else round(stats.cpu, 1), "memory": memory},
             "verdict": verdict and {**verdict._asdict(), "since": utc(since)},
             "recognised": round(recognised / entries, 4) if entries else None,
-            "demo": self.monitor.demo, "timestamp": utc(self.monitor.now()),
-        }  # fmt: skip
+            "demo": self.monitor.demo,
+            "timestamp": utc(self.monitor.now()),
+        }
 
     def stats(self) -> dict[str, Any]:
         invoices = {"total": self.store.first("invoice_count")}
         now = utc(self.monitor.now())
-        return {"tasks": self.summary(), "invoices": invoices, "node": self.node(), "timestamp": now}
+        return {
+            "tasks": self.summary(),
+            "invoices": invoices,
+            "node": self.node(),
+            "timestamp": now,
+        }
 
     def summary(self) -> dict[str, Any]:
         tasks, shown = self.task_totals()
         finished = shown["completed"] + shown["failed"]
         return {
-            "total": tasks["tasks"], **shown, "cached": tasks["cached"],
-            "success_rate": 1000 * shown["completed"] // finished / 10 if finished else None,  # 99.96 is not all
-            "avg_elapsed_ms": big(round(tasks["elapsed_ms"] / tasks["timed"])) if tasks["timed"] else None,
-            "avg_gas_used": big(round(tasks["gas_used"] / tasks["measured"])) if tasks["measured"] else None,
+            "total": tasks["tasks"],
+            **shown,
+            "cached": tasks["cached"],
+            "success_rate": 1000 * shown["completed"] // finished / 10
+            if finished
+            else None,  # 99.96 is not all
+            "avg_elapsed_ms": big(round(tasks["elapsed_ms"] / tasks["timed"]))
+            if tasks["timed"]
+            else None,
+            "avg_gas_used": big(round(tasks["gas_used"] / tasks["measured"]))
+            if tasks["measured"]
+            else None,
             "tasks_24h": self.store.first("tasks_since", self.monitor.now() - DAY_MS),
-        }  # fmt: skip
+        }
 
     def task_totals(self) -> tuple[dict[str, int], dict[str, int]]:
         """Sums over all tasks, and how many there are of each status."""
@@ -5088,10 +6781,15 @@ class Api:
         counts = dict.fromkeys(STATUSES, 0) | {row["status"]: row["tasks"] for row in rows}
         return {name: sum(row[name] for row in rows) for name in names}, counts
 
-    def page(self, table: str, name: str, show: Callable[[sqlite3.Row], dict[str, Any]], call: Call) -> dict[str, Any]:
+    def page(
+        self, table: str, name: str, show: Callable[[sqlite3.Row], dict[str, Any]], call: Call
+    ) -> dict[str, Any]:
         """One page of a table, newest first."""
         query = dict(call.query)
-        limit, offset = query.pop("limit", 1000 if table != "audit" and wants_csv(call) else 50), query.pop("offset", 0)
+        limit, offset = (
+            query.pop("limit", 1000 if table != "audit" and wants_csv(call) else 50),
+            query.pop("offset", 0),
+        )
         cursor, _ = query.pop("cursor", None), query.pop("format", None)
         rows = self.store.page(table, query, cursor, limit + 1, offset)
         places = [(row[PAGE_ORDER[table]] or 0, row["id"]) for row in rows]
@@ -5105,11 +6803,17 @@ class Api:
     def task(self, call: Call) -> dict[str, Any]:
         row = self.task_row(call)
         name = row["execution_id"]
-        events = [{"at": utc(event["at"]), "event": event["event"]} for event in self.store.get("task_events", name)]
+        events = [
+            {"at": utc(event["at"]), "event": event["event"]}
+            for event in self.store.get("task_events", name)
+        ]
         return {
-            **task_json(row), "hasSensitiveData": bool(self.store.get("task_data", name)),
-            "sensitiveDataRequiresAuth": True, "events": events, "invoice_id": self.store.first("invoice_of", name),
-        }  # fmt: skip
+            **task_json(row),
+            "hasSensitiveData": bool(self.store.get("task_data", name)),
+            "sensitiveDataRequiresAuth": True,
+            "events": events,
+            "invoice_id": self.store.first("invoice_of", name),
+        }
 
     def task_data(self, call: Call) -> dict[str, Any]:
         name = self.task_row(call)["execution_id"]
@@ -5118,7 +6822,9 @@ class Api:
 
     @contextlib.contextmanager
     def module_of(self, call: Call) -> Iterator[tuple[str, str, int] | None]:
-        """(hash, path, size in bytes) of the task's wasm module; None if the node's cache does not have it."""
+        """(hash, path, size in bytes) of the task's wasm module; None if the node's cache does not
+        have it.
+        """
         digest, engine = self.task_row(call)["wasm_hash"], self.monitor.engine
         if digest is None or engine is None:
             yield None
@@ -5129,7 +6835,9 @@ class Api:
             found = find_module(engine, self.monitor.config.container_name, digest)
             yield found and (digest, found[0], found[1].size)
         except DockerError as error:
-            raise Refusal(503, f"the engine does not give it: {error}", {"Retry-After": "5"}) from None
+            raise Refusal(
+                503, f"the engine does not give it: {error}", {"Retry-After": "5"}
+            ) from None
         finally:
             self.module_lock.release()
 
@@ -5142,11 +6850,17 @@ class Api:
         most = self.monitor.config.max_artifact_bytes
         with self.module_of(call) as found:
             if found is None or found[0] != call.path["hash"].lower():
-                raise Refusal(404, "this task has no artifact of this hash, or the node has dropped it")
+                raise Refusal(
+                    404, "this task has no artifact of this hash, or the node has dropped it"
+                )
             assert self.monitor.engine is not None
             if found[2] > most:
-                raise Refusal(413, f"the artifact has {found[2]} bytes: raise MAX_ARTIFACT_BYTES to have it")
-            content = read_module(self.monitor.engine, self.monitor.config.container_name, found[1], most)
+                raise Refusal(
+                    413, f"the artifact has {found[2]} bytes: raise MAX_ARTIFACT_BYTES to have it"
+                )
+            content = read_module(
+                self.monitor.engine, self.monitor.config.container_name, found[1], most
+            )
             if content is None:
                 raise Refusal(503, "the artifact has just changed", {"Retry-After": "1"})
         name = f'attachment; filename="{found[0]}.wasm"'
@@ -5156,14 +6870,18 @@ class Api:
         counts = dict(self.store.get("invoice_summary")[0])
         rows = self.store.get("invoice_months")
         months = [
-            month_json(month, list(group)) for month, group in itertools.groupby(rows, key=lambda row: row["month"])
+            month_json(month, list(group))
+            for month, group in itertools.groupby(rows, key=lambda row: row["month"])
         ]
         return {**counts, "months": months}
 
     def logs(self, call: Call) -> dict[str, Any]:
         query = dict(call.query)
         limit, offset = query.pop("limit", 50), query.pop("offset", 0)
-        before, span = query.pop("cursor", None), (query.pop("since", SINCE), query.pop("until", UNTIL))
+        before, span = (
+            query.pop("cursor", None),
+            (query.pop("since", SINCE), query.pop("until", UNTIL)),
+        )
         if "level" in query:
             query["level"] = LEVELS.index(query["level"])
         if "type" in query:
@@ -5187,21 +6905,36 @@ class Api:
         counters = dict(tuple(row) for row in self.store.get("counters"))
         source = "demo" if self.monitor.demo else "engine" if self.monitor.engine else "directory"
         shown = {name: counters.get(name, 0) for name in ("unrecognised", "suspect")}
-        return {"source": source, "lastLogAt": utc(self.store.first("last_entry_at")), "gaps": self.gaps(), **shown}
+        return {
+            "source": source,
+            "lastLogAt": utc(self.store.first("last_entry_at")),
+            "gaps": self.gaps(),
+            **shown,
+        }
 
     def gaps(self) -> list[dict[str, Any]]:
-        return [{"from": utc(row[0]), "to": utc(row[1]), "reason": row[2]} for row in self.store.get("gaps")]
+        return [
+            {"from": utc(row[0]), "to": utc(row[1]), "reason": row[2]}
+            for row in self.store.get("gaps")
+        ]
 
     def login(self, call: Call) -> Reply:
         session, token = self.guard.login(call.caller, call.body["secret"])
         cookie = self.guard.cookie_text(token, call.caller.headers, SESSION_MS // 1000)
-        own = call.caller._replace(session=session, headers={})  # a guess in a header is told nothing
+        own = call.caller._replace(
+            session=session, headers={}
+        )  # a guess in a header is told nothing
         shown = {"success": True, "open": self.guard.open_to(own)}
-        return Reply({**shown, "expiresAt": utc(session.ends_at)}, {"Set-Cookie": cookie, "Cache-Control": "no-store"})
+        return Reply(
+            {**shown, "expiresAt": utc(session.ends_at)},
+            {"Set-Cookie": cookie, "Cache-Control": "no-store"},
+        )
 
     def logout(self, call: Call) -> Reply:
         self.guard.logout(call.caller)
-        return Reply({"success": True}, {"Set-Cookie": self.guard.cookie_text("", call.caller.headers, 0)})
+        return Reply(
+            {"success": True}, {"Set-Cookie": self.guard.cookie_text("", call.caller.headers, 0)}
+        )
 
     def auth_status(self, call: Call) -> dict[str, Any]:
         self.guard.check("open", call.caller, CREDENTIALS)
@@ -5212,7 +6945,10 @@ class Api:
         return {**shown, "timestamp": utc(row["at"])}
 
     def metrics(self) -> Reply:
-        return Reply(metrics_text(self.families()), {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        return Reply(
+            metrics_text(self.families()),
+            {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
+        )
 
     def families(self) -> Iterator[tuple[str, str, str, Mapping[str, float | None]]]:
         """Every metric. Counters come from the store, so that they go on after a restart."""
@@ -5223,42 +6959,108 @@ class Api:
         states = {word: float(word == state) for word in fields_of("Verdict")["state"].split("|")}
         totals, tasks = self.task_totals()
         slots, last = self.slots(store.node()), store.first("last_entry_at")
-        yield "tbmon_build_info", "gauge", "Version of tbmon.", labelled("version", {__version__: 1})
+        yield (
+            "tbmon_build_info",
+            "gauge",
+            "Version of tbmon.",
+            labelled("version", {__version__: 1}),
+        )
         yield "tbmon_verdict", "gauge", "1 for what the node is.", labelled("state", states)
-        yield "tbmon_container_running", "gauge", "1 if the node's container runs.", {
-            "": None if container is None else int(container["running"])
-        }
-        yield "tbmon_container_cpu_cores", "gauge", "Processor cores in use.", {
-            "": None if stats is None or stats.cpu is None else round(stats.cpu / 100, 6)
-        }
-        yield "tbmon_container_memory_bytes", "gauge", "Memory in use, page cache left out.", {
-            "": stats and stats.memory_bytes
-        }
-        yield "tbmon_container_memory_limit_bytes", "gauge", "Memory limit.", {"": stats and stats.memory_limit_bytes}
-        for name, part, words in (("slots_in_use", "current", "Slots in use."), ("slots", "total", "Slots in all.")):
+        yield (
+            "tbmon_container_running",
+            "gauge",
+            "1 if the node's container runs.",
+            {"": None if container is None else int(container["running"])},
+        )
+        yield (
+            "tbmon_container_cpu_cores",
+            "gauge",
+            "Processor cores in use.",
+            {"": None if stats is None or stats.cpu is None else round(stats.cpu / 100, 6)},
+        )
+        yield (
+            "tbmon_container_memory_bytes",
+            "gauge",
+            "Memory in use, page cache left out.",
+            {"": stats and stats.memory_bytes},
+        )
+        yield (
+            "tbmon_container_memory_limit_bytes",
+            "gauge",
+            "Memory limit.",
+            {"": stats and stats.memory_limit_bytes},
+        )
+        for name, part, words in (
+            ("slots_in_use", "current", "Slots in use."),
+            ("slots", "total", "Slots in all."),
+        ):
             values = {subscriber: slot[part] for subscriber, slot in slots.items()}
             yield f"tbmon_{name}", "gauge", words, labelled("subscriber", values)
-        yield "tbmon_tasks", "gauge", "Tasks by what became of them so far.", labelled("status", tasks)
+        yield (
+            "tbmon_tasks",
+            "gauge",
+            "Tasks by what became of them so far.",
+            labelled("status", tasks),
+        )
         yield "tbmon_tasks_received_total", "counter", "Tasks received.", {"": sum(tasks.values())}
-        yield "tbmon_task_duration_seconds", "summary", "Time that tasks took.", {
-            "_sum": totals["elapsed_ms"] / 1000, "_count": totals["timed"]
-        }  # fmt: skip
-        yield "tbmon_task_steps_total", "counter", "Steps that tasks took.", {"": totals["gas_used"]}
+        yield (
+            "tbmon_task_duration_seconds",
+            "summary",
+            "Time that tasks took.",
+            {"_sum": totals["elapsed_ms"] / 1000, "_count": totals["timed"]},
+        )
+        yield (
+            "tbmon_task_steps_total",
+            "counter",
+            "Steps that tasks took.",
+            {"": totals["gas_used"]},
+        )
         found = dict(store.get("invoice_summary")[0])
         kinds = {"pay": found["paid"], "penalty": found["penalised"]}
         kinds["unknown"] = found["total"] - sum(kinds.values())
-        yield "tbmon_invoices", "gauge", "Invoices by what they say of this node.", labelled("operation", kinds)
+        yield (
+            "tbmon_invoices",
+            "gauge",
+            "Invoices by what they say of this node.",
+            labelled("operation", kinds),
+        )
         yield "tbmon_invoices_received_total", "counter", "Invoices received.", {"": found["total"]}
-        yield "tbmon_log_last_entry_timestamp_seconds", "gauge", "Time of the newest log entry.", {
-            "": None if last is None else last / 1000
-        }
-        for name, words in (("unrecognised", "of unknown wording"), ("suspect", "that the node did not write")):
-            yield f"tbmon_log_{name}_total", "counter", f"Log entries {words}.", {"": counters.get(name, 0)}
-        yield "tbmon_log_gaps_total", "counter", "Times that log lines may be missing.", {"": store.first("gap_count")}
-        yield "tbmon_log_lag_seconds", "gauge", "How far behind the log tbmon is.", {"": monitor.lag_ms / 1000}
+        yield (
+            "tbmon_log_last_entry_timestamp_seconds",
+            "gauge",
+            "Time of the newest log entry.",
+            {"": None if last is None else last / 1000},
+        )
+        for name, words in (
+            ("unrecognised", "of unknown wording"),
+            ("suspect", "that the node did not write"),
+        ):
+            yield (
+                f"tbmon_log_{name}_total",
+                "counter",
+                f"Log entries {words}.",
+                {"": counters.get(name, 0)},
+            )
+        yield (
+            "tbmon_log_gaps_total",
+            "counter",
+            "Times that log lines may be missing.",
+            {"": store.first("gap_count")},
+        )
+        yield (
+            "tbmon_log_lag_seconds",
+            "gauge",
+            "How far behind the log tbmon is.",
+            {"": monitor.lag_ms / 1000},
+        )
         yield "tbmon_database_bytes", "gauge", "Size of the database.", {"": store.size_bytes()}
         yield "tbmon_streams", "gauge", "Live streams.", {"": self.streams.total()}
-        yield "process_start_time_seconds", "gauge", "When tbmon started.", {"": monitor.started_at / 1000}
+        yield (
+            "process_start_time_seconds",
+            "gauge",
+            "When tbmon started.",
+            {"": monitor.started_at / 1000},
+        )
         yield "process_resident_memory_bytes", "gauge", "Memory of tbmon.", {"": resident_bytes()}
 
     # The federation
@@ -5266,12 +7068,18 @@ class Api:
     def sharing(self) -> dict[str, Any]:
         chosen, outbox = self.outbox.sharing, self.outbox
         return {
-            "enabled": chosen.enabled, "nodeId": outbox.keys.known_id(), "privacyLevel": chosen.level,
-            "shareTasks": chosen.tasks, "shareStats": chosen.stats, "natsServers": list(self.federation.servers()),
-        }  # fmt: skip
+            "enabled": chosen.enabled,
+            "nodeId": outbox.keys.known_id(),
+            "privacyLevel": chosen.level,
+            "shareTasks": chosen.tasks,
+            "shareStats": chosen.stats,
+            "natsServers": list(self.federation.servers()),
+        }
 
     def share(self, call: Call, **chosen: Any) -> None:
-        """Take over what the operator chose, and let the federation's thread begin, begin anew or end."""
+        """Take over what the operator chose, and let the federation's thread begin, begin anew or
+        end.
+        """
         if self.monitor.demo and chosen.get("enabled"):
             raise Refusal(409, "demo data is not shared")
         with self.sharing_lock:
@@ -5293,7 +7101,12 @@ class Api:
 
     def put_sharing(self, call: Call) -> dict[str, Any]:
         body = dict(call.body)
-        names = {"privacyLevel": "level", "shareTasks": "tasks", "shareStats": "stats", "natsServers": "servers"}
+        names = {
+            "privacyLevel": "level",
+            "shareTasks": "tasks",
+            "shareStats": "stats",
+            "natsServers": "servers",
+        }
         chosen = {names.get(name, name): value for name, value in body.items()}
         if "servers" in chosen and tuple(chosen["servers"]) != self.federation.servers():
             if not self.guard.secret_of["local"]:  # where there is an API key, the caller has it
@@ -5338,17 +7151,23 @@ class Api:
         status = "off" if not on else "connected" if federation.connected else trouble
         reason = json.loads(self.store.first("state", "federation refusal") or "null")
         return {
-            "enabled": on, "connected": federation.connected, "healthy": federation.connected or not on,
-            "status": status, "nodeId": self.outbox.keys.known_id(), "stats": self.federation_counts(),
-            "lastError": federation.last_error if on else None, "lastRefusal": reason,
-        }  # fmt: skip
+            "enabled": on,
+            "connected": federation.connected,
+            "healthy": federation.connected or not on,
+            "status": status,
+            "nodeId": self.outbox.keys.known_id(),
+            "stats": self.federation_counts(),
+            "lastError": federation.last_error if on else None,
+            "lastRefusal": reason,
+        }
 
     def federation_counts(self) -> dict[str, int]:
         counters = dict(tuple(row) for row in self.store.get("counters"))
         names = {"messagesSent": "sent", "messagesReceived": "received"}
         shown = {
             name: int(counters.get(f"federation {names.get(name, name)}", 0))
-            for name in fields_of("FederationCounts") if name != "queued"
+            for name in fields_of("FederationCounts")
+            if name != "queued"
         }
         return {**shown, "queued": int(self.store.first("outbox_count"))}
 
@@ -5370,27 +7189,50 @@ class Api:
 
     def received(self) -> dict[str, Any]:
         rows = self.store.get("network_stats", 100)
-        return {"messages": [
-            {"timestamp": utc(row["at"]), "subject": STATS_SUBJECT, "data": json.loads(row["stats"])} for row in rows
-        ]}  # fmt: skip
+        return {
+            "messages": [
+                {
+                    "timestamp": utc(row["at"]),
+                    "subject": STATS_SUBJECT,
+                    "data": json.loads(row["stats"]),
+                }
+                for row in rows
+            ]
+        }
 
     def preview(self) -> dict[str, Any]:
-        """What waits, byte for byte; and what the newest task and invoice would become now, with keys made for this."""
+        """What waits, byte for byte; and what the newest task and invoice would become now, with
+        keys made for this.
+        """
         queued = [
-            {"dueAt": utc(row["due_at"]), "subject": row["subject"], "payload": row["payload"].decode()}
+            {
+                "dueAt": utc(row["due_at"]),
+                "subject": row["subject"],
+                "payload": row["payload"].decode(),
+            }
             for row in self.store.get("outbox_next")
         ]
         words = Words(self.monitor.now(), secrets.token_hex(16), secrets.token_bytes(32))
-        name = next((row["execution_id"] for row in self.store.page("task", {"status": "completed"}, None, 1, 0)), None)
-        task = self.store.task(name or "") or Task("00000000-0000-4000-8000-000000000000", status="completed")
+        name = next(
+            (
+                row["execution_id"]
+                for row in self.store.page("task", {"status": "completed"}, None, 1, 0)
+            ),
+            None,
+        )
+        task = self.store.task(name or "") or Task(
+            "00000000-0000-4000-8000-000000000000", status="completed"
+        )
         invoices = self.store.page("invoice", {}, None, 1, 0)
         name, steps = (invoices[0]["name"], invoices[0]["steps"]) if invoices else ("0", None)
         node_id = self.outbox.keys.known_id() or random_node_id(random.SystemRandom())
         choice = secrets.choice(tuple(MESSAGES["task_completed"].choices))
         made = (
-            presence_message("heartbeat", node_id, True, words), received_message(task, words),
-            completed_message(task, words, choice), invoice_message(name, steps, words),
-        )  # fmt: skip
+            presence_message("heartbeat", node_id, True, words),
+            received_message(task, words),
+            completed_message(task, words, choice),
+            invoice_message(name, steps, words),
+        )
         kinds = ("heartbeat", "task_received", "task_completed", "invoice_created")
         examples = [
             {"dueAt": None, "subject": MESSAGES[kind].subject, "payload": payload.decode()}
@@ -5399,21 +7241,34 @@ class Api:
         return {"queued": queued, "examples": examples}
 
     def sent_json(self, row: sqlite3.Row) -> dict[str, Any]:
-        shown = {"id": row["id"], "timestamp": utc(row["at"]), "subject": row["subject"], "times": row["times"]}
+        shown = {
+            "id": row["id"],
+            "timestamp": utc(row["at"]),
+            "subject": row["subject"],
+            "times": row["times"],
+        }
         return {**shown, "payload": row["payload"].decode()}
 
     def privacy(self) -> dict[str, Any]:
         """Facts about sharing, each looked up now."""
         chosen, counts = self.outbox.sharing, self.federation_counts()
         delay_ms = DELAY_MS.get(chosen.level)
-        kinds = [kind for kind in MESSAGES if chosen.enabled and (MESSAGES[kind].named or kind in chosen.kinds)]
+        kinds = [
+            kind
+            for kind in MESSAGES
+            if chosen.enabled and (MESSAGES[kind].named or kind in chosen.kinds)
+        ]
         return {
-            "enabled": chosen.enabled, "connectsTo": list(self.federation.servers()) if chosen.enabled else [],
-            "installationId": self.outbox.keys.known_id() is not None, "kindsShared": kinds,
-            "delayUpToMinutes": delay_ms // MINUTE_MS if delay_ms else None, "messagesSent": counts["messagesSent"],
-            "messagesWaiting": counts["queued"], "messagesRefused": counts["refused"],
+            "enabled": chosen.enabled,
+            "connectsTo": list(self.federation.servers()) if chosen.enabled else [],
+            "installationId": self.outbox.keys.known_id() is not None,
+            "kindsShared": kinds,
+            "delayUpToMinutes": delay_ms // MINUTE_MS if delay_ms else None,
+            "messagesSent": counts["messagesSent"],
+            "messagesWaiting": counts["queued"],
+            "messagesRefused": counts["refused"],
             "dayKeysKept": len(self.outbox.keys.day_keys()),
-        }  # fmt: skip
+        }
 
     # The live stream
 
@@ -5423,16 +7278,22 @@ class Api:
         config, address = self.monitor.config, call.caller.address
         with self.streams_lock:
             if self.streams.total() >= config.ws_max_connections:
-                raise Refusal(503, "all live streams are taken (WS_MAX_CONNECTIONS)", {"Retry-After": "10"})
+                raise Refusal(
+                    503, "all live streams are taken (WS_MAX_CONNECTIONS)", {"Retry-After": "10"}
+                )
             if self.streams[address] >= config.ws_max_per_ip:
-                words = f"this address has {self.streams[address]} live streams already (WS_MAX_PER_IP)"
+                words = (
+                    f"this address has {self.streams[address]} live streams already (WS_MAX_PER_IP)"
+                )
                 raise Refusal(429, words, {"Retry-After": "10"})
             self.streams[address] += 1
         headers = {"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"}
         return Reply(self.stream(call.caller), {**headers, "Cache-Control": "no-store"})
 
     def stream(self, caller: Caller) -> Iterator[bytes]:
-        """Tell what happens, until the client, its session or tbmon ends. waitress blocks us for a slow reader."""
+        """Tell what happens, until the client, its session or tbmon ends. waitress blocks us for a
+        slow reader.
+        """
         try:
             with reading(self.store):
                 yield from self.happenings(caller)
@@ -5453,7 +7314,9 @@ class Api:
             news = None if lost else ring.after(place, STREAM_LOOK_S)
             if news is None:
                 place, lost = ring.newest, False
-                yield self.event(place, "reset", {"reason": "events were missed: ask for what is shown again"})
+                yield self.event(
+                    place, "reset", {"reason": "events were missed: ask for what is shown again"}
+                )
             elif news:
                 with_log = self.guard.holds("private", caller)
                 shown = [one for one in news if with_log or one.kind != "log"][:STREAM_HAPPENINGS]
@@ -5463,7 +7326,9 @@ class Api:
                     yield chunk
                     beat, told = time.monotonic(), place
                 rest_s = 0 if is_behind else STREAM_REST_S * (1 + self.streams.total() / 10)
-                self.monitor.stop.wait(rest_s + min(1, max(0, self.monitor.lag_ms - 2000) / 10_000))  # ingest first
+                self.monitor.stop.wait(
+                    rest_s + min(1, max(0, self.monitor.lag_ms - 2000) / 10_000)
+                )  # ingest first
             if time.monotonic() - beat >= (STREAM_BEAT_S if place == told else 1):
                 beat, told = time.monotonic(), place  # what was passed over need not be read again
                 yield self.event_id(place) + b": still here\n\n"
@@ -5493,7 +7358,9 @@ class Api:
                 yield bytes(chunk)
 
     def event_of(self, number: int, kind: str, key: Any) -> bytes:
-        """An event as it is sent, made once for all streams unless it is large; b"" if its subject is gone."""
+        """An event as it is sent, made once for all streams unless it is large; b"" if its subject
+        is gone.
+        """
         kept, event = self.made[number % EVENTS_KEPT]
         if kept != number:
             data = self.show(kind, key)
@@ -5507,7 +7374,10 @@ class Api:
         if kind in ("node_status", "network_stats"):
             return self.status() if kind == "node_status" else self.network_stats()
         if kind == "semaphore":
-            return {"subscriber": key, **self.slots(self.store.node()).get(key, {"current": None, "total": None})}
+            return {
+                "subscriber": key,
+                **self.slots(self.store.node()).get(key, {"current": None, "total": None}),
+            }
         if kind == "gap":
             return next(iter(self.gaps()), None)
         if kind == "reset":
@@ -5522,32 +7392,46 @@ class Api:
         text = self.store.show(json.dumps(data))
         return self.event_id(number) + f"event: {kind}\ndata: {text}\n\n".encode()
 
-# The charts: at most 200 cells each, aligned to their length so that they stay the same while time goes on
+
+# The charts: at most 200 cells each, aligned to their length so that they stay the same while time
+# goes on
+
 
 def cells_of(now: int, number: int, step: int) -> range:
     """The starts of `number` cells of `step` ms, of which the last holds `now`."""
     last = now // step * step
     return range(last - (number - 1) * step, last + 1, step)
 
+
 def cell_rows(store: Store, what: str, cells: range) -> Sequence[Mapping[str, Any] | None]:
     """What a query that counts by cell has for each of `cells`; None where it has nothing."""
-    found = {row["cell"]: dict(row) for row in store.get(what, cells.start, cells.step, cells.start)}
+    found = {
+        row["cell"]: dict(row) for row in store.get(what, cells.start, cells.step, cells.start)
+    }
     return [found.get(number) for number in range(len(cells))]
+
 
 def series(cells: range, shown: list[dict[str, Any]]) -> dict[str, Any]:
     """A chart's cells, from the oldest; the first begins at `from`, each is `cell_s` long."""
     return {"from": utc(cells.start), "cell_s": cells.step // 1000, "cells": shown}
+
 
 def task_series(store: Store, cells: range, shape: str = "TaskCell") -> dict[str, Any]:
     """Tasks by what became of them, by the time they were received."""
     counts = cell_rows(store, "task_cells", cells)
     timed = cell_rows(store, "duration_cells", cells) if shape == "TimedCell" else counts
     nothing = {name: None if name.endswith("_ms") else 0 for name in fields_of(shape)}
-    known = [{**nothing, **(count or {}), **(times or {})} for count, times in zip(counts, timed, strict=True)]
+    known = [
+        {**nothing, **(count or {}), **(times or {})}
+        for count, times in zip(counts, timed, strict=True)
+    ]
     return series(cells, [{name: cell[name] for name in nothing} for cell in known])
 
+
 def uptime_json(store: Store, now: int) -> dict[str, Any]:
-    """Thirty days in cells of minutes up, down and unknown; shares are of the minutes that tbmon could see."""
+    """Thirty days in cells of minutes up, down and unknown; shares are of the minutes that tbmon
+    could see.
+    """
     cells, shown, percent = cells_of(now, *SPANS["30d"]), list[dict[str, Any]](), dict[str, Any]()
     for at, row in zip(cells, cell_rows(store, "up_cells", cells), strict=True):
         up, seen = (row["up"], row["seen"]) if row else (0, 0)
@@ -5558,7 +7442,13 @@ def uptime_json(store: Store, now: int) -> dict[str, Any]:
         percent[name] = math.floor(10_000 * up / seen) / 100 if seen else None
     outages = [row["minutes"] for row in store.get("outages", now - 30 * DAY_MS)]
     longest = max(outages, default=0)
-    return {**percent, "outages": len(outages), "longest_outage_min": longest, **series(cells, shown)}
+    return {
+        **percent,
+        "outages": len(outages),
+        "longest_outage_min": longest,
+        **series(cells, shown),
+    }
+
 
 def usage_json(store: Store, now: int) -> dict[str, Any]:
     """A day of processor and memory; while less than three hours are known, those alone."""
@@ -5571,6 +7461,7 @@ def usage_json(store: Store, now: int) -> dict[str, Any]:
         shown.append({"cpu": cpu and round(cpu, 1), "memory_mb": memory and round(memory / MIB, 1)})
     return series(cells, shown)
 
+
 def recent_json(store: Store) -> list[dict[str, Any]]:
     """The last twelve things that happened, newest first."""
     kinds = ("recent_tasks", "recent_invoices", "recent_starts", "recent_gaps")
@@ -5578,47 +7469,73 @@ def recent_json(store: Store) -> list[dict[str, Any]]:
     rows.sort(key=lambda row: row["at"] or 0, reverse=True)
     return [{**row, "at": utc(row["at"])} for row in rows[:12]]
 
+
 def now_json(api: Api) -> dict[str, Any]:
-    """All that the page Now shows; `stream` is where a live stream that goes on from here begins."""
+    """All that the page Now shows; `stream` is where a live stream that goes on from here
+    begins.
+    """
     place, store, now = f"{api.boot}-{api.monitor.ring.newest}", api.store, api.monitor.now()
     day = now - DAY_MS
     invoices = {
-        "total": store.first("invoice_count"), "invoices_24h": store.first("invoices_since", day),
+        "total": store.first("invoice_count"),
+        "invoices_24h": store.first("invoices_since", day),
         "waiting_24h": store.first("waiting_since", day),
-    }  # fmt: skip
+    }
     return {
-        **api.status(), "tasks": api.summary(), "invoices": invoices, "uptime": uptime_json(store, now),
-        "usage": usage_json(store, now), "activity": task_series(store, cells_of(now, *SPANS["24h"])),
-        "recent": recent_json(store), "stream": place,
-    }  # fmt: skip
+        **api.status(),
+        "tasks": api.summary(),
+        "invoices": invoices,
+        "uptime": uptime_json(store, now),
+        "usage": usage_json(store, now),
+        "activity": task_series(store, cells_of(now, *SPANS["24h"])),
+        "recent": recent_json(store),
+        "stream": place,
+    }
+
 
 def task_chart(api: Api, call: Call) -> dict[str, Any]:
     cells = cells_of(api.monitor.now(), *SPANS[call.query.get("span", "24h")])
-    failures = [{**row, "last_at": utc(row["last_at"])} for row in map(dict, api.store.get("failures", cells.start))]
+    failures = [
+        {**row, "last_at": utc(row["last_at"])}
+        for row in map(dict, api.store.get("failures", cells.start))
+    ]
     return {**task_series(api.store, cells, "TimedCell"), "failures": failures}
 
+
 def log_chart(api: Api, call: Call) -> dict[str, Any]:
-    """Log entries by time. Keys have the node's own clock, whose distance from UTC the newest entry tells."""
+    """Log entries by time. Keys have the node's own clock, whose distance from UTC the newest entry
+    tells.
+    """
     cells = cells_of(api.monitor.now(), *SPANS[call.query.get("span", "24h")])
     newest = next(iter(api.store.get("newest_entry")), None)
-    ahead_s = 0 if newest is None else int.from_bytes(newest["key"][:4], "big") - newest["at"] // 1000
+    ahead_s = (
+        0 if newest is None else int.from_bytes(newest["key"][:4], "big") - newest["at"] // 1000
+    )
     ahead_s, shown = round(ahead_s / 900) * 900, []
     for at in cells:
         low = at // 1000 + ahead_s
-        shown.append(dict(api.store.get("log_cell", key_of(low), key_of(low + cells.step // 1000))[0]))
+        shown.append(
+            dict(api.store.get("log_cell", key_of(low), key_of(low + cells.step // 1000))[0])
+        )
     return {**series(cells, shown), "most": CELL_ENTRIES}
 
+
 # What the page Setup shows
+
 
 def database_json(api: Api) -> dict[str, Any]:
     """What is kept, how much that is, and how much it may become."""
     store, config = api.store, api.monitor.config
     return {
-        "size_bytes": store.size_bytes(), "limit_bytes": config.max_db_bytes,
-        "retention_days": config.log_retention_days, "oldestLogAt": utc(store.first("oldest_entry_at")),
-        "tasks": api.task_totals()[0]["tasks"], "invoices": store.first("invoice_count"),
+        "size_bytes": store.size_bytes(),
+        "limit_bytes": config.max_db_bytes,
+        "retention_days": config.log_retention_days,
+        "oldestLogAt": utc(store.first("oldest_entry_at")),
+        "tasks": api.task_totals()[0]["tasks"],
+        "invoices": store.first("invoice_count"),
         "gaps": store.first("gap_count"),
-    }  # fmt: skip
+    }
+
 
 def setup_json(api: Api) -> dict[str, Any]:
     """How this tbmon is set up: who can read it, what it may ask Docker, what it keeps."""
@@ -5626,33 +7543,54 @@ def setup_json(api: Api) -> dict[str, Any]:
     lists = {"allowedHosts": config.allowed_hosts, "allowedOrigins": config.allowed_origins}
     calls = [f"/containers/{name}/{call}" for call in ("json", "logs", "stats", "archive")]
     return {
-        "version": __version__, "startedAt": utc(monitor.started_at), "memory_bytes": resident_bytes(),
-        "source": api.log_status()["source"], "container": name, "host": config.host, "port": config.port,
-        "apiKey": bool(config.api_key), "passwordFrom": "setting" if config.task_data_password else "file",
-        "streamToken": bool(config.ws_auth_required), "trustedProxy": split_list(config.trusted_proxy),
+        "version": __version__,
+        "startedAt": utc(monitor.started_at),
+        "memory_bytes": resident_bytes(),
+        "source": api.log_status()["source"],
+        "container": name,
+        "host": config.host,
+        "port": config.port,
+        "apiKey": bool(config.api_key),
+        "passwordFrom": "setting" if config.task_data_password else "file",
+        "streamToken": bool(config.ws_auth_required),
+        "trustedProxy": split_list(config.trusted_proxy),
         **{name: split_list(text) for name, text in lists.items()},
         "dockerUrl": monitor.engine.url if monitor.engine else None,
         "dockerCalls": ["/_ping", "/version", *calls] if monitor.engine else [],
-        "dockerFolders": list(ARCHIVE_PREFIXES) if monitor.engine else [], "database": database_json(api),
-    }  # fmt: skip
+        "dockerFolders": list(ARCHIVE_PREFIXES) if monitor.engine else [],
+        "database": database_json(api),
+    }
+
 
 def doctor_json(api: Api) -> dict[str, Any]:
     """What `doctor` finds now; it reads the log's end, so that one may run at a time."""
     if not api.doctor_lock.acquire(timeout=10):
         raise Refusal(503, "doctor is at work already", {"Retry-After": "5"})
     try:
-        return {"findings": [
-            {"level": level.lower(), "what": what, "remedy": remedy} for level, what, remedy in api.monitor.doctor()
-        ]}  # fmt: skip
+        return {
+            "findings": [
+                {"level": level.lower(), "what": what, "remedy": remedy}
+                for level, what, remedy in api.monitor.doctor()
+            ]
+        }
     finally:
         api.doctor_lock.release()
 
+
 STREAM_LOOK_S = 0.5  # a stream looks this often whether its client and its session are still there
-STREAM_REST_S = 0.02  # between two chunks, so that a busy log does not wake every stream for each line
+STREAM_REST_S = (
+    0.02  # between two chunks, so that a busy log does not wake every stream for each line
+)
 STREAM_BEAT_S = 15
-STREAM_HAPPENINGS = 500  # looked at for one chunk; what a reader that is cut had in hand stays small
+STREAM_HAPPENINGS = (
+    500  # looked at for one chunk; what a reader that is cut had in hand stays small
+)
 STREAM_CHUNK_BYTES = 128 * KIB
-EVENTS_KEPT, EVENT_BYTES = 4096, 2 * KIB  # for the streams to come to them; none is kept that is larger
+EVENTS_KEPT, EVENT_BYTES = (
+    4096,
+    2 * KIB,
+)  # for the streams to come to them; none is kept that is larger
+
 
 def resident_bytes() -> int | None:
     """The memory that this process holds (Linux)."""
@@ -5661,13 +7599,20 @@ def resident_bytes() -> int | None:
     except OSError:
         return None
 
+
 def wants_csv(call: Call) -> bool:
-    accepted = re.search(r"\btext/csv\b(?! *; *q=0(\.0*)? *(,|$))", call.caller.headers.get("HTTP_ACCEPT", ""))
+    accepted = re.search(
+        r"\btext/csv\b(?! *; *q=0(\.0*)? *(,|$))", call.caller.headers.get("HTTP_ACCEPT", "")
+    )
     return bool(call.query.get("format", "csv" if accepted else "") == "csv")
 
+
 class Route(NamedTuple):
-    """A path of the API. `access` is its data class, `shows` the shape or content type of its answer, `query` the
-    parameters it takes, `body` the shape of what is sent, `rows` the shape of a list's rows where CSV can be had."""
+    """A path of the API. `access` is its data class, `shows` the shape or content type of its
+    answer, `query` the parameters it takes, `body` the shape of what is sent, `rows` the shape of a
+    list's rows where CSV can be had.
+    """
+
     path: str
     access: str  # open, local, private or stream
     text: str
@@ -5678,82 +7623,297 @@ class Route(NamedTuple):
     method: str = "GET"
     body: str = ""
 
+
 TASK, DATA = "/api/tasks/{execution_id}", "Private: asks for the task-data password."
 ROUTES = (
-    Route("/health", "open", "Whether tbmon itself works.", "Health", lambda api, call: api.health()),
+    Route(
+        "/health", "open", "Whether tbmon itself works.", "Health", lambda api, call: api.health()
+    ),
     Route("/api/health", "open", "The same under /api.", "Health", lambda api, call: api.health()),
-    Route("/api/status", "local", "The node, its container and the verdict on both.", "Status",
-          lambda api, call: api.status()),
-    Route("/api/status/stats", "local", "Figures of tasks and invoices.", "Overview", lambda api, call: api.stats()),
-    Route("/api/now", "local", "All that the page Now shows, in one answer.", "Now", lambda api, call: now_json(api)),
-    Route("/api/tasks", "local", "Tasks, newest first. `matched`: whether there is an invoice.", "Tasks",
-          lambda api, call: api.page("task", "tasks", task_json, call), TASKS_QUERY, "Task"),
-    Route("/api/tasks/stats/summary", "local", "Figures of tasks. `success_rate` is of finished tasks, in percent.",
-          "Summary", lambda api, call: api.summary()),
-    Route("/api/tasks/stats/chart", "local", "Tasks and their durations over time, and failures by reason; `span`"
-          " counts back from now.", "TaskChart", task_chart, SPAN_QUERY),
+    Route(
+        "/api/status",
+        "local",
+        "The node, its container and the verdict on both.",
+        "Status",
+        lambda api, call: api.status(),
+    ),
+    Route(
+        "/api/status/stats",
+        "local",
+        "Figures of tasks and invoices.",
+        "Overview",
+        lambda api, call: api.stats(),
+    ),
+    Route(
+        "/api/now",
+        "local",
+        "All that the page Now shows, in one answer.",
+        "Now",
+        lambda api, call: now_json(api),
+    ),
+    Route(
+        "/api/tasks",
+        "local",
+        "Tasks, newest first. `matched`: whether there is an invoice.",
+        "Tasks",
+        lambda api, call: api.page("task", "tasks", task_json, call),
+        TASKS_QUERY,
+        "Task",
+    ),
+    Route(
+        "/api/tasks/stats/summary",
+        "local",
+        "Figures of tasks. `success_rate` is of finished tasks, in percent.",
+        "Summary",
+        lambda api, call: api.summary(),
+    ),
+    Route(
+        "/api/tasks/stats/chart",
+        "local",
+        "Tasks and their durations over time, and failures by reason; `span` counts back from now.",
+        "TaskChart",
+        task_chart,
+        SPAN_QUERY,
+    ),
     Route(TASK, "local", "One task and what happened when.", "TaskDetail", Api.task),
-    Route(TASK + "/data", "private", f"Input, output and error words of a task. {DATA}", "TaskData", Api.task_data),
-    Route(TASK + "/artifacts", "private", f"The task's wasm module, if the node's cache still has it. {DATA}",
-          "Artifacts", Api.artifacts),
-    Route(TASK + "/artifacts/{hash}", "private", f"A module's bytes, up to MAX_ARTIFACT_BYTES. {DATA}",
-          "application/wasm", Api.artifact),
-    Route("/api/invoices", "local", "Invoices, newest first. `matched`: whether the task is known; `gas_units` are"
-          " steps times the price of a step, a unit and no amount of money.", "Invoices",
-          lambda api, call: api.page("invoice", "invoices", invoice_json, call), INVOICES_QUERY, "Invoice"),
-    Route("/api/invoices/count", "local", "How many invoices there are.", "Count",
-          lambda api, call: {"count": api.store.first("invoice_count")}),
-    Route("/api/invoices/summary", "local", "Invoices by month, completed tasks without an invoice, and invoices"
-          " without a task.", "InvoiceSummary", lambda api, call: api.invoice_summary()),
-    Route("/api/logs", "private", f"Log entries, newest first; `search` is taken literally. {DATA}", "Entries",
-          Api.logs, LOGS_QUERY),
-    Route("/api/logs/status", "local", "Where the log comes from, and where lines may be missing.", "LogStatus",
-          lambda api, call: api.log_status()),
-    Route("/api/logs/chart", "private", f"Log entries over time, by level; `span` counts back from now. {DATA}",
-          "LogChart", log_chart, SPAN_QUERY),
-    Route("/api/setup", "local", "How this tbmon is set up: who can read it, what it may ask Docker, what it keeps.",
-          "Setup", lambda api, call: setup_json(api)),
-    Route("/api/doctor", "private", "What `tbmon.py doctor` finds, looked up now. Private: asks for the task-data"
-          " password.", "Doctor", lambda api, call: doctor_json(api)),
-    Route("/api/events", "stream", "The live stream (Server-Sent Events).", "text/event-stream", Api.events),
-    Route("/api/auth/login", "open", "Opens a session with the API key, the task-data password or the stream token.",
-          "Login", Api.login, method="POST", body="LoginBody"),
-    Route("/api/auth/logout", "open", "Ends the session and its streams.", "Logout", Api.logout, method="POST"),
-    Route("/api/auth/status", "open", "Which classes are open to the caller.", "AuthStatus", Api.auth_status),
-    Route("/api/audit-log", "private", f"Logins, refusals and changes, newest first. {DATA}", "Audit",
-          lambda api, call: api.page("audit", "entries", api.audit_json, call), PAGE),
-    Route("/api/federation/settings", "local", "What is shared, with whom, and how late.", "Sharing",
-          lambda api, call: api.sharing()),
-    Route("/api/federation/settings", "local", "Changes what is given, at once; changing natsServers asks for the API"
-          " key or the task-data password in any case.", "Sharing", Api.put_sharing, method="PUT", body="SharingBody"),
+    Route(
+        TASK + "/data",
+        "private",
+        f"Input, output and error words of a task. {DATA}",
+        "TaskData",
+        Api.task_data,
+    ),
+    Route(
+        TASK + "/artifacts",
+        "private",
+        f"The task's wasm module, if the node's cache still has it. {DATA}",
+        "Artifacts",
+        Api.artifacts,
+    ),
+    Route(
+        TASK + "/artifacts/{hash}",
+        "private",
+        f"A module's bytes, up to MAX_ARTIFACT_BYTES. {DATA}",
+        "application/wasm",
+        Api.artifact,
+    ),
+    Route(
+        "/api/invoices",
+        "local",
+        "Invoices, newest first. `matched`: whether the task is known; `gas_units` are"
+        " steps times the price of a step, a unit and no amount of money.",
+        "Invoices",
+        lambda api, call: api.page("invoice", "invoices", invoice_json, call),
+        INVOICES_QUERY,
+        "Invoice",
+    ),
+    Route(
+        "/api/invoices/count",
+        "local",
+        "How many invoices there are.",
+        "Count",
+        lambda api, call: {"count": api.store.first("invoice_count")},
+    ),
+    Route(
+        "/api/invoices/summary",
+        "local",
+        "Invoices by month, completed tasks without an invoice, and invoices without a task.",
+        "InvoiceSummary",
+        lambda api, call: api.invoice_summary(),
+    ),
+    Route(
+        "/api/logs",
+        "private",
+        f"Log entries, newest first; `search` is taken literally. {DATA}",
+        "Entries",
+        Api.logs,
+        LOGS_QUERY,
+    ),
+    Route(
+        "/api/logs/status",
+        "local",
+        "Where the log comes from, and where lines may be missing.",
+        "LogStatus",
+        lambda api, call: api.log_status(),
+    ),
+    Route(
+        "/api/logs/chart",
+        "private",
+        f"Log entries over time, by level; `span` counts back from now. {DATA}",
+        "LogChart",
+        log_chart,
+        SPAN_QUERY,
+    ),
+    Route(
+        "/api/setup",
+        "local",
+        "How this tbmon is set up: who can read it, what it may ask Docker, what it keeps.",
+        "Setup",
+        lambda api, call: setup_json(api),
+    ),
+    Route(
+        "/api/doctor",
+        "private",
+        "What `tbmon.py doctor` finds, looked up now. Private: asks for the task-data password.",
+        "Doctor",
+        lambda api, call: doctor_json(api),
+    ),
+    Route(
+        "/api/events",
+        "stream",
+        "The live stream (Server-Sent Events).",
+        "text/event-stream",
+        Api.events,
+    ),
+    Route(
+        "/api/auth/login",
+        "open",
+        "Opens a session with the API key, the task-data password or the stream token.",
+        "Login",
+        Api.login,
+        method="POST",
+        body="LoginBody",
+    ),
+    Route(
+        "/api/auth/logout",
+        "open",
+        "Ends the session and its streams.",
+        "Logout",
+        Api.logout,
+        method="POST",
+    ),
+    Route(
+        "/api/auth/status",
+        "open",
+        "Which classes are open to the caller.",
+        "AuthStatus",
+        Api.auth_status,
+    ),
+    Route(
+        "/api/audit-log",
+        "private",
+        f"Logins, refusals and changes, newest first. {DATA}",
+        "Audit",
+        lambda api, call: api.page("audit", "entries", api.audit_json, call),
+        PAGE,
+    ),
+    Route(
+        "/api/federation/settings",
+        "local",
+        "What is shared, with whom, and how late.",
+        "Sharing",
+        lambda api, call: api.sharing(),
+    ),
+    Route(
+        "/api/federation/settings",
+        "local",
+        "Changes what is given, at once; changing natsServers asks for the API"
+        " key or the task-data password in any case.",
+        "Sharing",
+        Api.put_sharing,
+        method="PUT",
+        body="SharingBody",
+    ),
     Route("/api/federation/enable", "local", "Opts in.", "Done", Api.enable, method="POST"),
-    Route("/api/federation/disable", "local", "Opts out: says so to the hub, takes back what waits, disconnects.",
-          "Done", Api.disable, method="POST"),
-    Route("/api/federation/reset", "local", "Makes a new id and new keys.", "Done", Api.reset, method="POST"),
-    Route("/api/federation/status", "local", "The connection, counters, and the last error in words.",
-          "FederationStatus", lambda api, call: api.federation_status()),
-    Route("/api/federation/network-stats", "local", "The newest figures of the network; null is a figure withheld.",
-          "NetworkStats", lambda api, call: api.network_stats()),
-    Route("/api/federation/stats", "local", "The figures' history, one for each snapshot, newest first.",
-          "NetworkHistory", lambda api, call: api.network_history()),
-    Route("/api/federation/peers", "local", "Handles of the nodes seen lately; new ones each day.", "Peers",
-          lambda api, call: api.peers()),
-    Route("/api/federation/messages", "local", "What was received.", "ReceivedMessages",
-          lambda api, call: api.received()),
-    Route("/api/federation/preview", "local", "The exact bytes that wait, and what the newest task and invoice would"
-          " become; also while the federation is off.", "Preview", lambda api, call: api.preview()),
-    Route("/api/federation/sent", "local", "Every message that left, newest first; presence has one row a day.",
-          "SentMessages", lambda api, call: api.page("sent", "messages", api.sent_json, call), PAGE),
-    Route("/api/federation/privacy", "local", "Facts about sharing, looked up now.", "PrivacyFacts",
-          lambda api, call: api.privacy()),
-    Route("/metrics", "local", "Figures as Prometheus reads them.", "text/plain", lambda api, call: api.metrics()),
-    Route("/api/openapi.json", "local", "The OpenAPI 3.1 document.", "any", lambda api, call: openapi()),
-)  # fmt: skip
+    Route(
+        "/api/federation/disable",
+        "local",
+        "Opts out: says so to the hub, takes back what waits, disconnects.",
+        "Done",
+        Api.disable,
+        method="POST",
+    ),
+    Route(
+        "/api/federation/reset",
+        "local",
+        "Makes a new id and new keys.",
+        "Done",
+        Api.reset,
+        method="POST",
+    ),
+    Route(
+        "/api/federation/status",
+        "local",
+        "The connection, counters, and the last error in words.",
+        "FederationStatus",
+        lambda api, call: api.federation_status(),
+    ),
+    Route(
+        "/api/federation/network-stats",
+        "local",
+        "The newest figures of the network; null is a figure withheld.",
+        "NetworkStats",
+        lambda api, call: api.network_stats(),
+    ),
+    Route(
+        "/api/federation/stats",
+        "local",
+        "The figures' history, one for each snapshot, newest first.",
+        "NetworkHistory",
+        lambda api, call: api.network_history(),
+    ),
+    Route(
+        "/api/federation/peers",
+        "local",
+        "Handles of the nodes seen lately; new ones each day.",
+        "Peers",
+        lambda api, call: api.peers(),
+    ),
+    Route(
+        "/api/federation/messages",
+        "local",
+        "What was received.",
+        "ReceivedMessages",
+        lambda api, call: api.received(),
+    ),
+    Route(
+        "/api/federation/preview",
+        "local",
+        "The exact bytes that wait, and what the newest task and invoice would"
+        " become; also while the federation is off.",
+        "Preview",
+        lambda api, call: api.preview(),
+    ),
+    Route(
+        "/api/federation/sent",
+        "local",
+        "Every message that left, newest first; presence has one row a day.",
+        "SentMessages",
+        lambda api, call: api.page("sent", "messages", api.sent_json, call),
+        PAGE,
+    ),
+    Route(
+        "/api/federation/privacy",
+        "local",
+        "Facts about sharing, looked up now.",
+        "PrivacyFacts",
+        lambda api, call: api.privacy(),
+    ),
+    Route(
+        "/metrics",
+        "local",
+        "Figures as Prometheus reads them.",
+        "text/plain",
+        lambda api, call: api.metrics(),
+    ),
+    Route(
+        "/api/openapi.json",
+        "local",
+        "The OpenAPI 3.1 document.",
+        "any",
+        lambda api, call: openapi(),
+    ),
+)
 GONE = {  # paths of the original monitor that have no meaning here
-    "/api/csrf-token": "there are no CSRF tokens: other sites' requests are refused by their origin",
+    "/api/csrf-token": (
+        "there are no CSRF tokens: other sites' requests are refused by their origin"
+    ),
     "/api/tasks/auth/status": "ask /api/auth/status",
-    "/api/federation/peers/<peer>/block": "peers cannot be blocked: no message of a single peer is ever received",
+    "/api/federation/peers/<peer>/block": (
+        "peers cannot be blocked: no message of a single peer is ever received"
+    ),
 }
+
 
 def openapi() -> dict[str, Any]:
     """The OpenAPI 3.1 document, made from ROUTES and SHAPES."""
@@ -5765,52 +7925,93 @@ def openapi() -> dict[str, Any]:
         name: {"type": "apiKey", "in": "header", "name": header} for name, header in headers.items()
     } | {"local": {"type": "http", "scheme": "bearer"}}
     return {
-        "openapi": "3.1.0", "info": {"title": "tbmon", "version": __version__, "license": {"name": "MIT"}},
-        "servers": [{"url": "/"}], "paths": paths,
-        "components": {"schemas": {name: shape_schema(name) for name in SHAPES}, "securitySchemes": schemes},
-    }  # fmt: skip
+        "openapi": "3.1.0",
+        "info": {"title": "tbmon", "version": __version__, "license": {"name": "MIT"}},
+        "servers": [{"url": "/"}],
+        "paths": paths,
+        "components": {
+            "schemas": {name: shape_schema(name) for name in SHAPES},
+            "securitySchemes": schemes,
+        },
+    }
+
 
 def operation(route: Route) -> dict[str, Any]:
     """A route's entry in the OpenAPI document."""
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": KINDS["hash" if name == "hash" else "uuid"]}
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": KINDS["hash" if name == "hash" else "uuid"],
+        }
         for name in re.findall(r"{(\w+)}", route.path)
     ] + [
         {"name": name, "in": "query", "description": given.takes, "schema": given.schema}
         for name, given in route.query.items()
-    ]  # fmt: skip
+    ]
     kind = route.shows if "/" in route.shows else "application/json"
     raw = {"type": "string"} if kind.startswith("text/") else {}
-    content: dict[str, Any] = {kind: {"schema": raw if "/" in route.shows else schema_of(route.shows)}}
+    content: dict[str, Any] = {
+        kind: {"schema": raw if "/" in route.shows else schema_of(route.shows)}
+    }
     if route.rows:
         content["text/csv"] = {"schema": {"type": "string"}}
     error = {"application/json": {"schema": schema_of("Error")}}
     responses: dict[str, Any] = {"200": {"description": route.text, "content": content}}
-    responses |= {"304": {"description": "as the If-None-Match of the request says"}} if route.method == "GET" else {}
+    responses |= (
+        {"304": {"description": "as the If-None-Match of the request says"}}
+        if route.method == "GET"
+        else {}
+    )
     made: dict[str, Any] = {"summary": route.text, "parameters": parameters, "tags": [route.access]}
-    made["security"] = [{name: [] for name in NEEDS[route.access]}] if route.access != "open" else []
+    made["security"] = (
+        [{name: [] for name in NEEDS[route.access]}] if route.access != "open" else []
+    )
     if route.body:
-        made["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema_of(route.body)}}}
-    return {**made, "responses": {**responses, "default": {"description": "a refusal", "content": error}}}
+        made["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": schema_of(route.body)}},
+        }
+    return {
+        **made,
+        "responses": {**responses, "default": {"description": "a refusal", "content": error}},
+    }
+
 
 def csv_reply(route: Route, answer: Mapping[str, Any], query: str) -> Reply:
-    """A list's page as CSV, its lists left out; the address of the next page is in the header Link."""
+    """A list's page as CSV, its lists left out; the address of the next page is in the header
+    Link.
+    """
     name = next(name for name in answer if name != "pagination")
     columns = [column for column, kind in fields_of(route.rows).items() if kind[0] != "["]
-    headers = {"Content-Type": CSV_TYPE, "Content-Disposition": f'attachment; filename="{name}.csv"'}
+    headers = {
+        "Content-Type": CSV_TYPE,
+        "Content-Disposition": f'attachment; filename="{name}.csv"',
+    }
     if following := answer["pagination"]["next"]:
-        kept = [pair for pair in urllib.parse.parse_qsl(query) if pair[0] not in ("cursor", "offset")]
+        kept = [
+            pair for pair in urllib.parse.parse_qsl(query) if pair[0] not in ("cursor", "offset")
+        ]
         headers["Link"] = f'<?{urllib.parse.urlencode([*kept, ("cursor", following)])}>; rel="next"'
     return Reply(csv_text(columns, answer[name]), headers)
 
+
 def dress(reply: Reply, environ: Mapping[str, Any], show: Callable[[str], str]) -> Reply:
-    """The reply as it goes out: JSON and text through `show`, its mark (ETag), 304 where the client has it, gzip."""
-    content, headers = reply.content, {**SECURITY_HEADERS, "Vary": "Accept, Accept-Encoding, Origin", **reply.headers}
+    """The reply as it goes out: JSON and text through `show`, its mark (ETag), 304 where the client
+    has it, gzip.
+    """
+    content, headers = (
+        reply.content,
+        {**SECURITY_HEADERS, "Vary": "Accept, Accept-Encoding, Origin", **reply.headers},
+    )
     mark = b""
     if isinstance(content, Mapping):
         headers.setdefault("Content-Type", JSON_TYPE)
         if "timestamp" in content:  # the time of the answer is no news
-            mark = json.dumps({name: value for name, value in content.items() if name != "timestamp"}).encode()
+            mark = json.dumps(
+                {name: value for name, value in content.items() if name != "timestamp"}
+            ).encode()
         content = json.dumps(content) + "\n"
     if isinstance(content, str):
         content = show(content).encode()
@@ -5819,13 +8020,18 @@ def dress(reply: Reply, environ: Mapping[str, Any], show: Callable[[str], str]) 
     if reply.status == 200 and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
         headers["ETag"] = f'W/"{hashlib.blake2b(mark or content, digest_size=12).hexdigest()}"'
         known = environ.get("HTTP_IF_NONE_MATCH", "")  # compared weakly: W/ may be missing
-        if known.strip() == "*" or headers["ETag"].removeprefix("W/") in re.findall(r'"[^"]*"', known):
+        if known.strip() == "*" or headers["ETag"].removeprefix("W/") in re.findall(
+            r'"[^"]*"', known
+        ):
             return Reply(b"", headers, 304)
-    gzip_wanted = re.search(r"\bgzip\b(?! *; *q=0(\.0*)? *(,|$))", environ.get("HTTP_ACCEPT_ENCODING", ""))
+    gzip_wanted = re.search(
+        r"\bgzip\b(?! *; *q=0(\.0*)? *(,|$))", environ.get("HTTP_ACCEPT_ENCODING", "")
+    )
     if len(content) > GZIP_BYTES and gzip_wanted and headers["Content-Type"] != "application/wasm":
         headers["Content-Encoding"] = "gzip"
         content = gzip.compress(content, 9 if headers["Content-Type"] in SMALLEST else 5, mtime=0)
     return Reply(content, headers, reply.status)
+
 
 def answer(api: Api, route: Route, path: Mapping[str, str], environ: Mapping[str, Any]) -> Reply:
     """Check who asks and what, and answer; raises Refusal."""
@@ -5840,70 +8046,117 @@ def answer(api: Api, route: Route, path: Mapping[str, str], environ: Mapping[str
     private = {"Cache-Control": "no-store"} if route.access == "private" else {}
     return reply._replace(headers={**private, **reply.headers})
 
+
 def let_in(api: Api, environ: dict[str, Any]) -> Reply | None:
-    """What stands before every route but the page's files: origin, address, session and rate; answers preflights."""
+    """What stands before every route but the page's files: origin, address, session and rate;
+    answers preflights.
+    """
     origin = api.guard.check_origin(environ)
     shared = {"Access-Control-Allow-Origin": origin} if origin in api.guard.origins else {}
     environ["tbmon.headers"] = shared
     environ["tbmon.caller"] = caller = api.guard.find_caller(environ, origin)
     if environ["PATH_INFO"] not in ("/health", "/api/health"):
         api.guard.admit(caller)
-    if environ["REQUEST_METHOD"] != "OPTIONS" or not shared or "HTTP_ACCESS_CONTROL_REQUEST_METHOD" not in environ:
+    if (
+        environ["REQUEST_METHOD"] != "OPTIONS"
+        or not shared
+        or "HTTP_ACCESS_CONTROL_REQUEST_METHOD" not in environ
+    ):
         return None
     names = "Authorization, Content-Type, X-Task-Data-Password, X-Stream-Token, Last-Event-ID"
-    allowed = {"Access-Control-Allow-Methods": "GET, HEAD, POST, PUT", "Access-Control-Allow-Headers": names}
+    allowed = {
+        "Access-Control-Allow-Methods": "GET, HEAD, POST, PUT",
+        "Access-Control-Allow-Headers": names,
+    }
     return Reply(b"", {**allowed, "Access-Control-Max-Age": "600"}, 204)
 
+
 def is_text(path: str) -> bool:
-    """True if the path is UTF-8; bottle would leave out bytes that are not, and find what was not asked for."""
+    """True if the path is UTF-8; bottle would leave out bytes that are not, and find what was not
+    asked for.
+    """
     try:
         return bool(path.encode("latin-1").decode())
     except UnicodeError:
         return False
 
+
 def page_facts(api: Api, environ: Mapping[str, Any]) -> dict[str, Any]:
-    """What the reader of the page may see, as /api/now and /api/auth/status say it; raises Refusal if nothing."""
+    """What the reader of the page may see, as /api/now and /api/auth/status say it; raises Refusal
+    if nothing.
+    """
     caller = api.guard.find_caller(environ, api.guard.check_origin(environ))
     api.guard.check("local", caller, CREDENTIALS)  # `access` tells of each whether it is right
-    if api.fronts.most and api.fronts.take(caller.address):  # a quota of its own: the page does not count as a request
+    if api.fronts.most and api.fronts.take(
+        caller.address
+    ):  # a quota of its own: the page does not count as a request
         raise Refusal(429, "the page was loaded too often")
     now = {**now_json(api), "timestamp": None}  # it would make every page a new one
     return {"now": now, "auth": api.guard.access(caller)}
 
+
 def page_words(verdict: Mapping[str, str] | None) -> dict[str, str]:
     """The verdict as the page says it."""
     said = verdict or {"state": "blind", "reason": JUST_STARTED, "advice": "Wait a few seconds."}
-    words = {name: re.sub("`([^`]*)`", "\u201c\\1\u201d", said[name]) for name in ("state", "reason", "advice")}
-    words = {name: re.sub(r"^(?!tbmon|\w+://).", lambda at: at[0].upper(), text) for name, text in words.items()}
+    words = {
+        name: re.sub("`([^`]*)`", "\u201c\\1\u201d", said[name])
+        for name in ("state", "reason", "advice")
+    }
+    words = {
+        name: re.sub(r"^(?!tbmon|\w+://).", lambda at: at[0].upper(), text)
+        for name, text in words.items()
+    }
     words["reason"] = words["reason"].rstrip(".") + "."
     return {**words, "since": f"Since {said['since']}" if said.get("since") else ""}
 
+
 def filled_page(api: Api, environ: Mapping[str, Any], page: str) -> Reply:
-    """The page with the theme chosen, the verdict as text, for whoever has no JavaScript, and the first answer that
-    its script would ask for. Where the reader may see nothing, the script asks and says what is wrong."""
-    theme = re.search(r"(?:^|;) *tbmon-theme=(light|dark)(?:;|$)", environ.get("HTTP_COOKIE", ""), re.ASCII)
-    page = page.replace('<html lang="en"', f'<html lang="en" data-theme="{theme[1]}"', 1) if theme else page
+    """The page with the theme chosen, the verdict as text, for whoever has no JavaScript, and the
+    first answer that its script would ask for. Where the reader may see nothing, the script asks
+    and says what is wrong.
+    """
+    theme = re.search(
+        r"(?:^|;) *tbmon-theme=(light|dark)(?:;|$)", environ.get("HTTP_COOKIE", ""), re.ASCII
+    )
+    page = (
+        page.replace('<html lang="en"', f'<html lang="en" data-theme="{theme[1]}"', 1)
+        if theme
+        else page
+    )
     with contextlib.suppress(Refusal), reading(api.store):
         facts = page_facts(api, environ)
         words = page_words(facts["now"]["verdict"])
-        page = re.sub(r'( data-say="(\w+)">)[^<]*', lambda found: found[1] + html.escape(words[found[2]]), page)
+        page = re.sub(
+            r'( data-say="(\w+)">)[^<]*',
+            lambda found: found[1] + html.escape(words[found[2]]),
+            page,
+        )
         page = page.replace('data-state="none"', f'data-state="{words["state"].lower()}"', 1)
         inlined = COMPACT.encode(facts).replace("<", "\\u003c")
         page = page.replace(">null</script>", f">{inlined}</script>", 1)
     kept = "no-store" if api.monitor.config.api_key else SECURITY_HEADERS["Cache-Control"]
     return Reply(page, {"Content-Type": CONTENT_TYPES[".html"], "Cache-Control": kept})
 
+
 def read_pages() -> dict[str, Reply]:
     """The page's files by their paths; none where only tbmon.py was copied."""
     files = [path for path in STATIC.glob("*.*") if path.suffix in CONTENT_TYPES]
-    pages = {f"/{path.name}": Reply(path.read_bytes(), {"Content-Type": CONTENT_TYPES[path.suffix]}) for path in files}
+    pages = {
+        f"/{path.name}": Reply(path.read_bytes(), {"Content-Type": CONTENT_TYPES[path.suffix]})
+        for path in files
+    }
     return pages | ({"/": pages["/index.html"]} if "/index.html" in pages else {})
+
 
 def build_app(api: Api) -> Any:
     """The WSGI application: ROUTES, the page's files, and JSON for every refusal."""
     import bottle  # only where something is served
+
     app, request = bottle.Bottle(), bottle.request
-    room, turn = threading.Semaphore(ANSWERS), threading.Lock()  # `turn` for pages, which slow each other down
+    room, turn = (
+        threading.Semaphore(ANSWERS),
+        threading.Lock(),
+    )  # `turn` for pages, which slow each other down
     pages = read_pages()
 
     def send(reply: Reply) -> Any:
@@ -5925,7 +8178,8 @@ def build_app(api: Api) -> Any:
 
     def serve_front() -> Any:
         with room:
-            return send(filled_page(api, request.environ, bytes(pages["/"].content).decode()))  # type: ignore[arg-type]
+            page = bytes(pages["/"].content).decode()  # type: ignore[arg-type]
+            return send(filled_page(api, request.environ, page))
 
     def failed(error: Any) -> Any:
         """Bottle's way out: unknown path, wrong method, or a bug of ours."""
@@ -5939,7 +8193,9 @@ def build_app(api: Api) -> Any:
     def first_look() -> None:
         try:
             if not is_our_host(request.environ.get("HTTP_HOST", ""), api.guard.hosts):
-                raise Refusal(421, "this host name is not one tbmon answers to: name it in ALLOWED_HOSTS")
+                raise Refusal(
+                    421, "this host name is not one tbmon answers to: name it in ALLOWED_HOSTS"
+                )
             if not is_text(request.environ["bottle.raw_path"]):
                 raise Refusal(404, "there is nothing at this path")
             done = None if request.environ["PATH_INFO"] in pages else let_in(api, request.environ)
@@ -5955,10 +8211,13 @@ def build_app(api: Api) -> Any:
         app.route(path, route.method, functools.partial(serve_route, route))
     for path, words in GONE.items():
         refusal = Refusal(410, f"this path of the original monitor is gone: {words}")
-        app.route(path, ["GET", "POST", "PUT", "DELETE"], lambda refusal=refusal, **_: refuse(refusal))
+        app.route(
+            path, ["GET", "POST", "PUT", "DELETE"], lambda refusal=refusal, **_: refuse(refusal)
+        )
     for name, page in pages.items():
         app.route(name, "GET", functools.partial(send, page) if name != "/" else serve_front)
     return app
+
 
 def listen(config: Config) -> socket.socket:
     """Take the port; raises UserError if it or the address cannot be had."""
@@ -5966,14 +8225,20 @@ def listen(config: Config) -> socket.socket:
         family = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((config.host, config.port), family=family)
     except (OSError, ValueError) as error:  # ValueError: no such host
-        words = f"cannot listen on {config.host}:{config.port}: {reason_of(error)}; set PORT or HOST"
+        words = (
+            f"cannot listen on {config.host}:{config.port}: {reason_of(error)}; set PORT or HOST"
+        )
         raise UserError(words) from None
+
 
 SLOW_S = 20  # a client that takes nothing of its answer for so long is cut
 UNSENT_BYTES = 256 * KIB  # of a stream, beyond which its thread waits for the client
 
+
 def channel_class() -> Any:
-    """waitress's connections: JSON for what is refused, frames that can be read in one way only, no waiting threads."""
+    """waitress's connections: JSON for what is refused, frames that can be read in one way only, no
+    waiting threads.
+    """
     from waitress import channel, parser, task
 
     class Refused(task.ErrorTask):  # type: ignore[misc]
@@ -5982,20 +8247,28 @@ def channel_class() -> Any:
         def execute(self) -> None:
             error = self.request.error
             status, _, _ = error.to_response(None)
-            cause = error.body.partition(' "')[0]  # what follows in quotes is the line, and may be a secret
+            cause = error.body.partition(' "')[
+                0
+            ]  # what follows in quotes is the line, and may be a secret
             words = {
                 413: f"the body may have {BODY_BYTES} bytes at most",
                 431: f"the headers may have {HEADER_BYTES} bytes at most",
             }.get(error.code, f"the request cannot be read: {cause}")
             body = (json.dumps({"error": words}) + "\n").encode()
             self.status = status
-            self.response_headers += [*SECURITY_HEADERS.items(), ("Content-Type", JSON_TYPE), ("Connection", "close")]
+            self.response_headers += [
+                *SECURITY_HEADERS.items(),
+                ("Content-Type", JSON_TYPE),
+                ("Connection", "close"),
+            ]
             self.set_close_on_finish()
             self.content_length = len(body)
             self.write(body)
 
     class Parser(parser.HTTPRequestParser):  # type: ignore[misc]
-        """Refuses what two readers could frame in two ways, and what waitress's own parser fails at."""
+        """Refuses what two readers could frame in two ways, and what waitress's own parser fails
+        at.
+        """
 
         def received(self, data: bytes) -> int:
             count: int = super().received(data)
@@ -6011,36 +8284,63 @@ def channel_class() -> Any:
             names = [line.partition(b":")[0].lower() for line in header_plus.split(b"\r\n")[1:]]
             coded = names.count(b"transfer-encoding")
             if coded and (coded > 1 or not self.chunked or b"content-length" in names):
-                raise parser.ParsingError("Transfer-Encoding is for HTTP/1.1, once, and without Content-Length")
+                raise parser.ParsingError(
+                    "Transfer-Encoding is for HTTP/1.1, once, and without Content-Length"
+                )
 
     class Answered(task.WSGITask):  # type: ignore[misc]
-        """A client that asks on without reading keeps no thread waiting: what it asked beyond is not answered."""
+        """A client that asks on without reading keeps no thread waiting: what it asked beyond is
+        not answered.
+        """
 
         def finish(self) -> None:
             super().finish()
-            if self.channel.total_outbufs_len > UNSENT_BYTES // 2 and len(self.channel.requests) > 1:
+            if (
+                self.channel.total_outbufs_len > UNSENT_BYTES // 2
+                and len(self.channel.requests) > 1
+            ):
                 self.close_on_finish = True
 
     class Channel(channel.HTTPChannel):  # type: ignore[misc]
         error_task_class, task_class, parser_class = Refused, Answered, Parser
+
     return Channel
 
-def make_server(app: Any, listener: socket.socket, config: Config, stop: threading.Event | None = None) -> Any:
-    """waitress, with a thread for each stream and eight more, JSON for what it refuses itself, and slow readers cut."""
+
+def make_server(
+    app: Any, listener: socket.socket, config: Config, stop: threading.Event | None = None
+) -> Any:
+    """waitress, with a thread for each stream and eight more, JSON for what it refuses itself, and
+    slow readers cut.
+    """
     import waitress
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a line for each request that waits would fill the log
+
+    logging.getLogger("waitress.queue").setLevel(
+        logging.ERROR
+    )  # a line for each request that waits would fill the log
     streams = config.ws_max_connections
     server = waitress.create_server(
-        app, sockets=[listener], threads=streams + 8, connection_limit=streams + 400,
-        max_request_body_size=BODY_BYTES + 1, max_request_header_size=HEADER_BYTES, channel_request_lookahead=1,
-        ident=None, channel_timeout=30, cleanup_interval=2, asyncore_use_poll=True, outbuf_high_watermark=UNSENT_BYTES,
+        app,
+        sockets=[listener],
+        threads=streams + 8,
+        connection_limit=streams + 400,
+        max_request_body_size=BODY_BYTES + 1,
+        max_request_header_size=HEADER_BYTES,
+        channel_request_lookahead=1,
+        ident=None,
+        channel_timeout=30,
+        cleanup_interval=2,
+        asyncore_use_poll=True,
+        outbuf_high_watermark=UNSENT_BYTES,
         clear_untrusted_proxy_headers=False,  # Guard reads them, from TRUSTED_PROXY only
-    )  # fmt: skip
+    )
     server.channel_class = channel_class()
     maintain = server.maintenance
 
     def maintenance(now: float) -> None:
-        if stop is not None and stop.is_set():  # the exception of a signal came where waitress hides it
+        if (
+            stop is not None and stop.is_set()
+        ):  # the exception of a signal came where waitress hides it
             raise SystemExit(0)
         maintain(now)
         for one in list(server.active_channels.values()):
@@ -6050,6 +8350,7 @@ def make_server(app: Any, listener: socket.socket, config: Config, stop: threadi
     server.maintenance = maintenance
     return server
 
+
 # ---------------------------------------------------------------------------
 # 10. Main                                                            (process)
 # ---------------------------------------------------------------------------
@@ -6057,37 +8358,54 @@ def make_server(app: Any, listener: socket.socket, config: Config, stop: threadi
 SHORT_SECRET = 10  # characters below which a secret is warned of
 PACKAGES = ("bottle", "waitress", "docker", "nats")
 
+
 def set_up_log(config: Config, redactor: Redactor) -> None:
-    """One line an event, in UTC; addresses in words that come from elsewhere are replaced here too."""
+    """One line an event, in UTC; addresses in words that come from elsewhere are replaced here
+    too.
+    """
     formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # as stderr does it
+    # as stderr does it
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     handler = logging.StreamHandler(sys.stdout)  # where `docker logs NAME | grep` looks
-    handler.format = lambda record: redactor.clean(formatter.format(record))  # type: ignore[method-assign]
+    handler.format = (  # type: ignore[method-assign]
+        lambda record: redactor.clean(formatter.format(record))
+    )
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel("DEBUG" if config.node_env == "development" else config.log_level.upper())
 
+
 def kept_secret(config: Config, name: str, words: str) -> str:
     """A secret that was not set: made at the first start, kept in a file and shown in the log."""
     path = config.keys / name
-    secret = read_key_file(path, lambda: secrets.token_urlsafe(18).encode()).decode("utf-8", "replace").strip()
+    secret = (
+        read_key_file(path, lambda: secrets.token_urlsafe(18).encode())
+        .decode("utf-8", "replace")
+        .strip()
+    )
     log.info("\N{KEY} %s (kept in %s): %s", words, path, secret)
     return secret
 
+
 def read_secrets(config: Config) -> dict[str, str]:
     """The secret that opens each class of CREDENTIALS; empty where none is asked."""
-    password = config.task_data_password or kept_secret(config, "task-data.password", "task-data password")
+    password = config.task_data_password or kept_secret(
+        config, "task-data.password", "task-data password"
+    )
     token = ""
     if config.ws_auth_required:
         token = config.ws_auth_token or kept_secret(config, "stream.token", "stream token")
     return {"local": config.api_key, "private": password, "stream": token}
 
+
 class Finding(NamedTuple):
     """One line of doctor: OK, WARN or FAIL, what it looked at, and what to do about it."""
+
     level: str
     what: str
     remedy: str = ""
+
 
 def warnings_of(config: Config) -> Iterator[Finding]:
     """What is allowed, but should be known."""
@@ -6096,23 +8414,34 @@ def warnings_of(config: Config) -> Iterator[Finding]:
             config = replace(config, host="localhost")
     if config.host != "localhost" and not config.api_key:
         words = "anybody who reaches this port can read the node's status, tasks and invoices"
-        remedy = "Set API_KEY, or HOST=127.0.0.1 (for a container, publish the port on that address only)."
+        remedy = (
+            "Set API_KEY, or HOST=127.0.0.1 (for a container, publish the port on that "
+            "address only)."
+        )
         yield Finding("WARN", f"HOST={config.host} without API_KEY: {words}", remedy)
     if "*" in split_list(config.allowed_origins):
-        words = "any page in a browser that reaches this port can read what is open without credentials"
+        words = (
+            "any page in a browser that reaches this port can read what is open without credentials"
+        )
         yield Finding("WARN", f"ALLOWED_ORIGINS=*: {words}", "Name the origins that need it.")
     for item in fields(Config):
         if item.metadata.get("secret") and 0 < len(getattr(config, item.name)) < SHORT_SECRET:
             words = f"{item.name.upper()} is short enough to be guessed"
             yield Finding("WARN", words, f"Give it {SHORT_SECRET} characters or more.")
 
+
 def end_process(name: str, failures: list[str]) -> None:
     """A thread has died: end with exit code 1."""
     failures.append(name)
     os.kill(os.getpid(), signal.SIGTERM)
 
-def start_thread(monitor: Monitor, name: str, work: Callable[[Monitor], None], failures: list[str]) -> threading.Thread:
-    """Run `work` in a thread; if it dies, the process ends, so that whoever started it starts it again."""
+
+def start_thread(
+    monitor: Monitor, name: str, work: Callable[[Monitor], None], failures: list[str]
+) -> threading.Thread:
+    """Run `work` in a thread; if it dies, the process ends, so that whoever started it starts it
+    again.
+    """
 
     def guarded() -> None:
         try:
@@ -6121,10 +8450,16 @@ def start_thread(monitor: Monitor, name: str, work: Callable[[Monitor], None], f
             if isinstance(error, UserError):
                 log.critical("%s: %s", name, error)
             elif monitor.store.has_damage(error):
-                with contextlib.suppress(OSError):  # where the disk takes no file, the start's check has to find it
+                with contextlib.suppress(
+                    OSError
+                ):  # where the disk takes no file, the start's check has to find it
                     monitor.store.mark_damaged()
-                log.critical("%s: the database fails (%s); the next start moves it aside", name, error)
-            elif not monitor.stop.is_set():  # at the end the store may be closed before a thread has noticed
+                log.critical(
+                    "%s: the database fails (%s); the next start moves it aside", name, error
+                )
+            elif (
+                not monitor.stop.is_set()
+            ):  # at the end the store may be closed before a thread has noticed
                 log.critical("%s: thread ended by an error", name, exc_info=True)
         if not monitor.stop.is_set():
             end_process(name, failures)
@@ -6133,17 +8468,26 @@ def start_thread(monitor: Monitor, name: str, work: Callable[[Monitor], None], f
     thread.start()
     return thread
 
+
 def is_online(monitor: Monitor) -> bool | None:
     """What the federation is told of the node; None before it is known."""
     verdict = monitor.verdict
-    return None if verdict is None or verdict.reason == JUST_STARTED else verdict.state not in ("blind", "down")
+    return (
+        None
+        if verdict is None or verdict.reason == JUST_STARTED
+        else verdict.state not in ("blind", "down")
+    )
+
 
 def notify(words: str) -> None:
     """Tell systemd, if it started us and wants to know (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address[:1] in ("/", "@"):
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
-            end.sendto(words.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
+            end.sendto(
+                words.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address
+            )
+
 
 def watchdog_s() -> float:
     """Within how many seconds systemd wants a sign of life from this process; 0 is never."""
@@ -6151,8 +8495,12 @@ def watchdog_s() -> float:
     is_ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     return int(text) / 1e6 if is_ours and re.fullmatch("[0-9]{1,16}", text) else 0.0
 
+
 class ServerBeat(NamedTuple):
-    """A task of the HTTP server's: waitress's loop hands it to one of its threads, which tells that it goes on."""
+    """A task of the HTTP server's: waitress's loop hands it to one of its threads, which tells that
+    it goes on.
+    """
+
     monitor: Monitor
 
     def service(self) -> None:
@@ -6161,8 +8509,11 @@ class ServerBeat(NamedTuple):
     def cancel(self) -> None:
         """waitress is closing."""
 
+
 def feed_watchdog(monitor: Monitor, server: Any, patience_s: float) -> None:
-    """The watchdog thread: a sign of life to systemd, as long as no thread has stood still for `patience_s`."""
+    """The watchdog thread: a sign of life to systemd, as long as no thread has stood still for
+    `patience_s`.
+    """
     for name in ("ingest", "upkeep", "server"):
         monitor.beat(name)
     told: list[str] = []
@@ -6177,20 +8528,25 @@ def feed_watchdog(monitor: Monitor, server: Any, patience_s: float) -> None:
         told = still
         monitor.stop.wait(patience_s / 4)
 
+
 def serve(config: Config, demo: bool = False) -> int:
     """Run until a signal comes (0) or a thread dies (1)."""
     ends, stop = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}, threading.Event()
     told: list[int] = []
 
     def end(number: int, frame: object) -> None:
-        if not told:  # an end that has begun is not interrupted, and the event's lock is not to be waited for twice
+        # an end that has begun is not interrupted, and the event's lock is not to be waited for
+        # twice
+        if not told:
             told.append(number)
             stop.set()  # so that the streams end before waitress waits for their threads
             raise SystemExit(0)
 
     last = contextlib.ExitStack()
     for number in ends:
-        last.callback(signal.signal, number, signal.SIG_IGN)  # else the interpreter's own end lets them kill it
+        last.callback(
+            signal.signal, number, signal.SIG_IGN
+        )  # else the interpreter's own end lets them kill it
         signal.signal(number, end)
     with last, listen(config) as listener:
         local_key = read_key_file(config.keys / "local.key", lambda: secrets.token_bytes(32))
@@ -6199,17 +8555,27 @@ def serve(config: Config, demo: bool = False) -> int:
         with contextlib.closing(Store(Path(config.db_path), local_key)) as store:
             engine = None if demo or config.log_dir else DockerEngine(config)
             monitor = Monitor(config, store, redactor, engine, stop, demo=demo)
-            monitor.started_at, monitor.doctor = monitor.now(), functools.partial(findings, config, demo, True)
-            monitor.outbox = Outbox(store, SharingKeys(config.keys), monitor.now, random.SystemRandom())
+            monitor.started_at, monitor.doctor = (
+                monitor.now(),
+                functools.partial(findings, config, demo, True),
+            )
+            monitor.outbox = Outbox(
+                store, SharingKeys(config.keys), monitor.now, random.SystemRandom()
+            )
             monitor.federation = Federation(
-                config, monitor.outbox, functools.partial(take_publication, monitor),
+                config,
+                monitor.outbox,
+                functools.partial(take_publication, monitor),
                 functools.partial(is_online, monitor),
-            )  # fmt: skip
+            )
             code = run(monitor, listener, ends)
-            if monitor.stuck:  # a name server or an engine that does not answer must not keep us from ending
+            if (
+                monitor.stuck
+            ):  # a name server or an engine that does not answer must not keep us from ending
                 logging.shutdown()
                 os._exit(code)
     return code
+
 
 def run(monitor: Monitor, listener: socket.socket, ends: set[signal.Signals]) -> int:
     """Start the threads and serve; `ends` are the signals that end it."""
@@ -6217,18 +8583,28 @@ def run(monitor: Monitor, listener: socket.socket, ends: set[signal.Signals]) ->
     threads: list[threading.Thread] = []
     assert federation is not None
     try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # of each thread made here; none is left half started
-        server = make_server(build_app(Api(monitor, read_secrets(config))), listener, config, monitor.stop)
+        signal.pthread_sigmask(
+            signal.SIG_BLOCK, ends
+        )  # of each thread made here; none is left half started
+        server = make_server(
+            build_app(Api(monitor, read_secrets(config))), listener, config, monitor.stop
+        )
         source = config.log_dir or f"container {config.container_name}"
         source = "a simulated node (demo data)" if monitor.demo else source
-        log.info("tbmon %s on http://%s:%d, following %s", __version__, config.host, config.port, source)
+        log.info(
+            "tbmon %s on http://%s:%d, following %s", __version__, config.host, config.port, source
+        )
         for finding in warnings_of(config):
             log.warning("%s. %s", finding.what, finding.remedy)
-        gc.freeze()  # what is there now stays, and what ingest makes has no cycles: seldom looked at, it is 7 % faster
+        # what is there now stays, and what ingest makes has no cycles: seldom looked at, it is 7 %
+        # faster
+        gc.freeze()
         gc.set_threshold(5000)
         workers = {"ingest": play_demo if monitor.demo else ingest, "upkeep": upkeep}
         if patience_s := watchdog_s():
-            workers["watchdog"] = functools.partial(feed_watchdog, server=server, patience_s=patience_s)
+            workers["watchdog"] = functools.partial(
+                feed_watchdog, server=server, patience_s=patience_s
+            )
         for name, work in workers.items():
             threads.append(start_thread(monitor, name, work, failures))
         federation.died = lambda: end_process("federation", failures)
@@ -6241,7 +8617,10 @@ def run(monitor: Monitor, listener: socket.socket, ends: set[signal.Signals]) ->
     finally:
         monitor.stop.set()
         notify("STOPPING=1")
-        until, federation.ended = time.monotonic() + 4.5, True  # waitress may have taken five seconds
+        until, federation.ended = (
+            time.monotonic() + 4.5,
+            True,
+        )  # waitress may have taken five seconds
         federation.stop()
         for thread in threads:
             thread.join(max(0.1, until - time.monotonic()))
@@ -6249,24 +8628,40 @@ def run(monitor: Monitor, listener: socket.socket, ends: set[signal.Signals]) ->
     log.info("stopped")
     return 1 if failures else 0
 
+
 def run_demo(config: Config) -> int:
     """Serve a simulated node from a folder that goes when the demo ends."""
     with tempfile.TemporaryDirectory(prefix="tbmon-demo-") as folder:
         return serve(
-            replace(config, db_path=f"{folder}/demo.db", key_dir="", log_dir="", container_name="demo-node"), demo=True
+            replace(
+                config,
+                db_path=f"{folder}/demo.db",
+                key_dir="",
+                log_dir="",
+                container_name="demo-node",
+            ),
+            demo=True,
         )
+
 
 def doctor(config: Config) -> int:
     """Check everything the monitor needs; 1 if something fails."""
     worst = 0
     for finding in findings(config):
-        print(f"{finding.level:<4} {finding.what}" + (f"\n     -> {finding.remedy}" if finding.remedy else ""))
+        print(
+            f"{finding.level:<4} {finding.what}"
+            + (f"\n     -> {finding.remedy}" if finding.remedy else "")
+        )
         worst = worst or int(finding.level == "FAIL")
     return worst
 
+
 def findings(config: Config, demo: bool = False, serving: bool = False) -> Iterator[Finding]:
     """All that doctor looks at; of a demo only what there is."""
-    return itertools.chain(warnings_of(config) if demo else check_source(config), check_host(config, serving))
+    return itertools.chain(
+        warnings_of(config) if demo else check_source(config), check_host(config, serving)
+    )
+
 
 def check_source(config: Config) -> Iterator[Finding]:
     """Settings, and what the node's words come from."""
@@ -6275,8 +8670,16 @@ def check_source(config: Config) -> Iterator[Finding]:
     if config.log_dir:
         names = choose_log_files(LocalFiles(Path(config.log_dir)).names())
         good = bool(names) and all(os.access(name, os.R_OK) for name in names)
-        remedy = "" if good else "Name the folder of the node's logs in LOG_DIR, and let tbmon's user read them."
-        yield Finding("OK" if good else "FAIL", f"{len(names)} log files under LOG_DIR={config.log_dir}", remedy)
+        remedy = (
+            ""
+            if good
+            else "Name the folder of the node's logs in LOG_DIR, and let tbmon's user read them."
+        )
+        yield Finding(
+            "OK" if good else "FAIL",
+            f"{len(names)} log files under LOG_DIR={config.log_dir}",
+            remedy,
+        )
         return
     engine = DockerEngine(config)
     try:
@@ -6284,26 +8687,45 @@ def check_source(config: Config) -> Iterator[Finding]:
         yield Finding("OK", f"engine at {engine.url}")
         yield from check_container(config.container_name, engine)
     except DockerError as error:
-        remedy = "Start Docker; let tbmon's user reach it (group docker), or set DOCKER_HOST or LOG_DIR."
+        remedy = (
+            "Start Docker; let tbmon's user reach it (group docker), or set DOCKER_HOST or LOG_DIR."
+        )
         yield Finding("FAIL", str(error), remedy)
+
 
 def check_container(name: str, engine: DockerEngine) -> Iterator[Finding]:
     """The container, its log and its event database."""
     container = engine.inspect(name)
     if container is None:
-        yield Finding("FAIL", f"no container {name}", "Start the node, or set CONTAINER_NAME (docker ps shows names).")
+        yield Finding(
+            "FAIL",
+            f"no container {name}",
+            "Start the node, or set CONTAINER_NAME (docker ps shows names).",
+        )
         return
     running = container.running
     remedy = "" if running else f"Start it: docker start {name}"
     yield Finding("OK" if running else "WARN", f"container {name} is {container.state}", remedy)
     if container.log_driver not in ("json-file", "local", "journald"):
-        yield Finding("FAIL", f"log driver {container.log_driver} cannot be read", "Use json-file or local.")
+        yield Finding(
+            "FAIL", f"log driver {container.log_driver} cannot be read", "Use json-file or local."
+        )
         return
     yield Finding("OK", f"log driver {container.log_driver}")
     yield check_log(engine, container)
     there = resolve(engine, name, EVENT_DB_PATH) is not None
-    remedy = "" if there else f"Normal before the first task. No invoice is confirmed without it. Path: {EVENT_DB_PATH}"
-    yield Finding("OK" if there else "WARN", f"event database {'found' if there else 'not found'}", remedy)
+    remedy = (
+        ""
+        if there
+        else (
+            f"Normal before the first task. No invoice is confirmed without it. Path: "
+            f"{EVENT_DB_PATH}"
+        )
+    )
+    yield Finding(
+        "OK" if there else "WARN", f"event database {'found' if there else 'not found'}", remedy
+    )
+
 
 def check_log(engine: DockerEngine, container: Container) -> Finding:
     """Read the last 500 lines as ingest would, and tell how many are recognised."""
@@ -6314,17 +8736,26 @@ def check_log(engine: DockerEngine, container: Container) -> Finding:
     good = sum(is_recognised(entry.type, entry.text) for entry in entries)
     if good and good >= 0.95 * len(entries):
         return Finding("OK", f"{good} of the last {len(entries)} log entries recognised")
-    remedy = "The node may be newer than tbmon, or this another container." if entries else "It may have just started."
+    remedy = (
+        "The node may be newer than tbmon, or this another container."
+        if entries
+        else "It may have just started."
+    )
     return Finding("WARN", f"{good} of the last {len(entries)} log entries recognised", remedy)
 
+
 def check_host(config: Config, serving: bool) -> Iterator[Finding]:
-    """Database file, port and disk. Who has the file open must not open and close it: SQLite's locks would go."""
+    """Database file, port and disk. Who has the file open must not open and close it: SQLite's
+    locks would go.
+    """
     path = Path(config.db_path)
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not serving and file_kind(path) in ("foreign", "unreadable"):
         yield Finding("FAIL", f"{path} is not a database of tbmon", "Set DB_PATH to a new file.")
     elif not os.access(path if path.exists() else folder, os.W_OK):
-        yield Finding("FAIL", f"{path} cannot be written", "Let tbmon's user write there, or set DB_PATH.")
+        yield Finding(
+            "FAIL", f"{path} cannot be written", "Let tbmon's user write there, or set DB_PATH."
+        )
     else:
         yield Finding("OK", f"database {path}" + ("" if path.exists() else " (will be made)"))
     if ask_health(config) == 200:
@@ -6334,15 +8765,21 @@ def check_host(config: Config, serving: bool) -> Iterator[Finding]:
             with socket.create_server((config.host, config.port)):
                 yield Finding("OK", f"port {config.port} is free")
         except OSError as error:
-            yield Finding("FAIL", f"{config.host}:{config.port} cannot be had: {reason_of(error)}", "Set PORT or HOST.")
+            yield Finding(
+                "FAIL",
+                f"{config.host}:{config.port} cannot be had: {reason_of(error)}",
+                "Set PORT or HOST.",
+            )
     free = shutil.disk_usage(folder).free
     level = "FAIL" if free < 100 * MIB else "WARN" if free < 2048 * MIB else "OK"
     remedy = "" if level == "OK" else "Make room, or lower MAX_DB_BYTES and LOG_RETENTION_DAYS."
     yield Finding(level, f"{free // MIB} MiB free for the database", remedy)
 
+
 def ask_health(config: Config) -> int | None:
     """The status of a running tbmon's /health on this host; None if nothing answers."""
     import http.client
+
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
     try:
         connection = http.client.HTTPConnection(host, config.port, timeout=5)
@@ -6351,21 +8788,33 @@ def ask_health(config: Config) -> int | None:
     except (OSError, http.client.HTTPException):
         return None
 
+
 def healthcheck(config: Config) -> int:
     """For a container's HEALTHCHECK: 0 if tbmon answers."""
     status = ask_health(config)
-    print("ok" if status == 200 else f"no healthy answer on port {config.port}: {status or 'nothing listens'}")
+    print(
+        "ok"
+        if status == 200
+        else f"no healthy answer on port {config.port}: {status or 'nothing listens'}"
+    )
     return 0 if status == 200 else 1
+
 
 def main(words: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     commands: dict[str, Callable[[Config], int]] = {
-        "serve": serve, "demo": run_demo, "doctor": doctor, "healthcheck": healthcheck,
-    }  # fmt: skip
+        "serve": serve,
+        "demo": run_demo,
+        "doctor": doctor,
+        "healthcheck": healthcheck,
+    }
     parser = argparse.ArgumentParser(
-        "tbmon", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=settings_help(),
-        description="Watch one TrueBit node: serve (default), demo (no Docker needed), doctor, healthcheck.",
-    )  # fmt: skip
+        "tbmon",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=settings_help(),
+        description="Watch one TrueBit node: serve (default), demo (no Docker needed), doctor, "
+        "healthcheck.",
+    )
     parser.add_argument("command", nargs="?", default="serve", choices=tuple(commands))
     parser.add_argument("--version", action="version", version=f"tbmon {__version__}")
     command = parser.parse_args(words).command
@@ -6378,6 +8827,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"tbmon: {error}", file=sys.stderr)
         return 2
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,6 @@
-"""Print docs/api.md, from the tables that the program itself answers by: python docs/write_api.py > docs/api.md"""
+"""Print docs/api.md, from the tables that the program itself answers by: python docs/write_api.py >
+docs/api.md
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,17 @@ BODIES = {  # what the curl line sends, as the shell takes it
 KIB, MIB = tbmon.KIB, tbmon.MIB
 
 KIND_WORDS = {  # of KINDS; the others say it in their description
-    "text": "text", "int": "a whole number", "number": "a number", "bool": "true or false", "any": "any JSON",
-    "uuid": "36 characters, as in `0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d4e5f`", "hash": "64 hexadecimal digits",
+    "text": "text",
+    "int": "a whole number",
+    "number": "a number",
+    "bool": "true or false",
+    "any": "any JSON",
+    "uuid": "36 characters, as in `0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d4e5f`",
+    "hash": "64 hexadecimal digits",
     "time": "UTC, as in `2026-01-31T12:00:00.000Z`",
-}  # fmt: skip
-MEANINGS = {  # of fields that do not say it themselves; `Shape.field`, or `field` wherever it stands
+}
+# of fields that do not say it themselves; `Shape.field`, or `field` wherever it stands
+MEANINGS = {
     "docker": "`disabled` where tbmon uses no Docker",
     "address": "the node's wallet, as `wallet:self`",
     "AuditEntry.address": "who asked: the address that counts for the limits",
@@ -101,13 +109,18 @@ MEANINGS = {  # of fields that do not say it themselves; `Shape.field`, or `fiel
     "secret": "API key, task-data password or stream token",
     "enabled": "whether the federation is on",
     "SharingBody.enabled": "true opts in, false opts out",
-    "nodeId": "id of this installation; null until the first connection, and after a reset until the next",
-    "privacyLevel": "longest delay of a task or invoice message: `minimal` 60 minutes, `balanced` 24 hours; `maximum`"
+    "nodeId": (
+        "id of this installation; null until the first connection, and after a reset until the next"
+    ),
+    "privacyLevel": "longest delay of a task or invoice message: `minimal` 60 minutes, `balanced` "
+    "24 hours; `maximum`"
     " sends none",
     "shareTasks": "whether task messages are sent",
     "shareStats": "whether invoice messages are sent",
     "Sharing.natsServers": "hubs, tried in turn",
-    "SharingBody.natsServers": "hubs, tried in turn, ten at most; an empty list is FEDERATION_NATS_URL",
+    "SharingBody.natsServers": (
+        "hubs, tried in turn, ten at most; an empty list is FEDERATION_NATS_URL"
+    ),
     "Done.message": "what was done",
     "connected": "whether the hub is connected to now",
     "healthy": "connected, or off",
@@ -150,7 +163,10 @@ MEANINGS = {  # of fields that do not say it themselves; `Shape.field`, or `fiel
     "ReceivedMessage.data": "the figures, as they came",
     "dueAt": "when it leaves; null for an example",
     "payload": "the exact bytes",
-    "examples": "what a heartbeat, your newest task and your newest invoice look like, with keys made for this answer",
+    "examples": (
+        "what a heartbeat, your newest task and your newest invoice look like, with keys "
+        "made for this answer"
+    ),
     "SentMessage.timestamp": "when it left last",
     "times": "how many times it left; of presence messages, how many that day",
     "connectsTo": "hubs; none while off",
@@ -251,13 +267,28 @@ STATUSES = {
     421: "tbmon does not answer to this host name. Name it in ALLOWED_HOSTS.",
     429: "Too many requests or wrong secrets. `Retry-After` says how many seconds to wait.",
     431: "The headers are too large.",
-    503: "The database, the engine or a live stream cannot be had now. Try again after `Retry-After` seconds.",
+    503: (
+        "The database, the engine or a live stream cannot be had now. Try again after "
+        "`Retry-After` seconds."
+    ),
 }
 SETTINGS = (
-    "host", "port", "api_key", "task_data_password", "allowed_hosts", "allowed_origins", "trusted_proxy",
-    "api_rate_limit", "ws_auth_required", "ws_auth_token", "ws_max_connections", "ws_max_per_ip", "ws_auth_timeout",
-    "max_output_data_bytes", "max_artifact_bytes",
-)  # fmt: skip
+    "host",
+    "port",
+    "api_key",
+    "task_data_password",
+    "allowed_hosts",
+    "allowed_origins",
+    "trusted_proxy",
+    "api_rate_limit",
+    "ws_auth_required",
+    "ws_auth_token",
+    "ws_max_connections",
+    "ws_max_per_ip",
+    "ws_auth_timeout",
+    "max_output_data_bytes",
+    "max_artifact_bytes",
+)
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -305,7 +336,9 @@ def parameter_rows(route: tbmon.Route) -> Iterator[tuple[str, str, str]]:
 
 
 def body_rows(route: tbmon.Route) -> Iterator[tuple[str, str, str, str]]:
-    for told, (name, kind, meaning) in zip(tbmon.fields_of(route.body), field_rows(route.body), strict=True):
+    for told, (name, kind, meaning) in zip(
+        tbmon.fields_of(route.body), field_rows(route.body), strict=True
+    ):
         yield name, kind, "yes" if told.endswith("?") else "no", meaning
 
 
@@ -313,9 +346,20 @@ def curl_line(route: tbmon.Route) -> str:
     path = route.path.replace("{execution_id}", "$ID").replace("{hash}", "$HASH")
     url = f"{BASE}{path}{EXAMPLES.get(route.path, '')}"
     private = PASSWORD if route.access == "private" else ""
-    method = "" if route.method == "GET" or (route.method == "POST" and route.body) else f"-X {route.method}"
+    method = (
+        ""
+        if route.method == "GET" or (route.method == "POST" and route.body)
+        else f"-X {route.method}"
+    )
     body = f"-H 'Content-Type: application/json' -d {BODIES[route.body]}" if route.body else ""
-    parts = ("curl", OPTIONS.get(route.path, ""), method, body, private, f"'{url}'" if "?" in url else url)
+    parts = (
+        "curl",
+        OPTIONS.get(route.path, ""),
+        method,
+        body,
+        private,
+        f"'{url}'" if "?" in url else url,
+    )
     return " ".join(part for part in parts if part)
 
 
@@ -324,10 +368,14 @@ def section(route: tbmon.Route) -> str:
     text = [f"### {route.method} {route.path}\n", f"Class: {route.access}. {route.text}\n"]
     rows = list(parameter_rows(route))
     if rows or not route.body:
-        text.append(table(("Parameter", "Takes", "Default"), rows) if rows else "It takes no parameters.\n")
+        text.append(
+            table(("Parameter", "Takes", "Default"), rows) if rows else "It takes no parameters.\n"
+        )
     if route.body:
         text.append("The body is a JSON object.\n")
-        text.append(table(("Field of the body", "Type", "May be left out", "Meaning"), body_rows(route)))
+        text.append(
+            table(("Field of the body", "Type", "May be left out", "Meaning"), body_rows(route))
+        )
     if route.shows in tbmon.SHAPES:
         text.append(table(("Field", "Type", "Meaning"), field_rows(route.shows)))
     elif "/" in route.shows:
@@ -339,7 +387,11 @@ def section(route: tbmon.Route) -> str:
 
 
 def class_rows() -> Iterator[tuple[str, str]]:
-    asked = {"local": "if API_KEY is set", "private": "always", "stream": "if WS_AUTH_REQUIRED is true"}
+    asked = {
+        "local": "if API_KEY is set",
+        "private": "always",
+        "stream": "if WS_AUTH_REQUIRED is true",
+    }
     for access, grants in tbmon.NEEDS.items():
         names = [f"the {tbmon.CREDENTIALS[grant][0]} ({asked[grant]})" for grant in grants]
         yield access, " and ".join(names) or "nothing"
@@ -349,7 +401,11 @@ def setting_rows() -> Iterator[tuple[str, str, str]]:
     known = {item.name: item for item in fields(tbmon.Config)}
     for name in SETTINGS:
         default = str(known[name].default)
-        yield name.upper(), known[name].metadata["help"], {"": "", "False": "false"}.get(default, default)
+        yield (
+            name.upper(),
+            known[name].metadata["help"],
+            {"": "", "False": "false"}.get(default, default),
+        )
 
 
 def kind_rows() -> Iterator[tuple[str, str]]:
@@ -363,8 +419,13 @@ def event_rows() -> Iterator[tuple[str, str, str]]:
 
 
 def introduction() -> str:
-    gone = [(f"`{path.translate(str.maketrans('<>', '{}'))}`", words) for path, words in tbmon.GONE.items()]
-    next_page = f"""$(curl '{BASE}/api/tasks?limit=1' | grep -o '"next": "[^"]*' | cut -d '"' -f 4)"""
+    gone = [
+        (f"`{path.translate(str.maketrans('<>', '{}'))}`", words)
+        for path, words in tbmon.GONE.items()
+    ]
+    next_page = (
+        f"""$(curl '{BASE}/api/tasks?limit=1' | grep -o '"next": "[^"]*' | cut -d '"' -f 4)"""
+    )
     return f"""\
 # The API of tbmon
 
@@ -531,13 +592,17 @@ These paths answer 410.
 
 def check() -> None:
     """Fail if a table here speaks of what tbmon has no longer."""
-    pairs = [(shape, name.removesuffix("?")) for shape in tbmon.SHAPES for name in tbmon.fields_of(shape)]
+    pairs = [
+        (shape, name.removesuffix("?")) for shape in tbmon.SHAPES for name in tbmon.fields_of(shape)
+    ]
     known = {text for shape, name in pairs for text in (name, f"{shape}.{name}")}
     paths = {route.path for route in tbmon.ROUTES}
     stale = (MEANINGS.keys() - known) | ((EXAMPLES.keys() | OPTIONS.keys()) - paths)
     stale |= BODIES.keys() ^ {route.body for route in tbmon.ROUTES if route.body}
     if stale:
-        raise SystemExit(f"docs/write_api.py speaks of what is not there: {', '.join(sorted(stale))}")
+        raise SystemExit(
+            f"docs/write_api.py speaks of what is not there: {', '.join(sorted(stale))}"
+        )
 
 
 def main() -> None:

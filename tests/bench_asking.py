@@ -20,10 +20,12 @@ OPEN = {"X_Task_Data_Password": PASSWORD}
 def paths(tasks: int) -> dict[str, tuple[str, str]]:
     """{what: (path, the p50 and p99 of the program that tbmon replaces)}"""
     return {
-        "status": ("/api/status", "2,010 and 2,017 ms"), "tasks page": ("/api/tasks", "0.9 and 8 ms"),
-        "task": (f"/api/tasks/{laid_name(tasks // 2)}", ""), "logs page": ("/api/logs", "1.1 and 9.8 ms"),
+        "status": ("/api/status", "2,010 and 2,017 ms"),
+        "tasks page": ("/api/tasks", "0.9 and 8 ms"),
+        "task": (f"/api/tasks/{laid_name(tasks // 2)}", ""),
+        "logs page": ("/api/logs", "1.1 and 9.8 ms"),
         "stats": ("/api/status/stats", "8.9 and 17.8 ms"),
-    }  # fmt: skip
+    }
 
 
 def serving(base: Path, folder: Path, rows: int, tasks: int) -> Monitor:
@@ -44,7 +46,9 @@ def talk(folder: Path) -> Paced:
 
 
 def ask_at_once(port: int, path: str, count: int) -> list[float]:
-    """Milliseconds of `count` answers, or those of LONGEST_S, to each of CLIENTS, who ask again at once."""
+    """Milliseconds of `count` answers, or those of LONGEST_S, to each of CLIENTS, who ask again at
+    once.
+    """
     taken, failures, end = list[float](), list[Exception](), time.monotonic() + LONGEST_S
 
     def work() -> None:
@@ -66,12 +70,16 @@ def ask_at_once(port: int, path: str, count: int) -> list[float]:
     return taken
 
 
-def answers(base: Path, folder: Path, rows: int, tasks: int, count: int, at: str = "") -> Iterator[Figure]:
+def answers(
+    base: Path, folder: Path, rows: int, tasks: int, count: int, at: str = ""
+) -> Iterator[Figure]:
     with serving(base, folder, rows, tasks) as program, talk(folder):
         for name, (path, replaced) in paths(tasks).items():
             ask_at_once(program.port, path, 10)
             taken = ask_at_once(program.port, path, count)
-            yield from spread(f"{name}, {CLIENTS} clients", taken, "ms", {50: 3, 99: 15}, replaced, at)
+            yield from spread(
+                f"{name}, {CLIENTS} clients", taken, "ms", {50: 3, 99: 15}, replaced, at
+            )
 
 
 def size(quick: bool) -> tuple[int, int]:

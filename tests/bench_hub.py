@@ -1,4 +1,6 @@
-"""The aggregator: what it counts in a second, how soon it has a publication, and a network of 10,000 nodes."""
+"""The aggregator: what it counts in a second, how soon it has a publication, and a network of
+10,000 nodes.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def counting(folder: Path, quick: bool) -> Iterator[Figure]:
 
 
 def publish(store: aggregator.Store, tasks: int, now: int) -> list[float]:
-    """Milliseconds of 40 publications in a row; the slowest counts the nodes and makes a snapshot."""
+    """Milliseconds of 40 publications in a row; the slowest counts the nodes and makes a
+    snapshot.
+    """
     publisher, taken = aggregator.Publisher(aggregator.Config(), store), []
     for number in range(40):
         began = time.monotonic()
@@ -84,15 +88,24 @@ def this_window() -> int:
 
 def fill(store: aggregator.Store, tasks: int, now: int) -> None:
     """What the store holds after so many tasks of two weeks."""
-    ranges = [(0, field, value) for field, values in aggregator.DISTRIBUTIONS.values() for value in values]
+    ranges = [
+        (0, field, value) for field, values in aggregator.DISTRIBUTIONS.values() for value in values
+    ]
     shares = Counter({("task_received.taskType"): len(tbmon.SHARED_LANGUAGES)})
     windows = [now - number * tbmon.WINDOW_MS for number in range(14 * 288)]
     nodes = [random.randbytes(16) for _ in range(10_000)]
     hour = now // tbmon.HOUR_MS
     store.put(
         tally=[(*one, tasks // (shares[one[1]] or 7)) for one in ranges]
-        + [(0, "task_completed.status", "completed", tasks), (0, "task_completed.cached", "True", tasks // 2)]
-        + [(at, kind, "", tasks // len(windows)) for at in windows for kind in ("task_received", "invoice_created")],
+        + [
+            (0, "task_completed.status", "completed", tasks),
+            (0, "task_completed.cached", "True", tasks // 2),
+        ]
+        + [
+            (at, kind, "", tasks // len(windows))
+            for at in windows
+            for kind in ("task_received", "invoice_created")
+        ],
         node=[(one, now - tbmon.WINDOW_MS, now, None, now) for one in nodes],
         present=[(now - at, one) for at in (0, tbmon.WINDOW_MS) for one in nodes],
         seen=((number * 9 * 10**10, hour) for number in range(tasks)),
@@ -109,13 +122,17 @@ def hub_growth(folder: Path, quick: bool) -> Iterator[Figure]:
         taken, at = publish(store, tasks, now), f" @{tasks:,} tasks"
         yield Figure(f"aggregator: publication, median of 40{at}", statistics.median(taken), "ms")
         yield Figure(f"aggregator: publication, slowest of 40{at}", max(taken), "ms")
-        yield Figure(f"aggregator: decode, gate and commit{at}", count(store, 100_000), "messages/s")
+        yield Figure(
+            f"aggregator: decode, gate and commit{at}", count(store, 100_000), "messages/s"
+        )
         store.close()
         path.unlink()
 
 
 def network(folder: Path, quick: bool, minutes: float = 1) -> Iterator[Figure]:
-    """10,000 monitors' messages as they come, then what came during an absence; with the hub and processes."""
+    """10,000 monitors' messages as they come, then what came during an absence; with the hub and
+    processes.
+    """
     feed, hub = Feed(2, 10_000), Server(folder)
     aggregation = Aggregation(folder / "aggregator", hub.url(), PUBLISH_INTERVAL="1000")
     with contextlib.ExitStack() as stack:
@@ -127,7 +144,10 @@ def network(folder: Path, quick: bool, minutes: float = 1) -> Iterator[Figure]:
         begun, seconds = time.monotonic(), int(10 if quick else 60 * minutes)
         for second in range(seconds):
             now = int(time.time() * 1000)
-            beats = [feed.beat(feed.nodes[(second * 334 + number) % 10_000], now) for number in range(334)]
+            beats = [
+                feed.beat(feed.nodes[(second * 334 + number) % 10_000], now)
+                for number in range(334)
+            ]
             work = [feed.work(now) for _ in range(166)]
             publisher.publish(*beats, *work)
             sent += len(work)
@@ -144,7 +164,9 @@ def network(folder: Path, quick: bool, minutes: float = 1) -> Iterator[Figure]:
         before, begun = aggregation.counted(), time.monotonic()
         wait_for(lambda: aggregation.counted() == sent + number, 120)
         rate = (sent + number - before) / (time.monotonic() - begun)
-        yield Figure("aggregator: from the hub's stream to the commit", rate, "messages/s", replaced=OLD_RATE)
+        yield Figure(
+            "aggregator: from the hub's stream to the commit", rate, "messages/s", replaced=OLD_RATE
+        )
         yield Figure("aggregator: peak RSS with a backlog", peak_mib(aggregation), "MiB", 120)
 
 

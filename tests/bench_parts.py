@@ -1,4 +1,6 @@
-"""What the measures need: a log of the node's kind, a container that says it, tbmon, its clients, a full database."""
+"""What the measures need: a log of the node's kind, a container that says it, tbmon, its clients, a
+full database.
+"""
 
 from __future__ import annotations
 
@@ -40,43 +42,79 @@ class Load:
 
 def semaphore(dice: random.Random) -> Iterator[str]:
     """What a subscriber says of one message."""
-    name, used = f"Semaphore {dice.choice(('InvoiceSubscriber', 'TaskSubscriber'))}", dice.randrange(4)
+    name, used = (
+        f"Semaphore {dice.choice(('InvoiceSubscriber', 'TaskSubscriber'))}",
+        dice.randrange(4),
+    )
     yield f"{name} message received - Processing immediately ({used}/4 slots used)"
     yield f"{name} processing started - Using slot {used + 1}/4"
-    yield f"{name} processing completed - Released slot ({used}/4 now active) - {4 - used} slots available"
+    yield (
+        f"{name} processing completed - Released slot ({used}/4 now active) - {4 - used} slots "
+        f"available"
+    )
 
 
 def task(dice: random.Random) -> Iterator[str]:
     """One execution from receipt to invoice, two of its payloads over many lines."""
-    number, digest, steps = f"{dice.getrandbits(128):032x}", f"{dice.getrandbits(256):064x}", dice.randrange(10**11)
+    number, digest, steps = (
+        f"{dice.getrandbits(128):032x}",
+        f"{dice.getrandbits(256):064x}",
+        dice.randrange(10**11),
+    )
     execution_id, task_id = f"{number[:8]}-{number[8:12]}-4000-8000-{number[20:]}", f"js_{digest}"
     other, third = "0x" + "99" * 20, "0x" + "22" * 20
     message = {
-        "type": "dispatch_task", "taskId": task_id, "executionId": execution_id, "chainId": "43114",
-        "blockNumber": dice.randrange(10**8), "blockHash": "0x" + digest, "taskRequesterAddress": other,
-        "input": "some message to hash", "econParams": {"requiredSolutions": 2, "executionTimeout": 27000},
-        "limits": {"gas": "60000000000", "memory": "1024"}, "workers": {"setNodes": [WALLET, third]},
-    }  # fmt: skip
+        "type": "dispatch_task",
+        "taskId": task_id,
+        "executionId": execution_id,
+        "chainId": "43114",
+        "blockNumber": dice.randrange(10**8),
+        "blockHash": "0x" + digest,
+        "taskRequesterAddress": other,
+        "input": "some message to hash",
+        "econParams": {"requiredSolutions": 2, "executionTimeout": 27000},
+        "limits": {"gas": "60000000000", "memory": "1024"},
+        "workers": {"setNodes": [WALLET, third]},
+    }
     created = {"payload": {"type": "task_created", "executionId": execution_id, "message": message}}
     yield "Message received from task_created:\n" + json.dumps(created, indent=2)
     yield f"Task {task_id} downloaded successfully"
     yield "Starting task execution"
     output = {
-        "elapsed": str(dice.randrange(10**10)), "wasi": {"exitCode": 0},
-        "metering": {"limits": {"gas": 60000000000, "memory": 1024}, "last": {"steps": steps}, "peak": {"memory": 87}},
-        "execution": {"wasm": {"size": 1843200, "hash": digest}, "prepare": {"cached": dice.random() < 0.5}},
-    }  # fmt: skip
+        "elapsed": str(dice.randrange(10**10)),
+        "wasi": {"exitCode": 0},
+        "metering": {
+            "limits": {"gas": 60000000000, "memory": 1024},
+            "last": {"steps": steps},
+            "peak": {"memory": 87},
+        },
+        "execution": {
+            "wasm": {"size": 1843200, "hash": digest},
+            "prepare": {"cached": dice.random() < 0.5},
+        },
+    }
     yield "Command execution stdout:\n" + json.dumps(output, indent=2)
     yield f"Execution {execution_id} completed"
     yield "Message published to compute_outcome"
     shares = ("charge", other), ("pay", WALLET), ("pay", third)
-    items = [{"operation": what, "account": who, "total_steps_computed": steps} for what, who in shares]
-    invoice = {"type": "invoice", "executionId": execution_id, "taskId": task_id, "invoiceId": str(int(number, 16))}
-    yield "InvoiceSubscriber invoice received: " + json.dumps({**invoice, "stepGasPrice": 5e-07, "lineItem": items})
+    items = [
+        {"operation": what, "account": who, "total_steps_computed": steps} for what, who in shares
+    ]
+    invoice = {
+        "type": "invoice",
+        "executionId": execution_id,
+        "taskId": task_id,
+        "invoiceId": str(int(number, 16)),
+    }
+    yield "InvoiceSubscriber invoice received: " + json.dumps(
+        {**invoice, "stepGasPrice": 5e-07, "lineItem": items}
+    )
 
 
 def mixed(dice: random.Random) -> Iterator[tuple[bool, list[str]]]:
-    """Without end: what is said of one message or, if True comes with it, of one task; 70 % of lines are messages'."""
+    """Without end: what is said of one message or, if True comes with it, of one task; 70 % of
+    lines are messages'.
+    """
     lines = of_semaphores = 0
     while True:
         is_task = of_semaphores > 0.7 * lines
@@ -103,7 +141,9 @@ def write_log(paths: Sequence[Path], lines: int, span_s: float) -> Load:
 
 
 class Monitor(Program):
-    """A tbmon with the environment that the image and the units give it, ready when its health is served."""
+    """A tbmon with the environment that the image and the units give it, ready when its health is
+    served.
+    """
 
     def __init__(self, folder: Path, **settings: str) -> None:
         super().__init__(folder, MALLOC_ARENA_MAX="2", **settings)
@@ -131,7 +171,9 @@ class Monitor(Program):
 
     def post(self, path: str) -> Any:
         url, headers = f"http://127.0.0.1:{self.port}{path}", {"Content-Type": "application/json"}
-        with urllib.request.urlopen(urllib.request.Request(url, b"{}", headers, method="POST"), timeout=10) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, b"{}", headers, method="POST"), timeout=10
+        ) as answer:
             return json.load(answer)
 
     def memory_mib(self, name: str) -> float:
@@ -141,7 +183,9 @@ class Monitor(Program):
 
 @contextlib.contextmanager
 def container(folder: Path, lines: int = 300) -> Iterator[tuple[Node, Load]]:
-    """A node that has said `lines` lines. Of the last minutes: tbmon disbelieves stamps that the engine's deny."""
+    """A node that has said `lines` lines. Of the last minutes: tbmon disbelieves stamps that the
+    engine's deny.
+    """
     node = Node(folder / "io")
     try:
         load = write_log([node.folder / "history"], lines, 200)
@@ -153,7 +197,9 @@ def container(folder: Path, lines: int = 300) -> Iterator[tuple[Node, Load]]:
 
 
 class Asker:
-    """A client that keeps its connection and does no more than it must, so that what is timed is the server."""
+    """A client that keeps its connection and does no more than it must, so that what is timed is
+    the server.
+    """
 
     def __init__(self, port: int, path: str, **headers: str) -> None:
         named = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
@@ -172,7 +218,12 @@ class Asker:
             answer += data
             if whole < 0 and (end := answer.find(b"\r\n\r\n")) >= 0:
                 assert answer.startswith(b"HTTP/1.1 200 "), answer[:200]
-                size = answer[: end + 2].lower().partition(b"\r\ncontent-length:")[2].partition(b"\r")[0]
+                size = (
+                    answer[: end + 2]
+                    .lower()
+                    .partition(b"\r\ncontent-length:")[2]
+                    .partition(b"\r")[0]
+                )
                 whole = end + 4 + int(size)
         return time.perf_counter() - begun
 
@@ -213,7 +264,9 @@ class Paced(threading.Thread):
 
 
 def laid_down(base: Path, rows: int, tasks: int) -> Path:
-    """A folder with a database of so many log entries of five days and tasks of a month; made if it is not there."""
+    """A folder with a database of so many log entries of five days and tasks of a month; made if it
+    is not there.
+    """
     folder = base / f"laid-{rows}-{tasks}"
     if not folder.exists():
         folder.mkdir()
@@ -236,13 +289,25 @@ def laid_entries(rows: int, now: int) -> Iterator[Sequence[object]]:
     """Rows of the table log, whose messages repeat after a few thousand."""
     redactor, pool = tbmon.Redactor(bytes(32)), list[tuple[int, str]]()
     for _, said in itertools.islice(mixed(random.Random(7)), 3000):
-        pool += [(tbmon.LOG_TYPES.index(tbmon.classify(text)), redactor.clean(text)) for text in said]
+        pool += [
+            (tbmon.LOG_TYPES.index(tbmon.classify(text)), redactor.clean(text)) for text in said
+        ]
     info, begin, step = tbmon.LEVELS.index("info"), now - 5 * 86400, 5 * 86400 / rows
     rare = {rows // 10, rows // 2, rows - rows // 10}
     for number, (kind, text) in enumerate(itertools.islice(itertools.cycle(pool), rows)):
         second = int(begin + number * step)
         text = f"{text} {RARE}" if number in rare else text
-        yield tbmon.key_of(second, random.randbytes(12)), number, second * 1000, info, kind, 2, 0, None, text
+        yield (
+            tbmon.key_of(second, random.randbytes(12)),
+            number,
+            second * 1000,
+            info,
+            kind,
+            2,
+            0,
+            None,
+            text,
+        )
 
 
 def laid_name(number: int) -> str:
@@ -253,30 +318,68 @@ def lay_tasks(store: tbmon.Store, count: int, now: int) -> None:
     """Finished tasks, each with its events, its data and an invoice."""
     step = 30 * 86_400_000 // count
     for first in range(0, count, CHUNK // 10):
-        block = [(laid_name(number), now * 1000 - (count - number) * step, number)
-                 for number in range(first, min(count, first + CHUNK // 10))]  # fmt: skip
+        block = [
+            (laid_name(number), now * 1000 - (count - number) * step, number)
+            for number in range(first, min(count, first + CHUNK // 10))
+        ]
         with store.write() as db:
             store.save_tasks(db, (laid_task(name, at, number) for name, at, number in block))
-            store.put(db, "task_event", [(name, at + late, kind) for name, at, _ in block
-                                         for late, kind in ((0, "task_received"), (90, "task_completed"))])  # fmt: skip
+            store.put(
+                db,
+                "task_event",
+                [
+                    (name, at + late, kind)
+                    for name, at, _ in block
+                    for late, kind in ((0, "task_received"), (90, "task_completed"))
+                ],
+            )
             sql = "INSERT INTO task_data (execution_id, input, output) VALUES (?, ?, ?)"
-            db.executemany(sql, [(name, "some message to hash", '{"wasi": {}}') for name, _, _ in block])
+            db.executemany(
+                sql, [(name, "some message to hash", '{"wasi": {}}') for name, _, _ in block]
+            )
             db.executemany(tbmon.SAVE_INVOICE, [laid_invoice(name, at) for name, at, _ in block])
 
 
 def laid_task(name: str, at: int, number: int) -> tbmon.Task:
     failed, digest = number % 20 == 0, f"{number % 50:064x}"
     return tbmon.Task(
-        name, "js_" + digest, digest, "javascript", "43114", number, "0x" + digest, "failed" if failed else "completed",
-        at, at + 5, at + 90, 80 + number % 1000, 6 * 10**10, 10**9 + number, 1024, 87, int(failed), number % 2,
-        "exit_code" if failed else None, digest, 27000, tbmon.IN_LOG | tbmon.COMPLETED_LINE,
-    )  # fmt: skip
+        name,
+        "js_" + digest,
+        digest,
+        "javascript",
+        "43114",
+        number,
+        "0x" + digest,
+        "failed" if failed else "completed",
+        at,
+        at + 5,
+        at + 90,
+        80 + number % 1000,
+        6 * 10**10,
+        10**9 + number,
+        1024,
+        87,
+        int(failed),
+        number % 2,
+        "exit_code" if failed else None,
+        digest,
+        27000,
+        tbmon.IN_LOG | tbmon.COMPLETED_LINE,
+    )
 
 
 def laid_invoice(name: str, at: int) -> dict[str, object]:
     number = str(int(name[:8], 16) * 10**20 + 7)
     return {
-        "name": number, "invoice_id": number, "execution_id": name, "task_id": None, "at": at + 900,
-        "step_gas_price": 5e-07, "line_items": json.dumps(ON_RECORD), "operation": "pay", "steps": 10**10,
-        "memory_peak": 87, "confirmed": 0,
-    }  # fmt: skip
+        "name": number,
+        "invoice_id": number,
+        "execution_id": name,
+        "task_id": None,
+        "at": at + 900,
+        "step_gas_price": 5e-07,
+        "line_items": json.dumps(ON_RECORD),
+        "operation": "pay",
+        "steps": 10**10,
+        "memory_peak": 87,
+        "confirmed": 0,
+    }

@@ -1,4 +1,6 @@
-"""What tbmon takes while it waits, how soon it is there, and how soon it tells what the node says."""
+"""What tbmon takes while it waits, how soon it is there, and how soon it tells what the node
+says.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,18 @@ def idle(folder: Path, quick: bool) -> Iterator[Figure]:
         hub.start()
         member = {"FEDERATION_NATS_USER": "monitor", "FEDERATION_NATS_PASSWORD": SECRET}
         trusting = {"FEDERATION_TLS_CA": str(own.ca)}
-        urls = {"without federation": "", "with nats://": hub.url, "with wss://": f"wss://{LOOPBACK}:{hub.ws_port}"}
+        urls = {
+            "without federation": "",
+            "with nats://": hub.url,
+            "with wss://": f"wss://{LOOPBACK}:{hub.ws_port}",
+        }
         programs = {}
         for number, (name, url) in enumerate(urls.items()):
-            more = {"FEDERATION_NATS_URL": url, **member, **(trusting if "wss" in url else {})} if url else {}
+            more = (
+                {"FEDERATION_NATS_URL": url, **member, **(trusting if "wss" in url else {})}
+                if url
+                else {}
+            )
             program = Monitor(folder / f"data{number}", CONTAINER_NAME=node.name, **more)
             programs[name] = stack.enter_context(program)
             if url:
@@ -44,11 +54,15 @@ def idle(folder: Path, quick: bool) -> Iterator[Figure]:
         before = {name: cpu_s(program.process.pid) for name, program in programs.items()}
         for (name, program), target in zip(programs.items(), (40, 44, 54), strict=True):
             old = "79 MiB" if name == "without federation" else ""
-            yield Figure(f"idle RSS {name}", program.memory_mib("VmRSS"), "MiB", target, replaced=old)
+            yield Figure(
+                f"idle RSS {name}", program.memory_mib("VmRSS"), "MiB", target, replaced=old
+            )
         time.sleep(seconds)
         for name, program in programs.items():
             spent = 100 * (cpu_s(program.process.pid) - before[name]) / seconds
-            yield Figure(f"idle CPU {name}", spent, "% of a core", 0.1, replaced="< 0.02 % of a core")
+            yield Figure(
+                f"idle CPU {name}", spent, "% of a core", 0.1, replaced="< 0.02 % of a core"
+            )
 
 
 def join(program: Monitor) -> None:
@@ -62,7 +76,10 @@ def start(folder: Path, quick: bool) -> Iterator[Figure]:
     rows = 500_000 if quick else 5_000_000
     full = laid_down(folder, rows, 1000)
     with container(folder) as (node, _):
-        for name, places in ((f"with {rows:,} rows", [full] * 5), ("without a database", [folder / "none"])):
+        for name, places in (
+            (f"with {rows:,} rows", [full] * 5),
+            ("without a database", [folder / "none"]),
+        ):
             taken = []
             for place in places:
                 with Monitor(place, CONTAINER_NAME=node.name, MAX_DB_BYTES=str(2**40)) as program:
@@ -70,17 +87,25 @@ def start(folder: Path, quick: bool) -> Iterator[Figure]:
                     assert program.end() == 0
             target = 0.7 if len(places) > 1 else None
             old = "after the whole import" if target else "1.43 s"
-            yield Figure(f"start to /api/health {name}", statistics.median(taken), "s", target, replaced=old)
+            yield Figure(
+                f"start to /api/health {name}", statistics.median(taken), "s", target, replaced=old
+            )
 
 
 def latency(folder: Path, quick: bool) -> Iterator[Figure]:
     """From the node's write to the row and to a stream's client, each looked for by a thread."""
-    with container(folder) as (node, _), Monitor(folder / "data", CONTAINER_NAME=node.name) as program:
+    with (
+        container(folder) as (node, _),
+        Monitor(folder / "data", CONTAINER_NAME=node.name) as program,
+    ):
         time.sleep(3)  # the start is not what is asked for
         spy = Spy(program)
         for rate, seconds in ((1, 8 if quick else 30), (1000, 3 if quick else 10)):
             sent = speak(node, rate, seconds, begin=100_000 * rate)
-            wanted = ("the row", spy.rows, 50), ("a stream's client", spy.told, 50 if rate == 1 else 100)
+            wanted = (
+                ("the row", spy.rows, 50),
+                ("a stream's client", spy.told, 50 if rate == 1 else 100),
+            )
             for name, found, target in wanted:
                 wait_for(lambda: found.keys() >= sent.keys())  # noqa: B023 - used at once
                 taken = [1000 * (found[number] - at) for number, at in sent.items()]
@@ -101,7 +126,9 @@ def speak(node: Node, rate: int, seconds: int, begin: int) -> dict[int, float]:
 
 
 class Spy:
-    """Notes when each numbered line is a row (looked for every millisecond) and when a stream's client has it."""
+    """Notes when each numbered line is a row (looked for every millisecond) and when a stream's
+    client has it.
+    """
 
     def __init__(self, program: Monitor) -> None:
         self.program, self.done = program, threading.Event()
@@ -109,14 +136,19 @@ class Spy:
         self.since = time.time() - 1
         self.rows, self.told = dict[int, float](), dict[int, float]()
         self.socket = open_stream(program.port)
-        self.threads = [threading.Thread(target=work, daemon=True) for work in (self.watch, self.listen)]
+        self.threads = [
+            threading.Thread(target=work, daemon=True) for work in (self.watch, self.listen)
+        ]
         for thread in self.threads:
             thread.start()
 
     def watch(self) -> None:
         db, version, seq = self.program.reader(), 0, self.newest
         since = int(self.since).to_bytes(4, "big")
-        sql = "SELECT message, seq, substr(key, 1, 4) FROM log WHERE key >= ? AND seq > ? ORDER BY seq"
+        sql = (
+            "SELECT message, seq, substr(key, 1, 4) FROM log WHERE key >= ? AND seq > ? ORDER "
+            "BY seq"
+        )
         while not self.done.wait(0.001):
             if version == (version := db.execute("PRAGMA data_version").fetchone()[0]):
                 continue
@@ -144,7 +176,9 @@ class Spy:
 def open_stream(port: int) -> socket.socket:
     """A client of the live stream that is told log entries; what says so is read."""
     client = socket.create_connection((LOOPBACK, port), 30)
-    words = f"GET /api/events HTTP/1.1\r\nHost: localhost\r\nX-Task-Data-Password: {PASSWORD}\r\n\r\n"
+    words = (
+        f"GET /api/events HTTP/1.1\r\nHost: localhost\r\nX-Task-Data-Password: {PASSWORD}\r\n\r\n"
+    )
     client.sendall(words.encode())
     head = b""
     while b"id: " not in head:
@@ -155,7 +189,11 @@ def open_stream(port: int) -> socket.socket:
 
 def broadcast(folder: Path, quick: bool) -> Iterator[Figure]:
     """One line of the node to 100 clients, again and again."""
-    limits = {"WS_MAX_PER_IP": str(STREAMS), "WS_MAX_CONNECTIONS": str(STREAMS), "API_RATE_LIMIT": "0"}
+    limits = {
+        "WS_MAX_PER_IP": str(STREAMS),
+        "WS_MAX_CONNECTIONS": str(STREAMS),
+        "API_RATE_LIMIT": "0",
+    }
     taken = []
     with contextlib.ExitStack() as stack:
         node, _ = stack.enter_context(container(folder))
@@ -172,7 +210,10 @@ def broadcast(folder: Path, quick: bool) -> Iterator[Figure]:
 
 def one_broadcast(node: Node, selector: selectors.BaseSelector, number: int) -> float:
     """Milliseconds from the node's write until every client has the line."""
-    words, waiting = f"broadcast {number}".encode(), {id(key.fileobj) for key in selector.get_map().values()}
+    words, waiting = (
+        f"broadcast {number}".encode(),
+        {id(key.fileobj) for key in selector.get_map().values()},
+    )
     held = dict.fromkeys(waiting, b"")
     begun = time.monotonic()
     node.say(header(words.decode() + ";"))

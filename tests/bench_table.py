@@ -1,4 +1,6 @@
-"""The benchmark's figures as tables: beside their targets and the last committed ones, and in docs/benchmarks.md."""
+"""The benchmark's figures as tables: beside their targets and the last committed ones, and in
+docs/benchmarks.md.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,10 @@ class Figure:
         if self.target is None:
             return ""
         met = self.value >= self.target if self.least else self.value <= self.target
-        return f"{'>=' if self.least else '<='} {number(self.target)} {self.unit}{'' if met else ' MISSED'}"
+        return (
+            f"{'>=' if self.least else '<='} {number(self.target)} "
+            f"{self.unit}{'' if met else ' MISSED'}"
+        )
 
     def change(self, last: Mapping[str, float]) -> str:
         """What the last table has, and by how much this differs if by more than CHANGED."""
@@ -51,10 +56,12 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     """Rows of words as lines for a terminal: the first column to the left, figures to the right."""
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     return "\n".join(
-        "  ".join(f"{word:<{width}}" if at != 1 else f"{word:>{width}}" for at, (word, width) in enumerate(
-            zip(row, widths, strict=True))).rstrip()
+        "  ".join(
+            f"{word:<{width}}" if at != 1 else f"{word:>{width}}"
+            for at, (word, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
         for row in rows
-    )  # fmt: skip
+    )
 
 
 def printed(figures: Iterable[Figure], last: Mapping[str, float]) -> str:
@@ -78,21 +85,35 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines).replace("|  |", "| |")
 
 
-def write(name: str, surroundings: Mapping[str, object], head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def write(
+    name: str,
+    surroundings: Mapping[str, object],
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+) -> None:
     """Put a table and where it was taken between the document's marks of this name."""
     where = ", ".join(f"{word} {value}" for word, value in surroundings.items())
-    text, times = marked(name).subn(lambda _: f"\n{where}\n\n{markdown(head, rows)}\n", DOCUMENT.read_text("utf-8"))
+    text, times = marked(name).subn(
+        lambda _: f"\n{where}\n\n{markdown(head, rows)}\n", DOCUMENT.read_text("utf-8")
+    )
     assert times == 1, f"{DOCUMENT} has no marks for {name}"
     DOCUMENT.write_text(text, "utf-8")
 
 
 def write_figures(surroundings: Mapping[str, object], figures: Iterable[Figure]) -> None:
     head = ("what", "tbmon", "target", "the program it replaces")
-    write("figures", surroundings, head, ((one.measure, one.shown, one.bound, one.replaced) for one in figures))
+    write(
+        "figures",
+        surroundings,
+        head,
+        ((one.measure, one.shown, one.bound, one.replaced) for one in figures),
+    )
 
 
 def grown(figures: Iterable[Figure]) -> list[list[str]]:
-    """One row for each measure, its figures at each size beside each other; sizes stand after an @."""
+    """One row for each measure, its figures at each size beside each other; sizes stand after an
+    @.
+    """
     rows: dict[str, list[str]] = {}
     for one in figures:
         measure, _, size = one.measure.partition("@")
@@ -109,8 +130,20 @@ def percentile(values: Sequence[float], percent: int) -> float:
     return sorted(values)[max(0, -(-len(values) * percent // 100) - 1)]
 
 
-def spread(measure: str, taken: Sequence[float], unit: str, targets: Mapping[int, float | None], replaced: str = "",
-           at: str = "") -> Iterable[Figure]:  # fmt: skip
+def spread(
+    measure: str,
+    taken: Sequence[float],
+    unit: str,
+    targets: Mapping[int, float | None],
+    replaced: str = "",
+    at: str = "",
+) -> Iterable[Figure]:
     """A figure for each percentile named in `targets`."""
     for percent, target in targets.items():
-        yield Figure(f"{measure}, p{percent}{at}", percentile(taken, percent), unit, target, replaced=replaced)
+        yield Figure(
+            f"{measure}, p{percent}{at}",
+            percentile(taken, percent),
+            unit,
+            target,
+            replaced=replaced,
+        )

@@ -1,4 +1,6 @@
-"""Real parts for the tests: a container that says what a test writes, proxies before the engine, the program itself."""
+"""Real parts for the tests: a container that says what a test writes, proxies before the engine,
+the program itself.
+"""
 
 from __future__ import annotations
 
@@ -35,15 +37,21 @@ import tbmon  # noqa: E402
 
 SOCKET = "/var/run/docker.sock"
 IMAGE = "tbmon-test/busybox:1"
-BEGUN = float(os.environ.setdefault("TBMON_TESTS_BEGUN", str(time.time())))  # the same in each of pytest's processes
+BEGUN = float(
+    os.environ.setdefault("TBMON_TESTS_BEGUN", str(time.time()))
+)  # the same in each of pytest's processes
 APPLETS = ("sh", "cat", "sleep", "mkdir", "ln", "mv", "cp")
-LONG = os.environ.get("TBMON_SOAK") == "1"  # the long form of the fault suite, as `make soak` runs it
+LONG = (
+    os.environ.get("TBMON_SOAK") == "1"
+)  # the long form of the fault suite, as `make soak` runs it
 WALLET = "0x558fA1b2C3d4E5f60718293a4B5c6D7e8F901234"
 VERSION = "1.120.0-beta.275"
 
 
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-    if signal.getsignal(number) is signal.SIG_IGN:  # by a shell in whose background the tests run; programs inherit it
+    if (
+        signal.getsignal(number) is signal.SIG_IGN
+    ):  # by a shell in whose background the tests run; programs inherit it
         signal.signal(number, usual)
 
 
@@ -90,7 +98,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     passed = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
     told = sorted((report.nodeid, *one) for report in passed for one in report.user_properties)
     if LONG and told:
-        terminalreporter.section(f"figures, {time.strftime('%Y-%m-%d', time.gmtime())}, {os.cpu_count()} cores")
+        terminalreporter.section(
+            f"figures, {time.strftime('%Y-%m-%d', time.gmtime())}, {os.cpu_count()} cores"
+        )
         for _, name, value in told:
             terminalreporter.write_line(f"{name}: {value}")
 
@@ -98,7 +108,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 @pytest.fixture(scope="session")
 def engine() -> None:
     """A Docker Engine, with an image made from the busybox on this machine."""
-    if shutil.which("docker") is None or subprocess.run(("docker", "version"), capture_output=True).returncode:
+    if (
+        shutil.which("docker") is None
+        or subprocess.run(("docker", "version"), capture_output=True).returncode
+    ):
         missing("a Docker Engine")
     busybox = shutil.which("busybox")
     if busybox is None:
@@ -117,9 +130,13 @@ def engine() -> None:
 
 
 def figure_of(pid: int, name: str) -> int:
-    """A figure that the kernel tells of a process: Threads, or in KiB VmRSS (now) or VmHWM (the most ever)."""
+    """A figure that the kernel tells of a process: Threads, or in KiB VmRSS (now) or VmHWM (the
+    most ever).
+    """
     with contextlib.suppress(OSError):
-        return int(re.findall(rf"^{name}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)[0])
+        return int(
+            re.findall(rf"^{name}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)[0]
+        )
     missing("/proc")
     return 0
 
@@ -131,12 +148,20 @@ def cpu_s(pid: int) -> float:
 
 
 def frame(stream: int, payload: bytes, size: int | None = None) -> bytes:
-    """A piece of a log as the engine sends it; `size` is what it announces, if that is not the payload's."""
-    return bytes((stream, 0, 0, 0)) + (len(payload) if size is None else size).to_bytes(4, "big") + payload
+    """A piece of a log as the engine sends it; `size` is what it announces, if that is not the
+    payload's.
+    """
+    return (
+        bytes((stream, 0, 0, 0))
+        + (len(payload) if size is None else size).to_bytes(4, "big")
+        + payload
+    )
 
 
 class Node:
-    """A stand-in for the node's container: it says on its two streams what is written to two pipes."""
+    """A stand-in for the node's container: it says on its two streams what is written to two
+    pipes.
+    """
 
     SAY = "cat /io/err >&2 & exec cat /io/out"
 
@@ -147,10 +172,24 @@ class Node:
         self.pipes = {}
         for name in ("out", "err"):
             os.mkfifo(folder / name)
-            self.pipes[name] = os.open(folder / name, os.O_RDWR)  # never blocks, and keeps the readers waiting
+            self.pipes[name] = os.open(
+                folder / name, os.O_RDWR
+            )  # never blocks, and keeps the readers waiting
 
     def run(self, *options: str, script: str = SAY) -> None:
-        docker("run", "-d", "--name", self.name, "-v", f"{self.folder}:/io", *options, IMAGE, "sh", "-c", script)
+        docker(
+            "run",
+            "-d",
+            "--name",
+            self.name,
+            "-v",
+            f"{self.folder}:/io",
+            *options,
+            IMAGE,
+            "sh",
+            "-c",
+            script,
+        )
 
     def say(self, data: str | bytes, stream: str = "out") -> None:
         data = data if isinstance(data, bytes) else (data + "\n").encode()
@@ -206,7 +245,9 @@ class Watch:
         self.store = tbmon.Store(Path(self.config.db_path), self.key)
         engine = None if self.config.log_dir else tbmon.DockerEngine(self.config)
         redactor = tbmon.Redactor(self.key)
-        self.monitor = tbmon.Monitor(self.config, self.store, redactor, engine, threading.Event(), retry_min_s=0.02)
+        self.monitor = tbmon.Monitor(
+            self.config, self.store, redactor, engine, threading.Event(), retry_min_s=0.02
+        )
         for name, work in (("ingest", tbmon.ingest), ("upkeep", tbmon.upkeep)):
             self.threads.append(tbmon.start_thread(self.monitor, name, work, self.failures))
         return self
@@ -262,16 +303,23 @@ class Program:
         self.folder = folder
         folder.mkdir(exist_ok=True)
         self.env = {
-            "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(folder), "PORT": str(self.port),
-            "TASK_DATA_PASSWORD": "open sesame", "DB_PATH": str(folder / "t.db"),
-            "FEDERATION_NATS_URL": "nats://127.0.0.1:1", **settings,  # never the hub that others use
-        }  # fmt: skip
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "HOME": str(folder),
+            "PORT": str(self.port),
+            "TASK_DATA_PASSWORD": "open sesame",
+            "DB_PATH": str(folder / "t.db"),
+            "FEDERATION_NATS_URL": "nats://127.0.0.1:1",
+            **settings,  # never the hub that others use
+        }
         self.log = folder / "log.txt"
 
     def start(self, command: str = "serve") -> Program:
         with self.log.open("ab") as log:
             words = (sys.executable, "-m", "tbmon", command)
-            self.process = subprocess.Popen(words, env=self.env, cwd=self.folder, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                words, env=self.env, cwd=self.folder, stdout=log, stderr=log
+            )
         wait_for(lambda: self.process.poll() is not None or self.answers())
         return self
 
@@ -299,7 +347,9 @@ class Program:
 
     def reader(self) -> sqlite3.Connection:
         """A connection of the calling thread's own, which only reads."""
-        return sqlite3.connect(f"file:{self.env['DB_PATH']}?mode=ro", uri=True, isolation_level=None, timeout=10)
+        return sqlite3.connect(
+            f"file:{self.env['DB_PATH']}?mode=ro", uri=True, isolation_level=None, timeout=10
+        )
 
     def rows(self, sql: str, *values: str | int) -> list[Any]:
         """Of the database as it lies there."""
@@ -345,9 +395,13 @@ def program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
 
 
 class Proxy:
-    """Stands before the engine's socket, records what is asked, and cuts answers to one call after some bytes."""
+    """Stands before the engine's socket, records what is asked, and cuts answers to one call after
+    some bytes.
+    """
 
-    def __init__(self, path: Path, cut_after: Callable[[], int] | None = None, call: bytes = b"/logs?") -> None:
+    def __init__(
+        self, path: Path, cut_after: Callable[[], int] | None = None, call: bytes = b"/logs?"
+    ) -> None:
         self.path, self.cut_after, self.call = path, cut_after, call
         self.asked: list[tuple[str, str]] = []
         self.cuts = 0
@@ -368,15 +422,21 @@ class Proxy:
                 server.connect(SOCKET)
                 state = {"left": -1}
                 for source, sink, listens in ((client, server, True), (server, client, False)):
-                    threading.Thread(target=self.carry, args=(source, sink, listens, state), daemon=True).start()
+                    threading.Thread(
+                        target=self.carry, args=(source, sink, listens, state), daemon=True
+                    ).start()
 
-    def carry(self, source: socket.socket, sink: socket.socket, listens: bool, state: dict[str, int]) -> None:
+    def carry(
+        self, source: socket.socket, sink: socket.socket, listens: bool, state: dict[str, int]
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 if listens:
                     for method, target in re.findall(rb"^([A-Z]+) (\S+) HTTP/1.1\r$", data, re.M):
                         self.asked.append((method.decode(), target.decode()))
-                        cuts = method == b"GET" and self.call in target and self.cut_after is not None
+                        cuts = (
+                            method == b"GET" and self.call in target and self.cut_after is not None
+                        )
                         state["left"] = self.cut_after() if cuts and self.cut_after else -1
                 elif 0 <= state["left"] <= len(data):
                     sink.sendall(data[: state["left"]])

@@ -1,4 +1,6 @@
-"""Messages as monitors make them, in any number; a plain publisher of them; and aggregators as processes."""
+"""Messages as monitors make them, in any number; a plain publisher of them; and aggregators as
+processes.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,11 @@ def spoiled(**changes: Any) -> Said:
     one = Feed(0).received(NOON)
     message = json.loads(one.payload)
     for name, value in changes.items():
-        place, key = (message["data"], name[4:]) if name.startswith("data") and name != "data" else (message, name)
+        place, key = (
+            (message["data"], name[4:])
+            if name.startswith("data") and name != "data"
+            else (message, name)
+        )
         place[key] = value
     return Said(one.subject, tbmon.encode(message), False)
 
@@ -88,7 +94,9 @@ class Feed:
 
     def completed(self, at: int) -> Said:
         choice = self.dice.choice(CHOICES)
-        return self.said("task_completed", tbmon.completed_message(self.task(), self.words(at), choice))
+        return self.said(
+            "task_completed", tbmon.completed_message(self.task(), self.words(at), choice)
+        )
 
     def invoice(self, at: int) -> Said:
         steps = None if self.dice.random() < 0.1 else int(10 ** (13 * self.dice.random()))
@@ -111,9 +119,13 @@ class Feed:
 class Publisher:
     """A monitor as plain as the protocol is; `settle` returns once the hub has read all."""
 
-    def __init__(self, address: str, port: int = CLIENTS, user: str = "monitor", password: str = MONITOR) -> None:
+    def __init__(
+        self, address: str, port: int = CLIENTS, user: str = "monitor", password: str = MONITOR
+    ) -> None:
         self.socket = socket.create_connection((address, port), 5)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else each PING waits for 40 ms
+        self.socket.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+        )  # else each PING waits for 40 ms
         self.file = self.socket.makefile("rb")
         self.file.readline()
         login = {"verbose": False, "headers": True, "protocol": 1, "user": user, "pass": password}
@@ -121,8 +133,13 @@ class Publisher:
         self.settle()
 
     def publish(self, *messages: Said) -> Publisher:
-        """All of them, and nothing more until the hub has read them; raises OSError if it is gone."""
-        parts = [b"PUB %s %d\r\n%s\r\n" % (one.subject.encode(), len(one.payload), one.payload) for one in messages]
+        """All of them, and nothing more until the hub has read them; raises OSError if it is
+        gone.
+        """
+        parts = [
+            b"PUB %s %d\r\n%s\r\n" % (one.subject.encode(), len(one.payload), one.payload)
+            for one in messages
+        ]
         self.socket.sendall(b"".join(parts))
         return self.settle()
 
@@ -147,7 +164,9 @@ class Publisher:
 
 
 class Aggregation:
-    """An aggregator as its operator starts it, with an environment of its own, short delays and exact figures."""
+    """An aggregator as its operator starts it, with an environment of its own, short delays and
+    exact figures.
+    """
 
     def __init__(self, folder: Path, url: str, more: str = "", **settings: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -155,17 +174,26 @@ class Aggregation:
         self.db = Path(settings.get("DB_PATH", str(folder / "aggregator.db")))
         own = {name.upper(): str(value) for name, value in {**EXACT, **UNLIMITED}.items()}
         self.env = {
-            "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(folder), "DB_PATH": str(self.db),
-            "NATS_URL": url, "NATS_USER": "aggregator", "NATS_PASSWORD": AGGREGATOR, "PUBLISH_INTERVAL": "200",
-            **own, **settings,
-        }  # fmt: skip
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "HOME": str(folder),
+            "DB_PATH": str(self.db),
+            "NATS_URL": url,
+            "NATS_USER": "aggregator",
+            "NATS_PASSWORD": AGGREGATOR,
+            "PUBLISH_INTERVAL": "200",
+            **own,
+            **settings,
+        }
         self.process: subprocess.Popen[bytes] | None = None
 
     def launch(self) -> Aggregation:
         """Start it, and do not wait."""
         words = (sys.executable, "-c", STEP % self.more)
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(words, env=self.env, cwd=self.folder, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                words, env=self.env, cwd=self.folder, stdout=log, stderr=log
+            )
         return self
 
     def start(self) -> Aggregation:
@@ -186,10 +214,14 @@ class Aggregation:
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """A command of it, to its end."""
         command = (sys.executable, "-m", "aggregator", *words)
-        return subprocess.run(command, env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=30)
+        return subprocess.run(
+            command, env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=30
+        )
 
     def totals(self) -> dict[tuple[str, str], int]:
-        """What it has counted since ever: {(field, value): count}; empty before it has a database."""
+        """What it has counted since ever: {(field, value): count}; empty before it has a
+        database.
+        """
         import aggregator
 
         with contextlib.suppress(tbmon.UserError):
@@ -199,7 +231,11 @@ class Aggregation:
 
     def counted(self) -> int:
         """How many task and invoice messages."""
-        fields = ("task_received.taskType", "task_completed.status", "invoice_created.stepsComputedBucket")
+        fields = (
+            "task_received.taskType",
+            "task_completed.status",
+            "invoice_created.stepsComputedBucket",
+        )
         return sum(count for (name, _), count in self.totals().items() if name in fields)
 
     def dropped(self) -> dict[str, int]:
@@ -213,7 +249,9 @@ class Aggregation:
         """The installations heard of, as the hex digits of their ids."""
         import aggregator
 
-        return {row[0].hex() for row in aggregator.read(self.db, "SELECT DISTINCT node FROM present")}
+        return {
+            row[0].hex() for row in aggregator.read(self.db, "SELECT DISTINCT node FROM present")
+        }
 
     def tell(self, number: int) -> None:
         """Send it a signal."""

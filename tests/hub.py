@@ -1,4 +1,6 @@
-"""What the federation meets: a nats-server, hostile hubs, a recording proxy; and tbmon with its clock stepped."""
+"""What the federation meets: a nats-server, hostile hubs, a recording proxy; and tbmon with its
+clock stepped.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,13 @@ from conftest import Program, discard, figure_of, missing, wait_for
 import tbmon
 
 SUBJECTS = (
-    "truebit.heartbeat", "truebit.nodes.joined", "truebit.nodes.left", "truebit.tasks.received",
-    "truebit.tasks.completed", "truebit.invoices.created",
-)  # fmt: skip
+    "truebit.heartbeat",
+    "truebit.nodes.joined",
+    "truebit.nodes.left",
+    "truebit.tasks.received",
+    "truebit.tasks.completed",
+    "truebit.invoices.created",
+)
 STATS = "truebit.stats.aggregated"
 SECRET = "hub-secret-91c2"
 LOOPBACK = "127.0.0.1"
@@ -55,9 +61,25 @@ def papers(folder: Path) -> Papers:
     folder.mkdir()
     curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
     new = ("openssl", "req", "-x509", "-nodes", "-days", "9", *curve)
-    signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost")
+    signed = (
+        "-CA",
+        "ca.pem",
+        "-CAkey",
+        "ca.key",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1,DNS:localhost",
+    )
     for name, more in (("ca", ()), ("host", signed)):
-        words = (*new, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN=tbmon test {name}", *more)
+        words = (
+            *new,
+            "-keyout",
+            f"{name}.key",
+            "-out",
+            f"{name}.pem",
+            "-subj",
+            f"/CN=tbmon test {name}",
+            *more,
+        )
         subprocess.run(words, cwd=folder, check=True, capture_output=True)
     return Papers(folder / "ca.pem", folder / "host.pem", folder / "host.key")
 
@@ -71,12 +93,19 @@ def quoted(*names: str) -> str:
 
 
 class Hub:
-    """A real nats-server with the contract's permissions: `monitor` and `aggregator` may do what they must."""
+    """A real nats-server with the contract's permissions: `monitor` and `aggregator` may do what
+    they must.
+    """
 
     def __init__(
-        self, folder: Path, tls: Papers | None = None, ws: Papers | bool = False, limits: str = "",
-        may_publish: tuple[str, ...] = SUBJECTS, password: str = SECRET,
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        tls: Papers | None = None,
+        ws: Papers | bool = False,
+        limits: str = "",
+        may_publish: tuple[str, ...] = SUBJECTS,
+        password: str = SECRET,
+    ) -> None:
         if (server := shutil.which("nats-server")) is None:
             missing("nats-server")
         self.server, self.config = str(server), folder / f"hub{time.monotonic_ns()}.conf"
@@ -85,7 +114,10 @@ class Hub:
         aggregator = f"publish: {quoted(STATS, *SUBJECTS)}, subscribe: {quoted('truebit.>')}"
         users = "".join(
             f'{{user: {name}, password: "{word}", permissions: {{{may}}}}}\n'
-            for name, word, may in (("monitor", password, monitor), ("aggregator", SECRET, aggregator))
+            for name, word, may in (
+                ("monitor", password, monitor),
+                ("aggregator", SECRET, aggregator),
+            )
         )
         web = f"websocket {{host: {LOOPBACK}, port: {self.ws_port}, "
         web += f"tls: {files(ws)}}}" if isinstance(ws, Papers) else "no_tls: true}"
@@ -104,7 +136,9 @@ class Hub:
 
     def start(self) -> Hub:
         with self.config.with_suffix(".log").open("ab") as log:
-            self.process = subprocess.Popen((self.server, "-c", str(self.config)), stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                (self.server, "-c", str(self.config)), stdout=log, stderr=log
+            )
         wait_for(lambda: self.ask("varz"))
         return self
 
@@ -159,7 +193,14 @@ class Peer:
         self.pongs = 0
         self.file = self.socket.makefile("rb")
         self.file.readline()
-        login = {"verbose": False, "user": "aggregator", "pass": SECRET, "protocol": 1, "lang": "test", "version": "0"}
+        login = {
+            "verbose": False,
+            "user": "aggregator",
+            "pass": SECRET,
+            "protocol": 1,
+            "lang": "test",
+            "version": "0",
+        }
         self.socket.sendall(f"CONNECT {json.dumps(login)}\r\nSUB truebit.> 1\r\nPING\r\n".encode())
         threading.Thread(target=self.listen, daemon=True).start()
         wait_for(lambda: self.pongs)
@@ -182,7 +223,9 @@ class Peer:
 
     def of(self, *types: str) -> list[Heard]:
         """What was heard of some types, in order, but not the statistics."""
-        return [one for one in self.heard if one.subject != STATS and (not types or one.type in types)]
+        return [
+            one for one in self.heard if one.subject != STATS and (not types or one.type in types)
+        ]
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -208,7 +251,9 @@ class Listening:
                 self.sockets.append(client)
                 self.said.append(bytearray())
                 self.open.add(len(self.said) - 1)
-                threading.Thread(target=self.serve, args=(client, len(self.said) - 1), daemon=True).start()
+                threading.Thread(
+                    target=self.serve, args=(client, len(self.said) - 1), daemon=True
+                ).start()
 
     def serve(self, client: socket.socket, number: int) -> None:
         try:
@@ -258,12 +303,21 @@ class Tap(Listening):
             sink.shutdown(socket.SHUT_RDWR)
 
 
-INFO = {"server_id": "X", "version": "2.9.10", "max_payload": 65536, "headers": True, "client_id": 1, "proto": 1}
+INFO = {
+    "server_id": "X",
+    "version": "2.9.10",
+    "max_payload": 65536,
+    "headers": True,
+    "client_id": 1,
+    "proto": 1,
+}
 Act = Callable[["Hostile", socket.socket, int], None]
 
 
 class Hostile(Listening):
-    """A hub that does to each connection what `act` says; `done` counts the connections it was done to."""
+    """A hub that does to each connection what `act` says; `done` counts the connections it was done
+    to.
+    """
 
     def __init__(self, act: Act) -> None:
         self.act, self.done = act, 0
@@ -335,7 +389,11 @@ def commands(stream: bytes) -> list[Command]:
 
 
 def published(stream: bytes) -> list[Command]:
-    return [one for one in commands(stream) if one.word not in ("CONNECT", "PING", "PONG", "SUB", "UNSUB")]
+    return [
+        one
+        for one in commands(stream)
+        if one.word not in ("CONNECT", "PING", "PONG", "SUB", "UNSUB")
+    ]
 
 
 # tbmon itself, with its clock and its delays stepped
@@ -354,7 +412,9 @@ sys.exit(tbmon.main())
 
 
 class Stepped(Program):
-    """tbmon as a process of its own, in LOG_DIR mode, with short delays and a clock that can be put ahead."""
+    """tbmon as a process of its own, in LOG_DIR mode, with short delays and a clock that can be put
+    ahead.
+    """
 
     def __init__(self, folder: Path, more: str = "", **settings: str) -> None:
         super().__init__(folder, LOG_DIR=str(folder / "logs"), API_RATE_LIMIT="0", **settings)
@@ -370,7 +430,9 @@ class Stepped(Program):
     def start(self, command: str = "serve") -> Stepped:
         with self.log.open("ab") as log:
             words = (sys.executable, "-c", STEPPED % (tuple(self.pace), self.more), command)
-            self.process = subprocess.Popen(words, env=self.env, cwd=self.folder, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                words, env=self.env, cwd=self.folder, stdout=log, stderr=log
+            )
         wait_for(lambda: self.process.poll() is not None or self.answers())
         assert self.process.poll() is None, self.log.read_text()
         return self
@@ -384,23 +446,41 @@ BEGIN = 1_780_000_007_000  # ms; no edge of a window
 
 
 class Station:
-    """Store, outbox and federation in this process, with a clock that stands until a test steps it."""
+    """Store, outbox and federation in this process, with a clock that stands until a test steps
+    it.
+    """
 
-    def __init__(self, folder: Path, url: str, seed: int = 7, pace: tbmon.Pace = PACE, **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, url: str, seed: int = 7, pace: tbmon.Pace = PACE, **settings: Any
+    ) -> None:
         folder.mkdir(exist_ok=True)
         logs = folder / "logs"
         logs.mkdir(exist_ok=True)
-        more = {"db_path": str(folder / "t.db"), "log_dir": str(logs), "federation_nats_url": url, **settings}
+        more = {
+            "db_path": str(folder / "t.db"),
+            "log_dir": str(logs),
+            "federation_nats_url": url,
+            **settings,
+        }
         self.config, self.folder, self.logs, self.now = tbmon.Config(**more), folder, logs, BEGIN
         key = tbmon.read_key_file(folder / "local.key", lambda: os.urandom(32))
         self.store = tbmon.Store(Path(self.config.db_path), key)
         self.monitor = tbmon.Monitor(
-            self.config, self.store, tbmon.Redactor(key), None, threading.Event(), clock=lambda: self.now / 1000
+            self.config,
+            self.store,
+            tbmon.Redactor(key),
+            None,
+            threading.Event(),
+            clock=lambda: self.now / 1000,
         )
         dice = random.Random(seed)
         self.outbox = tbmon.Outbox(self.store, tbmon.SharingKeys(folder), self.monitor.now, dice)
         self.federation = tbmon.Federation(
-            self.config, self.outbox, lambda payload: tbmon.take_publication(self.monitor, payload), lambda: True, pace
+            self.config,
+            self.outbox,
+            lambda payload: tbmon.take_publication(self.monitor, payload),
+            lambda: True,
+            pace,
         )
         self.monitor.outbox, self.monitor.federation = self.outbox, self.federation
         self.api = tbmon.Api(self.monitor, {"local": "", "private": "x", "stream": ""})
@@ -415,7 +495,8 @@ class Station:
         """Tell of tasks that were received, and return what waits."""
         self.outbox.event_db = False
         tasks = [
-            tbmon.Task(name, task_type="rust", received_at=self.now, evidence=tbmon.IN_LOG) for name in names
+            tbmon.Task(name, task_type="rust", received_at=self.now, evidence=tbmon.IN_LOG)
+            for name in names
         ]
         with self.store.write() as db:
             self.store.save_tasks(db, tasks)
@@ -505,15 +586,25 @@ def stepped(tmp_path: Path) -> Iterator[Callable[..., Stepped]]:
 
 
 def shifted(data: bytes) -> Iterator[bytes]:
-    """What base64 makes of data at each of the three places it can begin, without the parts its neighbours change."""
+    """What base64 makes of data at each of the three places it can begin, without the parts its
+    neighbours change.
+    """
     for lead in range(3):
         whole = base64.b64encode(bytes(lead) + data + bytes(3))
         yield whole[-(-lead * 8 // 6) : (lead + len(data)) * 8 // 6]
 
 
 def forms(canary: str) -> set[bytes]:
-    """A canary raw, in every case, without 0x, as bytes, reversed, in hex, in base64 and hashed, in lower case."""
-    plain = {canary, canary.lower(), canary.upper(), canary.removeprefix("0x"), canary.removeprefix("0x").lower()}
+    """A canary raw, in every case, without 0x, as bytes, reversed, in hex, in base64 and hashed, in
+    lower case.
+    """
+    plain = {
+        canary,
+        canary.lower(),
+        canary.upper(),
+        canary.removeprefix("0x"),
+        canary.removeprefix("0x").lower(),
+    }
     cores = {word.encode() for word in plain}
     if re.fullmatch("(0x)?([0-9a-fA-F]{2})+", canary):
         cores.add(bytes.fromhex(canary.removeprefix("0x")))
@@ -528,7 +619,11 @@ def leaks(stream: bytes, canaries: dict[str, str]) -> list[str]:
     """The names of the canaries that are in a stream in some form."""
     stream = stream.lower().replace(b"\\/", b"/")
     url_safe = stream.replace(b"-", b"+").replace(b"_", b"/")
-    return [name for name, one in canaries.items() if any(form in stream or form in url_safe for form in forms(one))]
+    return [
+        name
+        for name, one in canaries.items()
+        if any(form in stream or form in url_safe for form in forms(one))
+    ]
 
 
 def freeze(hub: Hub) -> None:

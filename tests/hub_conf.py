@@ -1,4 +1,6 @@
-"""The shipped configurations of the hub, started as they are, and a client as plain as the protocol is."""
+"""The shipped configurations of the hub, started as they are, and a client as plain as the protocol
+is.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +29,21 @@ MONITOR, AGGREGATOR = "participants-4f0a", "aggregator-8d1c"
 PASSWORDS = {"MONITOR_PASSWORD": MONITOR, "AGGREGATOR_PASSWORD": AGGREGATOR}
 WORDS = {"monitor": MONITOR, "aggregator": AGGREGATOR, "leaf": MONITOR}
 TASKS, PRESENCE = aggregator.STREAMS
-UNCHECKED = ssl.create_default_context()  # for the tests' own clients; whether tbmon checks is tested by tbmon
+UNCHECKED = (
+    ssl.create_default_context()
+)  # for the tests' own clients; whether tbmon checks is tested by tbmon
 UNCHECKED.check_hostname, UNCHECKED.verify_mode = False, ssl.CERT_NONE
 Job = Callable[[Any], Awaitable[Any]]
 
 
 def free_address() -> str:
-    """An address of this host's own on which the files' ports are free; each server of a test has another."""
+    """An address of this host's own on which the files' ports are free; each server of a test has
+    another.
+    """
     while True:
-        address = f"127.{random.randrange(1, 255)}.{random.randrange(1, 255)}.{random.randrange(1, 255)}"
+        address = (
+            f"127.{random.randrange(1, 255)}.{random.randrange(1, 255)}.{random.randrange(1, 255)}"
+        )
         with contextlib.suppress(OSError), contextlib.ExitStack() as taken:
             for port in (CLIENTS, WEB, LEAVES, ROUTES):
                 taken.enter_context(socket.create_server((address, port)))
@@ -51,8 +59,24 @@ def nats_server() -> str:
 def certificate(own: Papers, address: str) -> dict[str, str]:
     """The variables of the TLS variant, with a certificate of that authority for an address."""
     key, cert = own.ca.with_name(f"{address}.key"), own.ca.with_name(f"{address}.pem")
-    words = ("openssl", "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
-    signed = ("-CA", str(own.ca), "-CAkey", str(own.ca.with_suffix(".key")), "-addext", f"subjectAltName=IP:{address}")
+    words = (
+        "openssl",
+        "req",
+        "-x509",
+        "-nodes",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+    )
+    signed = (
+        "-CA",
+        str(own.ca),
+        "-CAkey",
+        str(own.ca.with_suffix(".key")),
+        "-addext",
+        f"subjectAltName=IP:{address}",
+    )
     made = ("-keyout", str(key), "-out", str(cert), "-days", "9", "-subj", "/CN=hub")
     subprocess.run((*words, *signed, *made), check=True, capture_output=True)
     return {"TLS_CERT": str(cert), "TLS_KEY": str(key)}
@@ -61,7 +85,9 @@ def certificate(own: Papers, address: str) -> dict[str, str]:
 class Server:
     """A nats-server with a shipped configuration, of which only the variables are set."""
 
-    def __init__(self, folder: Path, name: str = "nats-server.conf", address: str = "", **variables: str) -> None:
+    def __init__(
+        self, folder: Path, name: str = "nats-server.conf", address: str = "", **variables: str
+    ) -> None:
         self.config = Path(name) if "/" in name else DEPLOY / name
         self.address, self.watch_port = address or free_address(), free_port()
         self.folder = folder / self.address
@@ -83,7 +109,10 @@ class Server:
         return self.process is not None and self.process.poll() is not None
 
     def is_ready(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection((self.address, CLIENTS), 5) as one:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((self.address, CLIENTS), 5) as one,
+        ):
             return one.recv(5) == b"INFO "
         return False
 
@@ -92,7 +121,9 @@ class Server:
 
     def ask(self, path: str) -> Any:
         """What the server tells of itself."""
-        with urllib.request.urlopen(f"http://{LOOPBACK}:{self.watch_port}/{path}", timeout=5) as found:
+        with urllib.request.urlopen(
+            f"http://{LOOPBACK}:{self.watch_port}/{path}", timeout=5
+        ) as found:
             return json.load(found)
 
     def leaves(self) -> int:
@@ -152,13 +183,18 @@ class Client:
         self.heard: list[Heard] = []
         self.errors: list[str] = []
         self.closed, self.number = False, 0
-        self.send(b"CONNECT " + json.dumps({"verbose": False, "headers": True, "protocol": 1, **login}).encode())
+        self.send(
+            b"CONNECT "
+            + json.dumps({"verbose": False, "headers": True, "protocol": 1, **login}).encode()
+        )
 
     def send(self, line: bytes) -> None:
         with contextlib.suppress(OSError):  # the server has closed it: `settle` finds out
             self.socket.sendall(line + b"\r\n")
 
-    def publish(self, subject: str, payload: bytes = b"{}", reply: str = "", **headers: str) -> Client:
+    def publish(
+        self, subject: str, payload: bytes = b"{}", reply: str = "", **headers: str
+    ) -> Client:
         """With headers if there are any; `Nats_Msg_Id` is Nats-Msg-Id."""
         lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
         head = f"NATS/1.0\r\n{lines}\r\n".encode() if headers else b""
@@ -209,7 +245,9 @@ class Client:
         return self.heard
 
     def request(self, subject: str) -> Any:
-        """Ask JetStream, as the aggregator; again each second, for a cluster without a leader does not answer."""
+        """Ask JetStream, as the aggregator; again each second, for a cluster without a leader does
+        not answer.
+        """
         inbox = f"_INBOX.aggregator.{random.randrange(10**12)}"
         self.subscribe(inbox)
         for _ in range(20):
@@ -228,7 +266,9 @@ class RawLeaf(Client):
 
     def __init__(self, address: str, user: str) -> None:
         name = f"raw{random.randrange(10**12)}"  # of two with one name the server closes one
-        super().__init__(address, {"user": user, "pass": WORDS[user], "name": name, "server_id": name}, LEAVES)
+        super().__init__(
+            address, {"user": user, "pass": WORDS[user], "name": name, "server_id": name}, LEAVES
+        )
 
     def publish(self, subject: str, payload: bytes = b"{}", reply: str = "", **_: str) -> Client:
         self.send(f"LMSG {subject} {reply} {len(payload)}".encode() + b"\r\n" + payload)
@@ -271,9 +311,15 @@ async def with_aggregator(job: Job, *servers: Server) -> Any:
 
     tls: Any = {"tls": UNCHECKED} if "tls" in servers[0].config.name else {}
     hub = await nats.connect(
-        [one.url() for one in servers], user="aggregator", password=AGGREGATOR, inbox_prefix=b"_INBOX.aggregator",
-        error_cb=quiet, reconnect_time_wait=0.1, max_reconnect_attempts=-1, **tls,
-    )  # fmt: skip
+        [one.url() for one in servers],
+        user="aggregator",
+        password=AGGREGATOR,
+        inbox_prefix=b"_INBOX.aggregator",
+        error_cb=quiet,
+        reconnect_time_wait=0.1,
+        max_reconnect_attempts=-1,
+        **tls,
+    )
     try:
         return await job(hub)
     finally:
@@ -289,7 +335,9 @@ def make_streams(*servers: Server, replicas: int = 1) -> None:
         for name in aggregator.STREAMS:
             await js.add_stream(aggregator.stream_config(name, replicas))
             policy = api.AckPolicy.EXPLICIT
-            await js.add_consumer(name, api.ConsumerConfig(durable_name="aggregator", ack_policy=policy, ack_wait=2))
+            await js.add_consumer(
+                name, api.ConsumerConfig(durable_name="aggregator", ack_policy=policy, ack_wait=2)
+            )
 
     asyncio.run(with_aggregator(job, *servers))
 
@@ -321,4 +369,7 @@ def consume(*servers: Server, stream: str = TASKS, count: int) -> list[bytes]:
 def state(client: Client, stream: str = TASKS) -> dict[str, Any]:
     """How a stream is, for comparing."""
     found = client.request(f"$JS.API.STREAM.INFO.{stream}")
-    return {**{name: found["state"][name] for name in ("messages", "first_seq", "last_seq")}, "config": found["config"]}
+    return {
+        **{name: found["state"][name] for name in ("messages", "first_seq", "last_seq")},
+        "config": found["config"],
+    }

@@ -1,19 +1,23 @@
 """Who can tell whose message it is: a simulation over the real builders and delays.
 
-The network's tasks are public with their wallet, times, language, outcome and steps. Some wallets have a monitor, and
-every monitor says what tbmon says. An observer names the wallet of each message as well as he can:
+The network's tasks are public with their wallet, times, language, outcome and steps. Some wallets
+have a monitor, and every monitor says what tbmon says. An observer names the wallet of each message
+as well as he can:
 
-* the outsider has the public transcripts and, more than any outsider gets, the whole stream of messages with the
-  exact times of sending;
+* the outsider has the public transcripts and, more than any outsider gets, the whole stream of
+  messages with the exact times of sending;
 * the peer has the transcripts and the published statistics;
-* the hub's operator has all of it, and sees by which connection a message came: one connection, one monitor.
+* the hub's operator has all of it, and sees by which connection a message came: one connection, one
+  monitor.
 
-The crowd of a message is every public event that could have caused it: of its content, within the delay before it.
-The chance of a guess is the share that the guessed wallet has among those events of the crowd that were told: what
-the same guess is worth if nothing but delay and content speaks. An observer whose hits are not significantly more than
-the sum of these chances has learned nothing else from the message.
+The crowd of a message is every public event that could have caused it: of its content, within the
+delay before it. The chance of a guess is the share that the guessed wallet has among those events
+of the crowd that were told: what the same guess is worth if nothing but delay and content speaks.
+An observer whose hits are not significantly more than the sum of these chances has learned nothing
+else from the message.
 
-`python tests/linkage.py [--wallets N] [--monitors N] [--days N] [--level L] [--seed N]` prints a longer run.
+`python tests/linkage.py [--wallets N] [--monitors N] [--days N] [--level L] [--seed N]` prints a
+longer run.
 """
 
 from __future__ import annotations
@@ -48,7 +52,9 @@ Delay = Callable[[int, str, float], int]
 
 
 class Public(NamedTuple):
-    """An event of the public transcripts: when (ms), whose, of which id; and, unknown to observers, if it was told."""
+    """An event of the public transcripts: when (ms), whose, of which id; and, unknown to observers,
+    if it was told.
+    """
 
     at: int
     wallet: int
@@ -65,7 +71,9 @@ class Sent(NamedTuple):
 
 
 class World(NamedTuple):
-    """What happened: the public transcripts by content, and the stream of messages by time of sending."""
+    """What happened: the public transcripts by content, and the stream of messages by time of
+    sending.
+    """
 
     level: str
     events: dict[Content, list[Public]]
@@ -86,8 +94,13 @@ class Result(NamedTuple):
         return (self.hits - self.chance) / max(self.deviation, 1e-9)
 
     def __str__(self) -> str:
-        rates = f"{self.hits / self.guesses:7.2%} right, by chance {self.chance / self.guesses:7.2%}"
-        return f"{self.observer:32} {self.guesses:6} guesses {rates} ({self.sigmas:+.1f} standard deviations)"
+        rates = (
+            f"{self.hits / self.guesses:7.2%} right, by chance {self.chance / self.guesses:7.2%}"
+        )
+        return (
+            f"{self.observer:32} {self.guesses:6} guesses {rates} ({self.sigmas:+.1f} standard "
+            f"deviations)"
+        )
 
 
 def result_of(observer: str, guesses: Iterable[tuple[bool, float]]) -> Result:
@@ -99,7 +112,9 @@ def result_of(observer: str, guesses: Iterable[tuple[bool, float]]) -> Result:
 
 
 def content_of(message: dict[str, Any]) -> Content:
-    """What a message says that the transcripts say too; the other measures are seen by the node alone."""
+    """What a message says that the transcripts say too; the other measures are seen by the node
+    alone.
+    """
     data = message["data"]
     shown = ("taskType", "status", "gasUsedBucket", "stepsComputedBucket")
     return (message["type"], *(data[name] for name in shown if name in data))
@@ -109,11 +124,17 @@ def task_at(dice: random.Random, at: int, wallet: int) -> Task:
     """A task as nodes have them; its program's cost spreads over the published ranges."""
     elapsed_ms = int(10 ** dice.gauss(3.7, 0.6))
     return Task(
-        f"{dice.getrandbits(128):032x}", task_type=dice.choices(list(LANGUAGES), list(LANGUAGES.values()))[0],
-        status="failed" if dice.random() < 0.05 else "completed", received_at=at, completed_at=at + elapsed_ms,
-        elapsed_ms=elapsed_ms, gas_used=int(10 ** dice.gauss(9.2, 1)), memory_peak=int(10 ** dice.gauss(2.6, 0.4)),
-        cached=dice.choice((0, 1, None)), task_hash=str(wallet),
-    )  # fmt: skip
+        f"{dice.getrandbits(128):032x}",
+        task_type=dice.choices(list(LANGUAGES), list(LANGUAGES.values()))[0],
+        status="failed" if dice.random() < 0.05 else "completed",
+        received_at=at,
+        completed_at=at + elapsed_ms,
+        elapsed_ms=elapsed_ms,
+        gas_used=int(10 ** dice.gauss(9.2, 1)),
+        memory_peak=int(10 ** dice.gauss(2.6, 0.4)),
+        cached=dice.choice((0, 1, None)),
+        task_hash=str(wallet),
+    )
 
 
 def moments(dice: random.Random, per_day: float, days: float) -> Iterator[int]:
@@ -123,9 +144,14 @@ def moments(dice: random.Random, per_day: float, days: float) -> Iterator[int]:
 
 
 def make_world(
-    wallets: int = 300, monitors: int = 300, days: float = 3, level: str = "balanced", seed: int = 1,
-    delay: Delay = tbmon.due_after, node_of: Callable[[int], str] = lambda wallet: ANONYMOUS,
-) -> World:  # fmt: skip
+    wallets: int = 300,
+    monitors: int = 300,
+    days: float = 3,
+    level: str = "balanced",
+    seed: int = 1,
+    delay: Delay = tbmon.due_after,
+    node_of: Callable[[int], str] = lambda wallet: ANONYMOUS,
+) -> World:
     """Let all wallets work for some days; `delay` and `node_of` are there to plant a leak.
 
     The monitors join when one delay is over, so that the first messages have a whole crowd too.
@@ -136,7 +162,9 @@ def make_world(
     for wallet in range(wallets):
         keys: dict[int, bytes] = defaultdict(lambda: dice.randbytes(32))
 
-        def say(at: int, build: Callable[[Words], bytes], sender: int, keys: dict[int, bytes] = keys) -> None:
+        def say(
+            at: int, build: Callable[[Words], bytes], sender: int, keys: dict[int, bytes] = keys
+        ) -> None:
             due = delay(at, level, dice.random())
             message = json.loads(build(Words(due, dice.randbytes(16).hex(), keys[at // DAY_MS])))
             stream.append(Sent(due, sender, {**message, "nodeId": node_of(sender)}))
@@ -158,8 +186,12 @@ def make_world(
                 choice = dice.choice(tuple(tbmon.MESSAGES["task_completed"].choices))
                 say(at, functools.partial(tbmon.received_message, task), wallet)
                 say(ended, functools.partial(tbmon.completed_message, task, choice=choice), wallet)
-                say(billed, functools.partial(tbmon.invoice_message, invoice, task.gas_used), wallet)
-    return World(level, {key: sorted(found) for key, found in events.items()}, sorted(stream, key=due_of))
+                say(
+                    billed, functools.partial(tbmon.invoice_message, invoice, task.gas_used), wallet
+                )
+    return World(
+        level, {key: sorted(found) for key, found in events.items()}, sorted(stream, key=due_of)
+    )
 
 
 def due_of(sent: Sent) -> int:
@@ -175,9 +207,13 @@ class Crowds:
 
     def __init__(self, world: World) -> None:
         self.world, self.longest_ms = world, DELAY_MS[world.level]
-        self.ends = {key: [window_end(one.at) for one in found] for key, found in world.events.items()}
+        self.ends = {
+            key: [window_end(one.at) for one in found] for key, found in world.events.items()
+        }
         self.by_wallet: dict[tuple[Content, int], list[int]] = defaultdict(list)
-        self.said: dict[int, list[int]] = defaultdict(list)  # wallet: when each of its messages is to be expected
+        self.said: dict[int, list[int]] = defaultdict(
+            list
+        )  # wallet: when each of its messages is to be expected
         for key, found in world.events.items():
             for one in found:
                 self.by_wallet[key, one.wallet].append(window_end(one.at))
@@ -197,7 +233,9 @@ class Crowds:
         return bisect_right(ends, sent.due) - bisect_right(ends, sent.due - self.longest_ms)
 
     def chance(self, wallet: int, crowd: Sequence[Public]) -> float:
-        """What naming this wallet is worth if any event of the crowd that was told may be the cause."""
+        """What naming this wallet is worth if any event of the crowd that was told may be the
+        cause.
+        """
         told = [one.wallet for one in crowd if one.told]
         return told.count(wallet) / len(told)
 
@@ -223,21 +261,34 @@ def outsider(world: World, crowds: Crowds, sample: int) -> Iterator[Result]:
     """Each message by itself, guessed in several ways."""
     some = random.Random(0).sample(world.stream, min(sample, len(world.stream)))
     for name, guess in GUESSES.items():
-        tried = ((crowd, guess(sent, crowd), sent) for sent in some if (crowd := crowds.crowd(sent)))
-        pairs = ((named == sent.wallet, crowds.chance(named, crowd)) for crowd, named, sent in tried)
+        tried = (
+            (crowd, guess(sent, crowd), sent) for sent in some if (crowd := crowds.crowd(sent))
+        )
+        pairs = (
+            (named == sent.wallet, crowds.chance(named, crowd)) for crowd, named, sent in tried
+        )
         yield result_of(f"outsider, {name}", pairs)
 
 
 def hashes_found(world: World) -> int:
     """How many hashes are those of a public id, plainly or under a key that can be guessed."""
-    found = {value for sent in world.stream for name, value in sent.message["data"].items() if name.endswith("Hash")}
+    found = {
+        value
+        for sent in world.stream
+        for name, value in sent.message["data"].items()
+        if name.endswith("Hash")
+    }
     names = {one.name.encode() for happened in world.events.values() for one in happened}
     days = {(tbmon.utc(sent.due) or "")[:10].encode() for sent in world.stream}
     kinds = [kind.encode() for kind in tbmon.MESSAGES]
     inputs = [*names, *(kind + b"\0" + name for kind in kinds for name in names)]
     plain = {hashlib.sha256(text).hexdigest() for text in inputs}
-    guessed = {tbmon.keyed(key, kind.decode(), name.decode()).hex()
-               for key in (b"", bytes(32), *days) for kind in kinds[3:] for name in names}  # fmt: skip
+    guessed = {
+        tbmon.keyed(key, kind.decode(), name.decode()).hex()
+        for key in (b"", bytes(32), *days)
+        for kind in kinds[3:]
+        for name in names
+    }
     return len(found & (plain | guessed))
 
 
@@ -261,15 +312,21 @@ def connections_of(world: World) -> list[list[Sent]]:
 
 
 def named_in(crowds: Crowds, group: Sequence[Sent]) -> dict[int, int | None]:
-    """{messages seen so far: wallet most likely to have sent them all}, at each of CHECKPOINTS and at the end.
+    """{messages seen so far: wallet most likely to have sent them all}, at each of CHECKPOINTS and
+    at the end.
 
-    A wallet's messages are a Poisson process whose rate is that of its events in the window of the delay.
+    A wallet's messages are a Poisson process whose rate is that of its events in the window of the
+    delay.
     """
     scores, named = dict.fromkeys(crowds.said, 0.0), dict[int, int | None]()
     began = group[0].due
     for seen, sent in enumerate(group, 1):
         events = {wallet: crowds.events_of(wallet, sent) for wallet in scores}
-        scores = {wallet: score + math.log(events[wallet]) for wallet, score in scores.items() if events[wallet]}
+        scores = {
+            wallet: score + math.log(events[wallet])
+            for wallet, score in scores.items()
+            if events[wallet]
+        }
         if seen in CHECKPOINTS or seen == len(group):
             until = sent.due if seen < len(group) else sys.maxsize
             expected = {wallet: expected_of(crowds.said[wallet], began, until) for wallet in scores}
@@ -282,23 +339,38 @@ def expected_of(said: Sequence[int], began: int, until: int) -> int:
     return bisect_right(said, until) - (0 if until == sys.maxsize else bisect_left(said, began))
 
 
-def linked(name: str, crowds: Crowds, groups: Sequence[Sequence[Sent]]) -> tuple[Result, dict[int, float]]:
-    """How well groups of messages are named, counted by message; and how well after the first few, by group."""
+def linked(
+    name: str, crowds: Crowds, groups: Sequence[Sequence[Sent]]
+) -> tuple[Result, dict[int, float]]:
+    """How well groups of messages are named, counted by message; and how well after the first few,
+    by group.
+    """
     pairs: list[tuple[bool, float]] = []
     early: dict[int, list[bool]] = defaultdict(list)
     for group in groups:
         named = named_in(crowds, group)
         final = named[len(group)]
-        for sent in group[:: max(1, len(group) // 5)]:  # the chance is the crowd's as it is without the group
-            pairs.append((final == sent.wallet, crowds.chance(-1 if final is None else final, crowds.crowd(sent))))
+        for sent in group[
+            :: max(1, len(group) // 5)
+        ]:  # the chance is the crowd's as it is without the group
+            pairs.append(
+                (
+                    final == sent.wallet,
+                    crowds.chance(-1 if final is None else final, crowds.crowd(sent)),
+                )
+            )
         for seen, wallet in named.items():
             if seen in CHECKPOINTS:
                 early[seen].append(wallet == group[0].wallet)
-    return result_of(name, pairs), {seen: statistics.mean(right) for seen, right in sorted(early.items())}
+    return result_of(name, pairs), {
+        seen: statistics.mean(right) for seen, right in sorted(early.items())
+    }
 
 
 def snapshots(stream: Sequence[Sent]) -> list[tuple[int, Counter[str]]]:
-    """When the published figures changed, and what they said of languages: rounded down, as the contract has it."""
+    """When the published figures changed, and what they said of languages: rounded down, as the
+    contract has it.
+    """
     published: list[tuple[int, Counter[str]]] = [(stream[0].due, Counter())]
     counted: Counter[str] = Counter()
     fresh = 0
@@ -307,7 +379,9 @@ def snapshots(stream: Sequence[Sent]) -> list[tuple[int, Counter[str]]]:
             counted[sent.message["data"]["taskType"]] += 1
             fresh += 1
         if sent.due - published[-1][0] >= SNAPSHOT_MS and fresh >= NEW_TASKS:
-            rounded = Counter({name: number // ROUND_TO * ROUND_TO for name, number in counted.items()})
+            rounded = Counter(
+                {name: number // ROUND_TO * ROUND_TO for name, number in counted.items()}
+            )
             published.append((sent.due, rounded))
             fresh = 0
     return published
@@ -316,14 +390,20 @@ def snapshots(stream: Sequence[Sent]) -> list[tuple[int, Counter[str]]]:
 def peer(world: World, crowds: Crowds) -> Result:
     """Names the wallet of a completion counted between two snapshots, by what the figures grew by."""
     pairs: list[tuple[bool, float]] = []
-    completions = [(str(key[1]), one) for key, found in world.events.items() for one in found
-                   if key[0] == "task_completed" and len(key) == 3]  # fmt: skip
+    completions = [
+        (str(key[1]), one)
+        for key, found in world.events.items()
+        for one in found
+        if key[0] == "task_completed" and len(key) == 3
+    ]
     for (since, before), (until, after) in itertools.pairwise(snapshots(world.stream)):
         growth, scores, told = after - before, Counter[int](), dict[int, float]()
         weights: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
         for language, one in completions:
             shares = [(at - window_end(one.at)) / crowds.longest_ms for at in (since, until)]
-            weight = min(max(shares[1], 0), 1) - min(max(shares[0], 0), 1)  # that it was counted between the two
+            weight = min(max(shares[1], 0), 1) - min(
+                max(shares[0], 0), 1
+            )  # that it was counted between the two
             weights[language][one.wallet] += weight
             told[one.wallet] = told.get(one.wallet, 0) + weight * one.told
         for language, by_wallet in weights.items():
@@ -331,8 +411,11 @@ def peer(world: World, crowds: Crowds) -> Result:
             for wallet, weight in by_wallet.items():
                 scores[wallet] += round(10**6 * growth[language] * weight / total)
         named = scores.most_common(1)[0][0]
-        senders = [sent.wallet for sent in world.stream
-                   if since < sent.due <= until and sent.message["type"] == "task_completed"]  # fmt: skip
+        senders = [
+            sent.wallet
+            for sent in world.stream
+            if since < sent.due <= until and sent.message["type"] == "task_completed"
+        ]
         pairs += [(sender == named, told[named] / sum(told.values())) for sender in senders]
     return result_of("peer, by the statistics", pairs)
 
@@ -353,11 +436,19 @@ class Report(NamedTuple):
         least, few, middle = (self.crowd[len(self.crowd) * share // 100] for share in (0, 5, 50))
         early = ", ".join(f"{seen}: {share:.0%}" for seen, share in self.early.items())
         lines = [
-            f"wallets that a message can be of: {least} at least, {few} at the 5th percentile, {middle} in the middle",
-            *(str(one) for one in self.outsider), str(self.peer), str(self.operator),
-            f"messages that belong together by their content: {self.joined}; hashes undone: {self.hashes}",
+            (
+                f"wallets that a message can be of: {least} at least, {few} at the 5th percentile, "
+                f"{middle} in the middle"
+            ),
+            *(str(one) for one in self.outsider),
+            str(self.peer),
+            str(self.operator),
+            (
+                f"messages that belong together by their content: {self.joined}; hashes undone: "
+                f"{self.hashes}"
+            ),
             f"operator, connections named after so many messages: {early}",
-        ]  # fmt: skip
+        ]
         return "\n".join(lines)
 
 
@@ -366,13 +457,20 @@ def judge(world: World, sample: int = 2000, connections: int = 60) -> Report:
     crowds = Crowds(world)
     groups = groups_of(world)
     some = random.Random(0).sample(world.stream, min(300, len(world.stream)))
-    operator, early = linked("hub's operator, by connection", crowds, connections_of(world)[:connections])
+    operator, early = linked(
+        "hub's operator, by connection", crowds, connections_of(world)[:connections]
+    )
     by_content = [linked("outsider, by what repeats", crowds, groups)[0]] if groups else []
     return Report(
-        world.level, [*outsider(world, crowds, sample), *by_content],
-        len(groups), hashes_found(world), peer(world, crowds), operator, early,
+        world.level,
+        [*outsider(world, crowds, sample), *by_content],
+        len(groups),
+        hashes_found(world),
+        peer(world, crowds),
+        operator,
+        early,
         sorted(len({one.wallet for one in crowds.crowd(sent)}) for sent in some),
-    )  # fmt: skip
+    )
 
 
 def main() -> None:
@@ -381,8 +479,17 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--level", choices=tuple(DELAY_MS), default="balanced")
     chosen = parser.parse_args()
-    print(f"{chosen.monitors} of {chosen.wallets} wallets share for {chosen.days} days, {chosen.level}")
-    print(judge(make_world(chosen.wallets, chosen.monitors, chosen.days, chosen.level, chosen.seed), 5000, 10**6))
+    print(
+        f"{chosen.monitors} of {chosen.wallets} wallets share for {chosen.days} days, "
+        f"{chosen.level}"
+    )
+    print(
+        judge(
+            make_world(chosen.wallets, chosen.monitors, chosen.days, chosen.level, chosen.seed),
+            5000,
+            10**6,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The composed samples of a node's log and event database, and what the tests of section 3 do with lines."""
+"""The composed samples of a node's log and event database, and what the tests of section 3 do with
+lines.
+"""
 
 from __future__ import annotations
 
@@ -50,5 +52,7 @@ def facts(entries: Iterable[Entry], redactor: Redactor) -> list[Event | None]:
 
 def said(entries: Iterable[Entry], events: Iterable[Event | None]) -> str:
     """All that may reach the disk, in lower case; a task's input and output are kept as they are."""
-    kept = [(event.execution_id, {**event.fields, "input": 0, "output": 0}) for event in events if event]
+    kept = [
+        (event.execution_id, {**event.fields, "input": 0, "output": 0}) for event in events if event
+    ]
     return repr(([(entry.text, entry.head, entry.type) for entry in entries], kept)).lower()

@@ -1,4 +1,6 @@
-"""What the dashboard's tests share: a tab of a real browser that notes what it complains of, and axe-core."""
+"""What the dashboard's tests share: a tab of a real browser that notes what it complains of, and
+axe-core.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ SCHEMES = ("light", "dark")
 
 
 def axe_source() -> str:
-    """axe-core's script: the file that AXE_CORE names, or the one in the package axe_playwright_python."""
+    """axe-core's script: the file that AXE_CORE names, or the one in the package
+    axe_playwright_python.
+    """
     named = os.environ.get("AXE_CORE", "")
     if not named and (found := importlib.util.find_spec("axe_playwright_python")) and found.origin:
         named = str(next(Path(found.origin).parent.glob("**/axe.min.js"), ""))
@@ -34,7 +38,9 @@ class Tab:
     """A page of `program` in a browser context of its own."""
 
     def __init__(self, browser: Any, program: Program, base: str = "", **options: Any) -> None:
-        self.context = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **options})
+        self.context = browser.new_context(
+            **{"viewport": {"width": 1440, "height": 900}, **options}
+        )
         self.page, self.base = self.context.new_page(), base or f"http://127.0.0.1:{program.port}/"
         self.complaints: list[str] = []
         self.asked: list[str] = []
@@ -44,7 +50,9 @@ class Tab:
         self.page.goto(self.base)
 
     def hear(self, message: Any) -> None:
-        gone = "net::ERR_NETWORK_CHANGED" in message.text  # another test's container came or went; the page asks again
+        gone = (
+            "net::ERR_NETWORK_CHANGED" in message.text
+        )  # another test's container came or went; the page asks again
         if message.type in ("error", "warning") and not gone:
             self.complaints.append(message.text)
 
@@ -104,14 +112,19 @@ class Tab:
         """What axe-core finds; (rule, where) of each."""
         self.page.evaluate(axe_source())
         found = self.page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
-        return [(one["id"], [node["target"] for node in one["nodes"][:3]]) for one in found["violations"]]
+        return [
+            (one["id"], [node["target"] for node in one["nodes"][:3]])
+            for one in found["violations"]
+        ]
 
     def heap_bytes(self) -> int:
         """What the page's scripts hold, after a collection."""
         tools = self.context.new_cdp_session(self.page)
         tools.send("HeapProfiler.collectGarbage")
         tools.send("Performance.enable")
-        metrics = {one["name"]: one["value"] for one in tools.send("Performance.getMetrics")["metrics"]}
+        metrics = {
+            one["name"]: one["value"] for one in tools.send("Performance.getMetrics")["metrics"]
+        }
         tools.detach()
         return int(metrics["JSHeapUsedSize"])
 
@@ -141,7 +154,9 @@ class Passing(http.server.BaseHTTPRequestHandler):
         if not self.path.startswith("/tbmon/"):
             self.send_error(404)
             return
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.server.to, timeout=30)) as inner:
+        with contextlib.closing(
+            http.client.HTTPConnection("127.0.0.1", self.server.to, timeout=30)
+        ) as inner:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             inner.request(self.command, self.path.removeprefix("/tbmon"), body, dict(self.headers))
             answer = inner.getresponse()

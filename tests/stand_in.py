@@ -1,4 +1,6 @@
-"""Images made without a registry: of the interpreter that runs the tests, and of programs on this machine."""
+"""Images made without a registry: of the interpreter that runs the tests, and of programs on this
+machine.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,16 @@ from conftest import ROOT, docker, missing
 from packaging.requirements import Requirement
 
 APPLETS = ("sh", "mkdir", "chown", "cat")
-LEFT_OUT = {"__pycache__", "site-packages", "dist-packages", "test", "idlelib", "tkinter", "lib2to3", "ensurepip"}
+LEFT_OUT = {
+    "__pycache__",
+    "site-packages",
+    "dist-packages",
+    "test",
+    "idlelib",
+    "tkinter",
+    "lib2to3",
+    "ensurepip",
+}
 
 
 def command(name: str) -> str:
@@ -33,12 +44,16 @@ def command(name: str) -> str:
 
 def libraries(binaries: Iterable[str]) -> set[str]:
     """The shared libraries that programs load, by the names they load them under."""
-    done = subprocess.run(("ldd", *binaries), capture_output=True, text=True)  # a static one makes it fail
+    done = subprocess.run(
+        ("ldd", *binaries), capture_output=True, text=True
+    )  # a static one makes it fail
     return set(re.findall(r"(/\S+) \(0x", done.stdout))
 
 
 def pack(files: Iterable[tuple[str, str]], folders: Iterable[str] = ("tmp",)) -> bytes:
-    """A tar of files (path in the image, path here), of which links are followed, and of folders open to all."""
+    """A tar of files (path in the image, path here), of which links are followed, and of folders
+    open to all.
+    """
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", dereference=True) as tar:
         for folder in folders:
@@ -55,7 +70,9 @@ def pack(files: Iterable[tuple[str, str]], folders: Iterable[str] = ("tmp",)) ->
 
 
 def make(tag: str, binaries: Iterable[str], files: Iterable[tuple[str, str]], *changes: str) -> str:
-    """Import an image of programs with their libraries and a shell; `changes` are lines of a Dockerfile."""
+    """Import an image of programs with their libraries and a shell; `changes` are lines of a
+    Dockerfile.
+    """
     found = {path: path for path in (*binaries, *libraries(binaries))}
     found |= {"bin/busybox": command("busybox"), **dict(files)}
     words = [word for change in changes for word in ("--change", change)]
@@ -68,9 +85,16 @@ def closure(names: Iterable[str]) -> Iterator[metadata.Distribution]:
     waiting, seen = [Requirement(name) for name in names], set[str]()
     while waiting:
         wanted = waiting.pop()
-        found, extras = metadata.distribution(wanted.name), [{"extra": extra} for extra in (*wanted.extras, "")]
+        found, extras = (
+            metadata.distribution(wanted.name),
+            [{"extra": extra} for extra in (*wanted.extras, "")],
+        )
         more = [Requirement(name) for name in found.requires or ()]
-        waiting += [one for one in more if one.marker is None or any(one.marker.evaluate(extra) for extra in extras)]
+        waiting += [
+            one
+            for one in more
+            if one.marker is None or any(one.marker.evaluate(extra) for extra in extras)
+        ]
         if found.name not in seen:
             seen.add(found.name)
             yield found
@@ -78,17 +102,25 @@ def closure(names: Iterable[str]) -> Iterator[metadata.Distribution]:
 
 def make_wheel(found: metadata.Distribution, folder: Path) -> None:
     """The wheel that an installed package came from, without its commands."""
-    tags = [tag.split("-") for tag in re.findall(r"^Tag: (\S+)", found.read_text("WHEEL") or "", re.M)]
+    tags = [
+        tag.split("-") for tag in re.findall(r"^Tag: (\S+)", found.read_text("WHEEL") or "", re.M)
+    ]
     tag = "-".join(".".join(dict.fromkeys(parts)) for parts in zip(*tags, strict=True))
     name = re.sub(r"[^A-Za-z0-9.]+", "_", found.name)
-    own = [path for path in found.files or () if path.parts[0] != ".." and "__pycache__" not in path.parts]
+    own = [
+        path
+        for path in found.files or ()
+        if path.parts[0] != ".." and "__pycache__" not in path.parts
+    ]
     record = next(path for path in own if path.name == "RECORD")
     lines = []
     with zipfile.ZipFile(folder / f"{name}-{found.version}-{tag}.whl", "w") as wheel:
         for path in own:
             if path != record and path.name not in ("INSTALLER", "REQUESTED", "direct_url.json"):
                 data = Path(str(found.locate_file(path))).read_bytes()
-                digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+                digest = (
+                    base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+                )
                 lines.append(f"{path},sha256={digest},{len(data)}\n")
                 wheel.writestr(str(path), data)
         wheel.writestr(str(record), "".join(lines) + f"{record},,\n")
@@ -97,7 +129,9 @@ def make_wheel(found: metadata.Distribution, folder: Path) -> None:
 def tree(folder: Path, place: str) -> Iterator[tuple[str, str]]:
     """The files below a folder, and where they go."""
     for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name not in LEFT_OUT and not name.startswith("config-")]
+        folders[:] = [
+            name for name in folders if name not in LEFT_OUT and not name.startswith("config-")
+        ]
         for name in names:
             path = Path(parent) / name
             if path.exists() and path.suffix != ".a":
@@ -105,9 +139,17 @@ def tree(folder: Path, place: str) -> Iterator[tuple[str, str]]:
 
 
 def python_image(folder: Path) -> str:
-    """A stand-in for python:3.12-slim: this interpreter, pip, and as wheels what requirements.txt asks for."""
-    packages = sorted(closure((ROOT / "requirements.txt").read_text().split()), key=lambda one: one.name)
-    state = [sys.version, Path(__file__).read_text(), *(f"{one.name}=={one.version}" for one in packages)]
+    """A stand-in for python:3.12-slim: this interpreter, pip, and as wheels what requirements.txt
+    asks for.
+    """
+    packages = sorted(
+        closure((ROOT / "requirements.txt").read_text().split()), key=lambda one: one.name
+    )
+    state = [
+        sys.version,
+        Path(__file__).read_text(),
+        *(f"{one.name}=={one.version}" for one in packages),
+    ]
     tag = "tbmon-test/python:" + hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
     if docker("images", "--quiet", tag):  # made by an earlier run
         return tag
@@ -124,7 +166,9 @@ def python_image(folder: Path) -> str:
     files |= dict(tree(pip, "/opt/pip/pip"))
     files |= {f"/opt/wheels/{wheel.name}": str(wheel) for wheel in folder.glob("*.whl")}
     files |= {"/usr/local/bin/pip": str(script), f"{sys.base_prefix}/bin/python": binary}
-    path = f"ENV PATH={sys.base_prefix}/bin:/usr/local/bin:/usr/bin:/bin PYTHONHOME={sys.base_prefix}"
+    path = (
+        f"ENV PATH={sys.base_prefix}/bin:/usr/local/bin:/usr/bin:/bin PYTHONHOME={sys.base_prefix}"
+    )
     return make(tag, (), files.items(), path, "ENV PIP_NO_INDEX=1 PIP_FIND_LINKS=/opt/wheels")
 
 

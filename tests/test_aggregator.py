@@ -1,4 +1,6 @@
-"""What the aggregator counts, keeps and publishes, without a hub: a plain recount, hostile input, a broken disk."""
+"""What the aggregator counts, keeps and publishes, without a hub: a plain recount, hostile
+input, a broken disk.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +41,12 @@ WINDOW = 5 * MINUTE
 MIDNIGHT = NOON + 12 * HOUR
 NODE_FIGURES = ("activeNodes", "totalNodes")
 SPREADS = {
-    "executionTimeDistribution": "executionTimeBucket", "gasUsageDistribution": "gasUsedBucket",
-    "memoryUsedDistribution": "memoryUsedBucket", "stepsComputedDistribution": "stepsComputedBucket",
+    "executionTimeDistribution": "executionTimeBucket",
+    "gasUsageDistribution": "gasUsedBucket",
+    "memoryUsedDistribution": "memoryUsedBucket",
+    "stepsComputedDistribution": "stepsComputedBucket",
     "taskTypeDistribution": "taskType",
-}  # fmt: skip
+}
 Work = list[tuple[int, dict[str, Any]]]  # windows, and messages or their data
 RESULTS = ("executionTimeDistribution", "gasUsageDistribution", "memoryUsedDistribution")
 
@@ -116,12 +120,16 @@ class Recount:
         self.ids: set[str] = set()
         self.work: Work = []  # window, message
         self.online: set[tuple[int, str]] = set()
-        self.heard: dict[str, list[tuple[int, str]]] = {}  # node: windows and kinds, in order of arrival
+        self.heard: dict[
+            str, list[tuple[int, str]]
+        ] = {}  # node: windows and kinds, in order of arrival
         self.dropped = 0
 
     def take(self, at: int, one: Said) -> None:
         message = json.loads(one.payload) if one.is_good else {}
-        window = round(datetime.fromisoformat(message.get("timestamp", "1980-01-01T00:00Z")).timestamp() * 1000)
+        window = round(
+            datetime.fromisoformat(message.get("timestamp", "1980-01-01T00:00Z")).timestamp() * 1000
+        )
         if not at - 8 * DAY <= window <= at + 10 * MINUTE or message["id"] in self.ids:
             self.dropped += 1
         elif "status" in message["data"] and len(message["data"]) == 1:
@@ -142,8 +150,14 @@ class Recount:
         """(active in this window or the last one, heard of in the 24 h up to now)."""
         running = now // WINDOW * WINDOW
         staying = self.staying(running)
-        active = {node for window, node in self.online if running - WINDOW <= window <= running and node in staying}
-        heard = [said for said in staying.values() if min(said) <= running and max(said) > running - DAY]
+        active = {
+            node
+            for window, node in self.online
+            if running - WINDOW <= window <= running and node in staying
+        }
+        heard = [
+            said for said in staying.values() if min(said) <= running and max(said) > running - DAY
+        ]
         return len(active), len(heard)
 
     def figures(self, now: int) -> dict[str, Any]:
@@ -153,18 +167,30 @@ class Recount:
             kinds[message["type"]].append((window, message["data"]))
         received, finished, invoices = kinds.values()
         running = now // WINDOW * WINDOW
-        last_day = [sum(running - DAY < window <= running for window, _ in one) for one in (received, invoices)]
+        last_day = [
+            sum(running - DAY < window <= running for window, _ in one)
+            for one in (received, invoices)
+        ]
         good = sum(data["status"] == "completed" for _, data in finished)
         cached = sum(data["cached"] is True for _, data in finished)
         active, total = self.nodes(now)
         return {
-            "activeNodes": active or None, "totalNodes": total or None, "totalTasks": len(received),
-            "completedTasks": good, "failedTasks": len(finished) - good, "cachedTasks": cached,
-            "tasksLast24h": last_day[0], "totalInvoices": len(invoices), "invoicesLast24h": last_day[1],
+            "activeNodes": active or None,
+            "totalNodes": total or None,
+            "totalTasks": len(received),
+            "completedTasks": good,
+            "failedTasks": len(finished) - good,
+            "cachedTasks": cached,
+            "tasksLast24h": last_day[0],
+            "totalInvoices": len(invoices),
+            "invoicesLast24h": last_day[1],
             "successRate": round(100 * good / len(finished), 2) if finished else None,
             "cacheHitRate": round(100 * cached / len(finished), 2) if finished else None,
-            **{name: self.spread(field, received, finished, invoices) for name, field in SPREADS.items()},
-        }  # fmt: skip
+            **{
+                name: self.spread(field, received, finished, invoices)
+                for name, field in SPREADS.items()
+            },
+        }
 
     def spread(self, field: str, *lists: Work) -> dict[str, int]:
         where = lists[0] if field == "taskType" else lists[1] + lists[2]
@@ -172,16 +198,35 @@ class Recount:
 
 
 HOSTILE = (
-    Said("truebit.tasks.received", b"\xff\x00garbage", False), Said("truebit.heartbeat", b"", False),
-    Said("truebit.tasks.received", b"[" * 2000, False), Said("truebit.tasks.completed", b"x" * 5000, False),
-    spoiled(version="2.0"), spoiled(dataextra="x"), spoiled(datataskType="go"), spoiled(type="network_stats"),
-    spoiled(nodeId="node-11111111-1111-4111-8111-111111111111"), spoiled(timestamp="2026-05-29T12:01:00.000Z"),
-)  # fmt: skip
-EDGES = (-8 * DAY, -8 * DAY - WINDOW, -8 * DAY + WINDOW, 0, WINDOW, 2 * WINDOW, 3 * WINDOW, -DAY, WINDOW - DAY, -WINDOW)
+    Said("truebit.tasks.received", b"\xff\x00garbage", False),
+    Said("truebit.heartbeat", b"", False),
+    Said("truebit.tasks.received", b"[" * 2000, False),
+    Said("truebit.tasks.completed", b"x" * 5000, False),
+    spoiled(version="2.0"),
+    spoiled(dataextra="x"),
+    spoiled(datataskType="go"),
+    spoiled(type="network_stats"),
+    spoiled(nodeId="node-11111111-1111-4111-8111-111111111111"),
+    spoiled(timestamp="2026-05-29T12:01:00.000Z"),
+)
+EDGES = (
+    -8 * DAY,
+    -8 * DAY - WINDOW,
+    -8 * DAY + WINDOW,
+    0,
+    WINDOW,
+    2 * WINDOW,
+    3 * WINDOW,
+    -DAY,
+    WINDOW - DAY,
+    -WINDOW,
+)
 
 
 def draw(feed: Feed, at: int, before: list[Said]) -> Said:
-    """The next message that the hub has: new, late, at an edge, out of range, a repetition, or hostile."""
+    """The next message that the hub has: new, late, at an edge, out of range, a repetition, or
+    hostile.
+    """
     dice, roll = feed.dice, feed.dice.random()
     if roll < 0.08 and before:
         return dice.choice(before)
@@ -195,7 +240,9 @@ def draw(feed: Feed, at: int, before: list[Said]) -> Said:
 
 
 def moments(dice: random.Random) -> list[int]:
-    """When publications are made in three days: at edges of windows and days, a millisecond beside them, anywhere."""
+    """When publications are made in three days: at edges of windows and days, a millisecond
+    beside them, anywhere.
+    """
     edges = [MIDNIGHT, MIDNIGHT + DAY, NOON + dice.randrange(3 * DAY) // WINDOW * WINDOW]
     within = [NOON + dice.randrange(3 * DAY) for _ in range(2)]
     return sorted([*within, *(edge + one for edge in edges for one in (-1, 0))])
@@ -203,7 +250,11 @@ def moments(dice: random.Random) -> list[int]:
 
 def some(value: Any) -> Any:
     """A distribution without its empty ranges; anything else as it is."""
-    return {name: count for name, count in value.items() if count} if isinstance(value, dict) else value
+    return (
+        {name: count for name, count in value.items() if count}
+        if isinstance(value, dict)
+        else value
+    )
 
 
 def check_sums(data: dict[str, Any]) -> None:
@@ -245,17 +296,25 @@ def test_a_message_counts_once_however_often_and_when_it_comes(make: Make) -> No
     feed, counter = Feed(1, nodes=1), make(**EXACT)
     one, other = feed.completed(NOON), feed.completed(NOON)
     counter.take(NOON, one, one, other, one).take(NOON + HOUR, one).take(NOON + 7 * DAY, one, other)
-    data = counter.take(NOON + 7 * DAY, feed.beat(feed.nodes[0], NOON + 7 * DAY)).publish(NOON + 7 * DAY)
+    data = counter.take(NOON + 7 * DAY, feed.beat(feed.nodes[0], NOON + 7 * DAY)).publish(
+        NOON + 7 * DAY
+    )
     assert data["completedTasks"] + data["failedTasks"] == 2
     assert counter.dropped() == {"it was counted before": 5}
 
 
 @pytest.mark.parametrize("edge", [NOON, MIDNIGHT])
-def test_the_last_24_hours_end_with_the_running_window_and_begin_a_day_before_it(make: Make, edge: int) -> None:
+def test_the_last_24_hours_end_with_the_running_window_and_begin_a_day_before_it(
+    make: Make, edge: int
+) -> None:
     feed, counter = Feed(2, nodes=1), make(**EXACT)
     for window in range(edge - DAY - 3 * WINDOW, edge + 3 * WINDOW, WINDOW):
         counter.take(edge, feed.received(window), feed.invoice(window), feed.invoice(window))
-    for now, begin in ((edge - 1, edge - DAY - WINDOW), (edge, edge - DAY), (edge + WINDOW - 1, edge - DAY)):
+    for now, begin in (
+        (edge - 1, edge - DAY - WINDOW),
+        (edge, edge - DAY),
+        (edge + WINDOW - 1, edge - DAY),
+    ):
         data = counter.take(now, feed.beat(feed.nodes[0], now)).publish(now)
         expected = (now // WINDOW * WINDOW - begin) // WINDOW
         assert expected == 288
@@ -264,7 +323,12 @@ def test_the_last_24_hours_end_with_the_running_window_and_begin_a_day_before_it
 
 def test_the_last_24_hours_lose_what_grows_older_and_the_totals_do_not(make: Make) -> None:
     feed, counter = Feed(3, nodes=1), make(**EXACT)
-    counter.take(MIDNIGHT, feed.received(MIDNIGHT - WINDOW), feed.received(MIDNIGHT), feed.received(MIDNIGHT + WINDOW))
+    counter.take(
+        MIDNIGHT,
+        feed.received(MIDNIGHT - WINDOW),
+        feed.received(MIDNIGHT),
+        feed.received(MIDNIGHT + WINDOW),
+    )
     shown = []
     for now in (MIDNIGHT, *(MIDNIGHT + DAY + step * WINDOW for step in (-2, -1, 0, 1))):
         data = counter.take(now, feed.beat(feed.nodes[0], now)).publish(now)
@@ -279,7 +343,14 @@ def test_nodes_are_active_by_the_window_and_heard_of_for_a_day(make: Make) -> No
     offline = feed.presence("heartbeat", silent, NOON, is_online=False)
     counter.take(NOON, feed.beat(early, NOON - WINDOW), feed.beat(late, NOON), offline)
     shown = []
-    for now in (NOON, NOON + WINDOW - 1, NOON + WINDOW, NOON + 2 * WINDOW, NOON + DAY - WINDOW - 1, NOON + DAY - 1):
+    for now in (
+        NOON,
+        NOON + WINDOW - 1,
+        NOON + WINDOW,
+        NOON + 2 * WINDOW,
+        NOON + DAY - WINDOW - 1,
+        NOON + DAY - 1,
+    ):
         data = counter.publish(now)
         shown.append((data["activeNodes"], data["totalNodes"]))
     assert shown == [(2, 3), (2, 3), (1, 3), (None, 3), (None, 3), (None, 2)]
@@ -302,8 +373,14 @@ def test_a_node_that_leaves_is_gone_at_once_and_may_come_back(make: Make) -> Non
     assert shown(NOON + WINDOW) == (2, 2, 2)
     counter.take(NOON + WINDOW, feed.presence("node_joined", leaver, NOON + WINDOW))
     assert shown(NOON + WINDOW) == (3, 3, 3)
-    for kinds, expected in (("node_left heartbeat node_left", 2), ("node_left heartbeat", 3), ("node_left", 2)):
-        counter.take(NOON + WINDOW, *(feed.presence(kind, leaver, NOON + WINDOW) for kind in kinds.split()))
+    for kinds, expected in (
+        ("node_left heartbeat node_left", 2),
+        ("node_left heartbeat", 3),
+        ("node_left", 2),
+    ):
+        counter.take(
+            NOON + WINDOW, *(feed.presence(kind, leaver, NOON + WINDOW) for kind in kinds.split())
+        )
         assert shown(NOON + WINDOW) == (expected, expected, expected)
 
 
@@ -324,15 +401,32 @@ def test_totals_outlive_a_restart_and_pruning(make: Make, tmp_path: Path) -> Non
 
 @settings(max_examples=60, deadline=None)
 @given(
-    seed=st.integers(0, 2**32), count=st.integers(0, 120), nodes=st.integers(1, 30), least=st.integers(1, 12),
-    step=st.sampled_from((1, 2, 10, 1000)), fresh=st.integers(0, 40), hours=st.integers(0, 48),
+    seed=st.integers(0, 2**32),
+    count=st.integers(0, 120),
+    nodes=st.integers(1, 30),
+    least=st.integers(1, 12),
+    step=st.sampled_from((1, 2, 10, 1000)),
+    fresh=st.integers(0, 40),
+    hours=st.integers(0, 48),
     shift=st.integers(-DAY, 3 * DAY),
-)  # fmt: skip
+)
 def test_whatever_was_counted_a_monitor_accepts_the_publication(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, count: int, nodes: int, least: int, step: int, fresh: int,
-    hours: int, shift: int,
-) -> None:  # fmt: skip
-    chosen = {"min_nodes": least, "stats_round_to": step, "stats_min_new_tasks": fresh, "stats_snapshot_hours": hours}
+    tmp_path_factory: pytest.TempPathFactory,
+    seed: int,
+    count: int,
+    nodes: int,
+    least: int,
+    step: int,
+    fresh: int,
+    hours: int,
+    shift: int,
+) -> None:
+    chosen = {
+        "min_nodes": least,
+        "stats_round_to": step,
+        "stats_min_new_tasks": fresh,
+        "stats_snapshot_hours": hours,
+    }
     feed, counter = Feed(seed, nodes=nodes), Bench(tmp_path_factory.mktemp("any"), **chosen)
     with contextlib.closing(counter):
         for now in (NOON, NOON + shift, NOON + 2 * shift):
@@ -370,11 +464,15 @@ def test_below_min_nodes_only_that_is_said(make: Make) -> None:
     counter.take(NOON, *beats(feed, NOON, 4), *(feed.work(NOON) for _ in range(500)))
     assert set(counter.publish(NOON).values()) == {None}
     counter.take(NOON, *beats(feed, NOON))
-    assert set(counter.publish(NOON).values()) == {None}  # the window was looked at; nobody learns who came within it
+    assert set(counter.publish(NOON).values()) == {
+        None
+    }  # the window was looked at; nobody learns who came within it
     data = counter.take(NOON + WINDOW, *beats(feed, NOON + WINDOW, 9)).publish(NOON + WINDOW)
     assert (data["totalNodes"], data["activeNodes"]) == (10, 5)
     assert data["totalTasks"] > 0 and len(data["peers"]) == 10
-    data = counter.take(NOON + 2 * WINDOW, *beats(feed, NOON + 2 * WINDOW, 4)).publish(NOON + 2 * WINDOW)
+    data = counter.take(NOON + 2 * WINDOW, *beats(feed, NOON + 2 * WINDOW, 4)).publish(
+        NOON + 2 * WINDOW
+    )
     assert (data["totalNodes"], data["activeNodes"]) == (10, None)
 
 
@@ -384,14 +482,25 @@ def test_no_task_figure_before_enough_tasks_are_finished_and_then_rounded_ones(m
     counter.take(NOON, *(feed.invoice(NOON) for _ in range(33)))
     results = [feed.completed(NOON) for _ in range(20)]
     data = counter.take(NOON, *results[:19]).publish(NOON)
-    assert {name for name, value in data.items() if value is not None} == {"activeNodes", "totalNodes", "peers"}
+    assert {name for name, value in data.items() if value is not None} == {
+        "activeNodes",
+        "totalNodes",
+        "peers",
+    }
     later = NOON + WINDOW
-    assert counter.take(NOON, results[19], *beats(feed, NOON)).publish(later - 1)["snapshotAt"] is None
-    data = counter.publish(later)  # looked at when five minutes are over: the time of a message is not told
+    assert (
+        counter.take(NOON, results[19], *beats(feed, NOON)).publish(later - 1)["snapshotAt"] is None
+    )
+    data = counter.publish(
+        later
+    )  # looked at when five minutes are over: the time of a message is not told
     found = [json.loads(one.payload)["data"] for one in results]
     recount = Counter(one["status"] for one in found)
     assert data["snapshotAt"] == tbmon.utc(later)
-    assert data["totalTasks"] == data["tasksLast24h"] == 50 and data["totalInvoices"] == data["invoicesLast24h"] == 30
+    assert (
+        data["totalTasks"] == data["tasksLast24h"] == 50
+        and data["totalInvoices"] == data["invoicesLast24h"] == 30
+    )
     assert data["completedTasks"] == recount["completed"] // 10 * 10
     assert data["failedTasks"] == recount["failed"] // 10 * 10
     assert data["successRate"] is data["cacheHitRate"] is None  # five points of 20 are one
@@ -402,13 +511,18 @@ def test_no_task_figure_before_enough_tasks_are_finished_and_then_rounded_ones(m
 def test_rates_are_told_where_five_points_are_a_step_of_the_counts(make: Make) -> None:
     feed, counter = Feed(19, nodes=5), make()
     results = [feed.completed(NOON) for _ in range(200)]
-    assert counter.take(NOON, *beats(feed, NOON), *results[:199]).publish(NOON)["successRate"] is None
+    assert (
+        counter.take(NOON, *beats(feed, NOON), *results[:199]).publish(NOON)["successRate"] is None
+    )
     later = make()
     data = later.take(NOON, *beats(feed, NOON), *results).publish(NOON)
     found = [json.loads(one.payload)["data"] for one in results]
     completed = sum(one["status"] == "completed" for one in found)
     cached = sum(one["cached"] is True for one in found)
-    assert (data["successRate"], data["cacheHitRate"]) == (5 * round(completed / 10), 5 * round(cached / 10))
+    assert (data["successRate"], data["cacheHitRate"]) == (
+        5 * round(completed / 10),
+        5 * round(cached / 10),
+    )
 
 
 def test_between_snapshots_the_task_figures_repeat_and_only_the_nodes_are_told(make: Make) -> None:
@@ -453,16 +567,22 @@ def test_what_comes_again_after_a_node_left_does_not_bring_it_back(make: Make) -
     beat, left = feed.beat(feed.nodes[0], NOON), feed.presence("node_left", feed.nodes[0], NOON)
     counter.take(NOON, *beats(feed, NOON)).take(NOON + 1, beat).take(NOON + 2, left)
     assert counter.publish(NOON + 3)["totalNodes"] == 4
-    assert counter.take(NOON + 1, beat).publish(NOON + 4)["totalNodes"] == 4  # not acknowledged before a crash
+    assert (
+        counter.take(NOON + 1, beat).publish(NOON + 4)["totalNodes"] == 4
+    )  # not acknowledged before a crash
     assert counter.take(NOON + 5, beat).publish(NOON + 6)["totalNodes"] == 5
 
 
 def test_a_snapshot_outlives_a_restart_of_the_aggregator(make: Make) -> None:
     feed, counter = Feed(14, nodes=6), make()
-    before = counter.take(NOON, *beats(feed, NOON), *(feed.work(NOON) for _ in range(300))).publish(NOON)
+    before = counter.take(NOON, *beats(feed, NOON), *(feed.work(NOON) for _ in range(300))).publish(
+        NOON
+    )
     counter.store.close()
     again = Bench(counter.store.path.parent)
-    again.take(NOON + HOUR, *beats(feed, NOON + HOUR), *(feed.work(NOON + HOUR) for _ in range(300)))
+    again.take(
+        NOON + HOUR, *beats(feed, NOON + HOUR), *(feed.work(NOON + HOUR) for _ in range(300))
+    )
     assert figures(again.publish(NOON + HOUR)) == figures(before)
     again.close()
 
@@ -470,9 +590,18 @@ def test_a_snapshot_outlives_a_restart_of_the_aggregator(make: Make) -> None:
 def test_peers_are_made_once_a_day_after_ten_past_midnight_under_new_handles(make: Make) -> None:
     feed, counter = Feed(15, nodes=13), make()
     handles = []
-    for now in (NOON, MIDNIGHT - 1, MIDNIGHT, MIDNIGHT + 2 * WINDOW - 1, MIDNIGHT + 2 * WINDOW, MIDNIGHT + 20 * HOUR):
+    for now in (
+        NOON,
+        MIDNIGHT - 1,
+        MIDNIGHT,
+        MIDNIGHT + 2 * WINDOW - 1,
+        MIDNIGHT + 2 * WINDOW,
+        MIDNIGHT + 20 * HOUR,
+    ):
         here = feed.nodes if now < MIDNIGHT else feed.nodes[:8]
-        peers = counter.take(now, *(feed.beat(node, now) for node in here), *beats(feed, now, 8)).publish(now)["peers"]
+        peers = counter.take(
+            now, *(feed.beat(node, now) for node in here), *beats(feed, now, 8)
+        ).publish(now)["peers"]
         handles.append([one["handle"] for one in peers])
         assert handles[-1] == sorted(handles[-1]) and len(peers) == 10
         if now >= MIDNIGHT + 2 * WINDOW:
@@ -484,7 +613,11 @@ def test_peers_are_made_once_a_day_after_ten_past_midnight_under_new_handles(mak
 
 def test_a_peer_was_seen_today_from_midnight_on_and_is_gone_after_yesterday(make: Make) -> None:
     feed, counter = Feed(17, nodes=4), make(**EXACT)
-    heard = zip(feed.nodes, (MIDNIGHT - DAY - WINDOW, MIDNIGHT - DAY, MIDNIGHT - WINDOW, MIDNIGHT), strict=True)
+    heard = zip(
+        feed.nodes,
+        (MIDNIGHT - DAY - WINDOW, MIDNIGHT - DAY, MIDNIGHT - WINDOW, MIDNIGHT),
+        strict=True,
+    )
     counter.take(MIDNIGHT, *(feed.beat(node, at) for node, at in heard))
     peers = counter.publish(MIDNIGHT)["peers"]
     assert sorted(one["seen"] for one in peers) == ["today", "yesterday", "yesterday"]
@@ -506,7 +639,9 @@ def test_a_handle_is_of_a_key_that_nobody_else_has(make: Make) -> None:
 
 
 class Plan:
-    """A set of messages over three days, and the default publications made of it with the same random key."""
+    """A set of messages over three days, and the default publications made of it with the same
+    random key.
+    """
 
     TIMES = (NOON, NOON + 6 * HOUR, NOON + 6 * HOUR + 1, NOON + DAY, NOON + DAY + 30_000)
 
@@ -515,7 +650,9 @@ class Plan:
         windows = [at - WINDOW for at in self.TIMES]
         self.presence = {node: [(at, feed.beat(node, at)) for at in windows] for node in feed.nodes}
         begin = NOON - 6 * HOUR
-        self.work = [(at, feed.work(at)) for at in (begin + feed.dice.randrange(DAY) for _ in range(tasks))]
+        self.work = [
+            (at, feed.work(at)) for at in (begin + feed.dice.randrange(DAY) for _ in range(tasks))
+        ]
 
     def publish(self, counter: Bench, node: str = "", place: int = -1) -> list[dict[str, Any]]:
         """What is published without one node's presence, and without one message."""
@@ -526,7 +663,9 @@ class Plan:
         for now in self.TIMES:
             part = [one for one in said[done:] if one[0] < now]
             done += len(part)
-            counter.store.take([aggregator.Received(one.subject, one.payload, at) for at, one in part])
+            counter.store.take(
+                [aggregator.Received(one.subject, one.payload, at) for at, one in part]
+            )
             shown.append(counter.publish(now))
         return shown
 
@@ -541,20 +680,31 @@ def changes(name: str, before: Any, after: Any) -> float:
 
 CONCERNED = {
     "task_received": {"totalTasks", "tasksLast24h", "taskTypeDistribution"},
-    "task_completed": {"completedTasks", "failedTasks", "cachedTasks", "successRate", "cacheHitRate", *RESULTS},
+    "task_completed": {
+        "completedTasks",
+        "failedTasks",
+        "cachedTasks",
+        "successRate",
+        "cacheHitRate",
+        *RESULTS,
+    },
     "invoice_created": {"totalInvoices", "invoicesLast24h", "stepsComputedDistribution"},
 }
 
 
 @pytest.fixture
 def same_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The random keys and ids are the same in all publications, and the judgement of a message is remembered."""
+    """The random keys and ids are the same in all publications, and the judgement of a message
+    is remembered.
+    """
     monkeypatch.setattr(secrets, "token_hex", lambda size: "5a" * size)
     monkeypatch.setattr(aggregator, "judge", functools.lru_cache(10**5)(aggregator.judge))
 
 
 @pytest.mark.parametrize("nodes", [60, 63])
-def test_one_node_more_or_less_changes_whole_steps_and_handles_only(make: Make, same_key: None, nodes: int) -> None:
+def test_one_node_more_or_less_changes_whole_steps_and_handles_only(
+    make: Make, same_key: None, nodes: int
+) -> None:
     plan = Plan(nodes, 400)
     before, differ = plan.publish(make()), 0
     for node in plan.presence:
@@ -563,12 +713,21 @@ def test_one_node_more_or_less_changes_whole_steps_and_handles_only(make: Make, 
             differ += bool(changed)
             assert changed <= {"activeNodes", "totalNodes", "peers"}
             assert all(changes(name, old[name], new[name]) == 1 for name in changed - {"peers"})
-            handles = [{(one["handle"], one["seen"]) for one in data["peers"]} for data in (old, new)]
-            assert len(handles[1]) % 5 == 0 and max(len(a - b) for a, b in (handles, handles[::-1])) <= 5
-    assert differ or nodes % 5  # with 63 it shows in the handles of those that were among the 60 only
+            handles = [
+                {(one["handle"], one["seen"]) for one in data["peers"]} for data in (old, new)
+            ]
+            assert (
+                len(handles[1]) % 5 == 0
+                and max(len(a - b) for a, b in (handles, handles[::-1])) <= 5
+            )
+    assert (
+        differ or nodes % 5
+    )  # with 63 it shows in the handles of those that were among the 60 only
 
 
-def test_one_message_more_or_less_changes_one_step_of_its_own_figures_only(make: Make, same_key: None) -> None:
+def test_one_message_more_or_less_changes_one_step_of_its_own_figures_only(
+    make: Make, same_key: None
+) -> None:
     plan = Plan(30, 1500)
     before, differ = plan.publish(make()), 0
     assert before[0]["snapshotAt"] != before[3]["snapshotAt"]
@@ -580,7 +739,9 @@ def test_one_message_more_or_less_changes_one_step_of_its_own_figures_only(make:
             differ += bool(changed)
             assert changed <= allowed
             assert all(changes(name, old[name], new[name]) == 1 for name in changed)
-        assert figures(after[0]) == figures(after[1]) == figures(after[2])  # between snapshots: nothing at all
+        assert (
+            figures(after[0]) == figures(after[1]) == figures(after[2])
+        )  # between snapshots: nothing at all
         assert figures(after[3]) == figures(after[4])
     assert differ
 
@@ -589,17 +750,27 @@ def test_one_message_more_or_less_changes_one_step_of_its_own_figures_only(make:
 
 
 ODD = {
-    "version": spoiled(version="1.1"), "type": spoiled(type=["task_received"]), "id": spoiled(id="A" * 32),
-    "anonymous": spoiled(nodeId="node-11111111-1111-4111-8111-111111111111"), "data": spoiled(data=[]),
-    "time": spoiled(timestamp="2026-05-29T12:01:00.000Z"), "day": spoiled(timestamp="2026-02-31T12:00:00.000Z"),
-    "more": spoiled(dataextra=1), "language": spoiled(datataskType="go"), "hash": spoiled(datataskIdHash="0x" * 32),
-    "surrogate": spoiled(id="\ud800" * 32), "empty": Said("truebit.heartbeat", b"", False),
-    "number": Said("truebit.heartbeat", b"1e999", False), "null": Said("truebit.heartbeat", b"null", False),
-    "deep": Said("truebit.heartbeat", b"[" * 2040, False), "digits": Said("truebit.heartbeat", b"9" * 2040, False),
-    "long": Said("truebit.heartbeat", b" " * 2049, False), "huge": Said("truebit.heartbeat", b"{" * 10**6, False),
+    "version": spoiled(version="1.1"),
+    "type": spoiled(type=["task_received"]),
+    "id": spoiled(id="A" * 32),
+    "anonymous": spoiled(nodeId="node-11111111-1111-4111-8111-111111111111"),
+    "data": spoiled(data=[]),
+    "time": spoiled(timestamp="2026-05-29T12:01:00.000Z"),
+    "day": spoiled(timestamp="2026-02-31T12:00:00.000Z"),
+    "more": spoiled(dataextra=1),
+    "language": spoiled(datataskType="go"),
+    "hash": spoiled(datataskIdHash="0x" * 32),
+    "surrogate": spoiled(id="\ud800" * 32),
+    "empty": Said("truebit.heartbeat", b"", False),
+    "number": Said("truebit.heartbeat", b"1e999", False),
+    "null": Said("truebit.heartbeat", b"null", False),
+    "deep": Said("truebit.heartbeat", b"[" * 2040, False),
+    "digits": Said("truebit.heartbeat", b"9" * 2040, False),
+    "long": Said("truebit.heartbeat", b" " * 2049, False),
+    "huge": Said("truebit.heartbeat", b"{" * 10**6, False),
     "subject": Feed(0).received(NOON)._replace(subject="truebit.heartbeat", is_good=False),
     "space": Said("truebit.tasks.received", Feed(0).received(NOON).payload + b" ", False),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -613,12 +784,18 @@ def test_what_is_not_in_the_schema_is_dropped_and_counted_by_reason(make: Make, 
 @pytest.mark.parametrize(
     ("shift", "reason"),
     [
-        (-8 * DAY, None), (-8 * DAY - WINDOW, "its time is too old"), (-3000 * DAY, "its time is too old"),
-        (10 * MINUTE, None), (15 * MINUTE, "its time is in the future"), (20_000 * DAY, "its time is in the future"),
+        (-8 * DAY, None),
+        (-8 * DAY - WINDOW, "its time is too old"),
+        (-3000 * DAY, "its time is too old"),
+        (10 * MINUTE, None),
+        (15 * MINUTE, "its time is in the future"),
+        (20_000 * DAY, "its time is in the future"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("kind", ["received", "invoice", "beat"])
-def test_a_time_out_of_range_is_dropped(make: Make, kind: str, shift: int, reason: str | None) -> None:
+def test_a_time_out_of_range_is_dropped(
+    make: Make, kind: str, shift: int, reason: str | None
+) -> None:
     feed, counter = Feed(41, nodes=1), make()
     build = functools.partial(feed.beat, feed.nodes[0]) if kind == "beat" else getattr(feed, kind)
     counter.take(NOON, build(NOON + shift))
@@ -626,7 +803,9 @@ def test_a_time_out_of_range_is_dropped(make: Make, kind: str, shift: int, reaso
 
 
 def variants(payload: bytes, node: str) -> Iterator[bytes]:
-    """The message itself, with each of its bytes changed or lost, and with the other sort of sender."""
+    """The message itself, with each of its bytes changed or lost, and with the other sort of
+    sender.
+    """
     yield payload
     for at in range(len(payload)):
         for byte in (b"0", b"a", b"A", b"", b'"'):
@@ -644,28 +823,43 @@ def test_a_message_is_judged_as_the_gate_alone_would_however_many_like_it_passed
         judged = aggregator.judge(aggregator.Received(place.subject, payload, NOON))
         refusal = tbmon.refusal_of(place.subject, payload)
         if refusal is not None or isinstance(judged, str):
-            assert judged == refusal or (refusal is None and str(judged).startswith("its time is")), payload
+            assert judged == refusal or (
+                refusal is None and str(judged).startswith("its time is")
+            ), payload
             continue
         passed += 1
         message = json.loads(payload)
         assert judged.key == int(message["id"][:16], 16) - 2**63
-        assert judged.node == (bytes.fromhex(message["nodeId"][5:].replace("-", "")) if place.named else b"")
-        values = [(f"{kind}.{name}", str(value)) for name, value in message["data"].items() if "Hash" not in name]
+        assert judged.node == (
+            bytes.fromhex(message["nodeId"][5:].replace("-", "")) if place.named else b""
+        )
+        values = [
+            (f"{kind}.{name}", str(value))
+            for name, value in message["data"].items()
+            if "Hash" not in name
+        ]
         assert [row[1:] for row in judged.rows] == [(kind, ""), *values]
     assert passed > 50  # each digit of the id, at least
 
 
 SUBJECTS = st.sampled_from([kind.subject for kind in tbmon.MESSAGES.values()])
-GARBAGE = st.binary(max_size=300) | st.text(max_size=100).map(lambda text: text.encode("utf-8", "replace"))
+GARBAGE = st.binary(max_size=300) | st.text(max_size=100).map(
+    lambda text: text.encode("utf-8", "replace")
+)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_no_bytes_stop_it_or_go_uncounted(tmp_path: Path, data: st.DataObject) -> None:
     feed = Feed(42, nodes=1)
     messages = [Said(*one) for one in data.draw(st.lists(st.tuples(SUBJECTS, GARBAGE), max_size=5))]
     for one in (feed.received(NOON), feed.completed(NOON), feed.invoice(NOON)):
-        place, byte = data.draw(st.integers(0, len(one.payload) - 1)), data.draw(st.binary(max_size=3))
+        place, byte = (
+            data.draw(st.integers(0, len(one.payload) - 1)),
+            data.draw(st.binary(max_size=3)),
+        )
         messages.append(one._replace(payload=one.payload[:place] + byte + one.payload[place + 1 :]))
     with contextlib.closing(Bench(tmp_path)) as counter:
         before = len(counter.rows("seen")) + sum(counter.dropped().values())
@@ -679,15 +873,24 @@ def heard(counter: Bench) -> int:
 
 
 def test_too_many_at_once_are_dropped_with_budgets_apart(make: Make) -> None:
-    feed, counter = Feed(43, nodes=8), make(global_rate_limit=5, rate_limit_per_node=2, rate_limit_window=1000)
+    feed, counter = (
+        Feed(43, nodes=8),
+        make(global_rate_limit=5, rate_limit_per_node=2, rate_limit_window=1000),
+    )
     counter.take(NOON, *(feed.work(NOON) for _ in range(9)))
     assert counter.dropped() == {"too many at once": 4}
-    counter.take(NOON + 999, *(feed.beat(feed.nodes[0], NOON) for _ in range(5)))  # 2 of one installation
+    counter.take(
+        NOON + 999, *(feed.beat(feed.nodes[0], NOON) for _ in range(5))
+    )  # 2 of one installation
     assert counter.dropped() == {"too many at once": 7}
     counter.take(NOON + 999, *(feed.beat(node, NOON) for node in feed.nodes[1:]))  # 3 more of all
     assert counter.dropped() == {"too many at once": 11} and heard(counter) == 4
     counter.take(NOON + 999, feed.work(NOON))
-    counter.take(NOON + 1000, *(feed.work(NOON) for _ in range(5)), *(feed.beat(node, NOON) for node in feed.nodes[:5]))
+    counter.take(
+        NOON + 1000,
+        *(feed.work(NOON) for _ in range(5)),
+        *(feed.beat(node, NOON) for node in feed.nodes[:5]),
+    )
     assert counter.dropped() == {"too many at once": 12} and len(counter.rows("seen")) == 10
 
 
@@ -730,11 +933,15 @@ def test_in_a_flood_the_oldest_ids_go_first_and_the_file_stays_small(
     assert sizes[-1] <= 1.2 * max(sizes[:4])
     counter.take(NOON + 11 * HOUR, *sent)
     assert counter.dropped() == {"it was counted before": 1500}
-    data = counter.take(NOON + 11 * HOUR, feed.beat(feed.nodes[0], NOON + 11 * HOUR)).publish(NOON + 11 * HOUR)
+    data = counter.take(NOON + 11 * HOUR, feed.beat(feed.nodes[0], NOON + 11 * HOUR)).publish(
+        NOON + 11 * HOUR
+    )
     assert data["totalTasks"] == 12 * 1500
 
 
-def test_one_hour_of_flood_is_not_forgotten_whole(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_hour_of_flood_is_not_forgotten_whole(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(aggregator, "MAX_KEYS", 1000)
     feed, counter = Feed(47), make(**EXACT)
     sent = [feed.work(NOON) for _ in range(1500)]
@@ -766,7 +973,13 @@ def test_counts_of_windows_and_days_are_kept_as_long_as_retention_says(make: Mak
         counter.take(NOON + day * DAY, feed.work(NOON + day * DAY), HOSTILE[0])
     counter.prune(NOON + 4 * DAY, days=2)
     kept = {at for at, *_ in counter.rows("tally") if at}
-    assert kept == {NOON + 2 * DAY, NOON + 3 * DAY, NOON + 4 * DAY, MIDNIGHT + 2 * DAY, MIDNIGHT + 3 * DAY}
+    assert kept == {
+        NOON + 2 * DAY,
+        NOON + 3 * DAY,
+        NOON + 4 * DAY,
+        MIDNIGHT + 2 * DAY,
+        MIDNIGHT + 3 * DAY,
+    }
 
 
 # The store
@@ -790,7 +1003,9 @@ def no_database(path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [tbmons_own, anothers, no_database])
-def test_another_programs_file_is_left_as_it_is(tmp_path: Path, write: Callable[[Path], None]) -> None:
+def test_another_programs_file_is_left_as_it_is(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
     path = tmp_path / "theirs.db"
     write(path)
     before = path.read_bytes()
@@ -802,7 +1017,10 @@ def test_another_programs_file_is_left_as_it_is(tmp_path: Path, write: Callable[
 def test_a_database_in_use_by_its_own_program_is_left_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "theirs.db"
     with contextlib.closing(sqlite3.connect(path)) as db:
-        db.executescript("PRAGMA journal_mode = WAL; CREATE TABLE notes (text); INSERT INTO notes VALUES ('mine')")
+        db.executescript(
+            "PRAGMA journal_mode = WAL; CREATE TABLE notes (text); INSERT INTO notes VALUES "
+            "('mine')"
+        )
         before = path.read_bytes(), path.with_name("theirs.db-wal").read_bytes()
         with pytest.raises(tbmon.UserError, match="another program's database"):
             aggregator.Store(aggregator.Config(db_path=str(path)))
@@ -918,19 +1136,29 @@ def test_the_order_to_end_is_heard_in_the_moment_a_message_comes(make: Make, tur
 
 NAME = ROOT / "aggregator.py"
 HEADING = re.compile(r"^# (\d+)\. (\S.*) \(([a-z ]+)\)$", re.M)
-EFFECTS = {"environment": "environment", "pure": "pure", "disk": "disk", "network": "network out", "process": "process"}
+EFFECTS = {
+    "environment": "environment",
+    "pure": "pure",
+    "disk": "disk",
+    "network": "network out",
+    "process": "process",
+}
 
 
 def bannered() -> str:
     """The source with its headings as tbmon's checker knows them."""
     source = NAME.read_text("utf-8")
     assert {found[3] for found in HEADING.finditer(source)} <= set(EFFECTS)
-    return HEADING.sub(lambda found: f"{RULE}\n# {found[1]}. {found[2]}  ({EFFECTS[found[3]]})\n{RULE}", source)
+    return HEADING.sub(
+        lambda found: f"{RULE}\n# {found[1]}. {found[2]}  ({EFFECTS[found[3]]})\n{RULE}", source
+    )
 
 
 @pytest.fixture
 def loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One loop runs everything, so that sections with effects may use asyncio; SQL includes VACUUM here."""
+    """One loop runs everything, so that sections with effects may use asyncio; SQL includes
+    VACUUM here.
+    """
     monkeypatch.setitem(test_layout.ALLOWED, "asyncio", {"network out", "disk", "process"})
     monkeypatch.setitem(test_layout.ALLOWED, "signal", {"process"})
     pattern = test_layout.STATEMENT.pattern.replace("(?:SELECT|", "(?:VACUUM|SELECT|", 1)
@@ -947,12 +1175,14 @@ def test_its_sections_use_what_stands_above_and_have_the_effects_they_name(loops
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("bad = Store", "uses Store of section"), ("bad = open('x')", "open in a section labelled pure"),
+        ("bad = Store", "uses Store of section"),
+        ("bad = open('x')", "open in a section labelled pure"),
         ("bad = time.time()", "time.time in a section labelled pure"),
         ("bad = 'VACUUM INTO ?'", "SQL outside the store"),
-        ("def bad(db): db.execute('x')", "execute() outside the store"), ("bad = asyncio.sleep", "labelled pure"),
+        ("def bad(db): db.execute('x')", "execute() outside the store"),
+        ("bad = asyncio.sleep", "labelled pure"),
     ],
-)  # fmt: skip
+)
 def test_the_checker_sees_a_fault_in_it(loops: None, line: str, expected: str) -> None:
     source = bannered().replace("MESSAGE_BYTES = ", f"{line}\nMESSAGE_BYTES = ", 1)
     assert any(expected in one for one in findings(source)), findings(source)

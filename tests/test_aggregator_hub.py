@@ -1,4 +1,6 @@
-"""The aggregator as a process at a real hub: nothing lost, nothing twice, and what its operator sees."""
+"""The aggregator as a process at a real hub: nothing lost, nothing twice, and what its operator
+sees.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +103,9 @@ def settle(one: Aggregation, count: int, timeout_s: float = 20) -> None:
 # Counting at a hub
 
 
-def test_what_was_sent_while_it_was_away_is_counted_and_published(hub: Hubs, count: Aggregators) -> None:
+def test_what_was_sent_while_it_was_away_is_counted_and_published(
+    hub: Hubs, count: Aggregators
+) -> None:
     server, feed, at = hub(), Feed(21, nodes=4), now_ms()
     one, monitor = count(server).start(), Publisher(server.address)
     monitor.publish(*(feed.work(at) for _ in range(50)))
@@ -119,13 +123,22 @@ def test_what_was_sent_while_it_was_away_is_counted_and_published(hub: Hubs, cou
 
 
 STATUS = [  # what a hub says of itself
-    b"NATS/1.0 408 Request Timeout\r\n\r\n", b"NATS/1.0 503\r\n\r\n", b"NATS/1.0 404 No Messages\r\n\r\n",
-    b"NATS/1.0 100 FlowControl Request\r\n\r\n", b"NATS/1.0 409 Consumer Deleted\r\n\r\n",
-]  # fmt: skip
+    b"NATS/1.0 408 Request Timeout\r\n\r\n",
+    b"NATS/1.0 503\r\n\r\n",
+    b"NATS/1.0 404 No Messages\r\n\r\n",
+    b"NATS/1.0 100 FlowControl Request\r\n\r\n",
+    b"NATS/1.0 409 Consumer Deleted\r\n\r\n",
+]
 ROUGH = [
-    b"NATS/1.0\r\nno colon\r\n\r\n", b"NATS/1.0\r\n: \r\n\r\n", b"\r\n\r\n", b"\xff" * 9, b"NATS/1.0 \xff\r\n\r\n",
-    b"NATS/1.0\r\nStatus: 408\r\n\r\n", b"NATS/1.0", b"NATS/1.0\r\n",
-]  # fmt: skip
+    b"NATS/1.0\r\nno colon\r\n\r\n",
+    b"NATS/1.0\r\n: \r\n\r\n",
+    b"\r\n\r\n",
+    b"\xff" * 9,
+    b"NATS/1.0 \xff\r\n\r\n",
+    b"NATS/1.0\r\nStatus: 408\r\n\r\n",
+    b"NATS/1.0",
+    b"NATS/1.0\r\n",
+]
 
 
 def test_headers_of_any_bytes_neither_stop_nor_fool_it(hub: Hubs, count: Aggregators) -> None:
@@ -144,17 +157,25 @@ def test_headers_of_any_bytes_neither_stop_nor_fool_it(hub: Hubs, count: Aggrega
     assert one.counted() == 2 and one.text().count("connected to") == 1
 
 
-def test_without_jetstream_it_counts_and_says_what_that_means(hub: Hubs, count: Aggregators) -> None:
+def test_without_jetstream_it_counts_and_says_what_that_means(
+    hub: Hubs, count: Aggregators
+) -> None:
     server, feed, at = hub(HUB_PLAIN % ""), Feed(23, nodes=3), now_ms()
     one, monitor = count(server).start(), Publisher(server.address)
-    assert "WARNING no JetStream" in one.text() and "while the aggregator is away is lost" in one.text()
+    assert (
+        "WARNING no JetStream" in one.text()
+        and "while the aggregator is away is lost" in one.text()
+    )
     sent = [feed.work(at) for _ in range(1000)]
     for begin in range(0, 1000, 100):
         monitor.publish(*sent[begin : begin + 100])
     monitor.publish(*sent[:50], *(feed.beat(node, at) for node in feed.nodes))
     settle(one, 1000)
     data = wait_for(lambda: (data := published(server)) and data["activeNodes"] == 3 and data)
-    assert data["completedTasks"] + data["failedTasks"] + data["totalTasks"] + data["totalInvoices"] == 1000
+    assert (
+        data["completedTasks"] + data["failedTasks"] + data["totalTasks"] + data["totalInvoices"]
+        == 1000
+    )
     assert one.dropped() == {"it was counted before": 50}
 
 
@@ -163,7 +184,9 @@ def test_a_consumer_that_goes_is_noticed_and_made_again(hub: Hubs, count: Aggreg
     one, monitor = count(server).start(), Publisher(server.address)
 
     async def delete() -> None:
-        async with tbmon.connect(server.url(), {"user": "aggregator", "password": AGGREGATOR}, None, 10) as admin:
+        async with tbmon.connect(
+            server.url(), {"user": "aggregator", "password": AGGREGATOR}, None, 10
+        ) as admin:
             await admin.jetstream().delete_consumer(TASKS, aggregator.CONSUMER)
 
     monitor.publish(*(feed.work(at) for _ in range(100)))
@@ -174,7 +197,9 @@ def test_a_consumer_that_goes_is_noticed_and_made_again(hub: Hubs, count: Aggreg
     assert f"{TASKS} cannot be read any more; trying again" in one.text()
 
 
-def test_a_flood_without_jetstream_does_not_end_the_connection(hub: Hubs, count: Aggregators) -> None:
+def test_a_flood_without_jetstream_does_not_end_the_connection(
+    hub: Hubs, count: Aggregators
+) -> None:
     server, feed, at = hub(HUB_PLAIN % ""), Feed(32), now_ms()
     one, monitor = count(server).start(), Publisher(server.address)
     tiny = [Said("truebit.tasks.received", b"x")] * 20_000  # more come at once than may wait
@@ -188,7 +213,9 @@ def test_a_flood_without_jetstream_does_not_end_the_connection(hub: Hubs, count:
 
 
 class Load(threading.Thread):
-    """Publishes by the hundred until told to end; what may have been lost with a hub is sent again, as monitors do."""
+    """Publishes by the hundred until told to end; what may have been lost with a hub is sent again,
+    as monitors do.
+    """
 
     def __init__(self, server: Server, seed: int) -> None:
         super().__init__(daemon=True)
@@ -225,7 +252,9 @@ class Load(threading.Thread):
 
 
 def in_stream(server: Server, hub: Hubs) -> Counter[bytes]:
-    """What the hub kept of tasks and invoices, read after its end by a server with a user who may do anything."""
+    """What the hub kept of tasks and invoices, read after its end by a server with a user who may
+    do anything.
+    """
     import nats
 
     server.kill()
@@ -292,7 +321,10 @@ def test_with_a_full_disk_nothing_is_counted_and_it_goes_on_when_there_is_room(
     hub: Hubs, count: Aggregators, tmp_path: Path
 ) -> None:
     server, feed, at = hub(), Feed(25), now_ms()
-    with small_disk(tmp_path / "disk") as disk, contextlib.closing(count(server, DB_PATH=str(disk / "a.db"))) as one:
+    with (
+        small_disk(tmp_path / "disk") as disk,
+        contextlib.closing(count(server, DB_PATH=str(disk / "a.db"))) as one,
+    ):
         one.start()
         monitor = Publisher(server.address).publish(*(feed.work(at) for _ in range(100)))
         settle(one, 100)
@@ -315,11 +347,18 @@ def test_with_a_full_disk_nothing_is_counted_and_it_goes_on_when_there_is_room(
 
 
 class Flood(threading.Thread):
-    """As many messages of some kinds as a socket takes, at most some thousand a second, until told to end."""
+    """As many messages of some kinds as a socket takes, at most some thousand a second, until told
+    to end.
+    """
 
     def __init__(self, server: Server, messages: list[Said]) -> None:
         super().__init__(daemon=True)
-        self.monitor, self.messages, self.ended, self.rounds = Publisher(server.address), messages, threading.Event(), 0
+        self.monitor, self.messages, self.ended, self.rounds = (
+            Publisher(server.address),
+            messages,
+            threading.Event(),
+            0,
+        )
 
     def run(self) -> None:
         while not self.ended.wait(0.1):
@@ -343,7 +382,9 @@ def is_present(one: Aggregation, nodes: int) -> bool:
 LIMITED = {"GLOBAL_RATE_LIMIT": "50", "RATE_LIMIT_PER_NODE": "10"}
 
 
-def test_a_flood_of_tasks_leaves_presence_counted_and_the_other_way_round(hub: Hubs, count: Aggregators) -> None:
+def test_a_flood_of_tasks_leaves_presence_counted_and_the_other_way_round(
+    hub: Hubs, count: Aggregators
+) -> None:
     server, feed, at = hub(), Feed(26, nodes=20), now_ms()
     one, monitor = count(server, **LIMITED).start(), Publisher(server.address)
     strangers = Feed(27, nodes=1000)
@@ -359,7 +400,9 @@ def test_a_flood_of_tasks_leaves_presence_counted_and_the_other_way_round(hub: H
     with Flood(server, presence) as flood:
         wait_for(lambda: len(one.present()) > 60)
         tasks = [feed.completed(at) for _ in range(20)]
-        wait_for(lambda: monitor.publish(*tasks) and finished(one.totals()) >= finished(before) + 20, 5)
+        wait_for(
+            lambda: monitor.publish(*tasks) and finished(one.totals()) >= finished(before) + 20, 5
+        )
         wait_for(lambda: flood.rounds > 5)
     assert one.dropped()["too many at once"] > 1000
 
@@ -372,9 +415,14 @@ def finished(totals: dict[tuple[str, str], int]) -> int:
 
 
 BAD = {
-    "NATS_URL": "nats://user:word@hub", "PUBLISH_INTERVAL": "soon", "MIN_NODES": "0", "LOG_LEVEL": "loud",
-    "STREAM_REPLICAS": "9", "RETENTION_DAYS": "-1", "NATS_PASSWORD_FILE": "/nonexistent",
-}  # fmt: skip
+    "NATS_URL": "nats://user:word@hub",
+    "PUBLISH_INTERVAL": "soon",
+    "MIN_NODES": "0",
+    "LOG_LEVEL": "loud",
+    "STREAM_REPLICAS": "9",
+    "RETENTION_DAYS": "-1",
+    "NATS_PASSWORD_FILE": "/nonexistent",
+}
 
 
 def test_bad_settings_are_all_named_at_once(count: Aggregators) -> None:
@@ -395,7 +443,9 @@ def test_help_names_every_setting_and_command(count: Aggregators) -> None:
     done = count().run("--help")
     assert done.returncode == 0 and done.stderr == ""
     names = [name.upper() for name in aggregator.Config.__dataclass_fields__]
-    assert [name for name in (*names, "serve", "healthcheck", "backup") if name not in done.stdout] == []
+    assert [
+        name for name in (*names, "serve", "healthcheck", "backup") if name not in done.stdout
+    ] == []
     assert count().run("--version").stdout == f"aggregator {tbmon.__version__}\n"
 
 
@@ -425,7 +475,9 @@ def test_it_ends_at_once_without_a_hub(count: Aggregators, number: int) -> None:
     assert "Traceback" not in one.text() and "stopped" in one.text()
 
 
-def test_it_ends_in_time_at_a_hub_that_answers_and_at_one_that_does_not(hub: Hubs, count: Aggregators) -> None:
+def test_it_ends_in_time_at_a_hub_that_answers_and_at_one_that_does_not(
+    hub: Hubs, count: Aggregators
+) -> None:
     server = hub()
     one = count(server).start()
     assert one.end(signal.SIGINT) == 0
@@ -462,7 +514,9 @@ def test_health_before_during_and_after(hub: Hubs, count: Aggregators) -> None:
     assert after.returncode == 1 and after.stdout.startswith("no publication since 20")
 
 
-def test_a_backup_made_while_it_counts_is_whole(hub: Hubs, count: Aggregators, tmp_path: Path) -> None:
+def test_a_backup_made_while_it_counts_is_whole(
+    hub: Hubs, count: Aggregators, tmp_path: Path
+) -> None:
     server, feed, at = hub(), Feed(28), now_ms()
     one, monitor = count(server).start(), Publisher(server.address)
     monitor.publish(*(feed.work(at) for _ in range(3000)))
@@ -494,7 +548,10 @@ def test_a_second_one_is_refused_until_the_first_has_ended(hub: Hubs, count: Agg
     assert second.launch().process is not None
     wait_for(lambda: second.code() is not None)
     assert second.code() == 2
-    assert f"another aggregator is at {server.url()}" in second.text() and "Traceback" not in second.text()
+    assert (
+        f"another aggregator is at {server.url()}" in second.text()
+        and "Traceback" not in second.text()
+    )
     same = count(server, DB_PATH=str(first.db)).run()
     assert same.returncode == 2 and "is in use by another aggregator" in same.stderr
     assert first.code() is None and first.end() == 0
@@ -513,7 +570,9 @@ def test_of_those_started_at_the_same_moment_one_stays(hub: Hubs, count: Aggrega
 
 
 @pytest.mark.parametrize("tokens", ["0f", "f0"])
-def test_of_two_started_half_a_second_apart_one_stays(hub: Hubs, tmp_path: Path, tokens: str) -> None:
+def test_of_two_started_half_a_second_apart_one_stays(
+    hub: Hubs, tmp_path: Path, tokens: str
+) -> None:
     server = hub()
 
     async def claims() -> list[Any]:
@@ -527,8 +586,12 @@ def test_of_two_started_half_a_second_apart_one_stays(hub: Hubs, tmp_path: Path,
                 store = stack.enter_context(contextlib.closing(aggregator.Store(config)))
                 one = aggregator.Aggregator(config, store)
                 one.token = token * 16
-                connection = tbmon.connect(server.url(), login, None, 10, error_cb=one.fail, inbox_prefix=inbox)
-                tasks.append(asyncio.create_task(one.claim(await stack.enter_async_context(connection))))
+                connection = tbmon.connect(
+                    server.url(), login, None, 10, error_cb=one.fail, inbox_prefix=inbox
+                )
+                tasks.append(
+                    asyncio.create_task(one.claim(await stack.enter_async_context(connection)))
+                )
                 await asyncio.to_thread(asked.wait, len(tasks))
             return await asyncio.gather(*tasks, return_exceptions=True)
 

@@ -1,4 +1,6 @@
-"""A task's wasm module, taken out of a real container through a real engine: the right one, all of it, and no more."""
+"""A task's wasm module, taken out of a real container through a real engine: the right one, all of
+it, and no more.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,11 @@ class Module(NamedTuple):
         return b"\0asm" + random.Random(self.number).randbytes(self.size - 4)
 
 
-SMALL, LARGE, OLD = Module(1, VERSIONS[1], 3000), Module(2, VERSIONS[1], MOST), Module(3, VERSIONS[0], 70_001)
+SMALL, LARGE, OLD = (
+    Module(1, VERSIONS[1], 3000),
+    Module(2, VERSIONS[1], MOST),
+    Module(3, VERSIONS[0], 70_001),
+)
 TOO_LARGE = Module(4, VERSIONS[1], MOST + 1)
 MODULES = (SMALL, LARGE, OLD, TOO_LARGE)
 NEVER_CACHED, WITHOUT_HASH = 5, 6
@@ -58,7 +64,10 @@ LINKS = {  # number of the task: what makes its module a link that leads elsewhe
     14: f"ln -s /outside {CACHE}/9.9.9",
     15: f"ln -s /nowhere {module_path(15)}",
 }
-ODD = {20: f"mkdir {module_path(20)}", 21: f"/bin/busybox mkfifo {module_path(21)}"}  # there, but no file
+ODD = {
+    20: f"mkdir {module_path(20)}",
+    21: f"/bin/busybox mkfifo {module_path(21)}",
+}  # there, but no file
 
 
 def lines() -> Iterator[str]:
@@ -78,7 +87,11 @@ def furnish(node: Node) -> None:
     for path in ("/etc/passwd", EVENT_DB, f"/outside/{digest(13)}/prepared.wasm"):
         node.put(path, SECRET)
     node.put(f"/outside/{digest(14)}/prepared.wasm", SECRET)
-    folders = " ".join(f"{CACHE}/{VERSIONS[1]}/{digest(number)}" for number in (*LINKS, *ODD) if number not in (13, 14))
+    folders = " ".join(
+        f"{CACHE}/{VERSIONS[1]}/{digest(number)}"
+        for number in (*LINKS, *ODD)
+        if number not in (13, 14)
+    )
     node.shell(f"mkdir -p {folders}; " + "; ".join((*LINKS.values(), *ODD.values())))
     node.put(f"{module_path(20)}/secret", SECRET)
 
@@ -91,10 +104,16 @@ class Site(NamedTuple):
 
 @pytest.fixture(scope="module")
 def site(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A node with a furnished cache that has done all tasks, and a monitor that asks the engine through a proxy."""
+    """A node with a furnished cache that has done all tasks, and a monitor that asks the engine
+    through a proxy.
+    """
     folder = tmp_path_factory.mktemp("artifacts")
     node, proxy = Node(folder / "io"), Proxy(folder / "proxy.sock")
-    settings = {"CONTAINER_NAME": node.name, "DOCKER_HOST": proxy.url, "MAX_ARTIFACT_BYTES": str(MOST)}
+    settings = {
+        "CONTAINER_NAME": node.name,
+        "DOCKER_HOST": proxy.url,
+        "MAX_ARTIFACT_BYTES": str(MOST),
+    }
     program = Program(folder / "program", API_RATE_LIMIT="0", **settings)
     try:
         node.run()
@@ -113,14 +132,18 @@ def site(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
         proxy.close()
 
 
-def artifacts(program: Program, number: int, hash_of: int | None = None, password: str = PASSWORD) -> Answer:
+def artifacts(
+    program: Program, number: int, hash_of: int | None = None, password: str = PASSWORD
+) -> Answer:
     """The list of a task's artifacts, or one of them by its hash."""
     path = f"/api/tasks/{task_of(number)}/artifacts"
     return ask(program, path if hash_of is None else f"{path}/{digest(hash_of)}", password=password)
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_is_found_by_its_hash_in_whatever_version_has_it(site: Site, module: Module) -> None:
+def test_a_module_is_found_by_its_hash_in_whatever_version_has_it(
+    site: Site, module: Module
+) -> None:
     answer = artifacts(site.program, module.number)
     listed = {"hash": digest(module.number), "type": "wasm", "size_bytes": module.size}
     assert (answer.status, answer.json) == (200, {"artifacts": [listed]})
@@ -130,18 +153,27 @@ def test_a_module_is_found_by_its_hash_in_whatever_version_has_it(site: Site, mo
 @pytest.mark.parametrize("module", [SMALL, LARGE, OLD])
 def test_a_module_is_downloaded_byte_by_byte_as_it_is(site: Site, module: Module) -> None:
     name = digest(module.number)
-    for path in (f"/api/tasks/{task_of(module.number)}/artifacts/{one}" for one in (name, name.upper())):
+    for path in (
+        f"/api/tasks/{task_of(module.number)}/artifacts/{one}" for one in (name, name.upper())
+    ):
         answer = fetch(site.program, path, Accept_Encoding="gzip")
         assert (answer.status, answer.headers["Content-Type"]) == (200, "application/wasm")
         assert answer.body == module.content
         assert answer.headers["Content-Disposition"] == f'attachment; filename="{name}.wasm"'
         assert int(answer.headers["Content-Length"]) == module.size
-        assert (answer.headers["Content-Encoding"], answer.headers["Cache-Control"]) == (None, "no-store")
+        assert (answer.headers["Content-Encoding"], answer.headers["Cache-Control"]) == (
+            None,
+            "no-store",
+        )
 
 
 def test_head_tells_of_a_module_and_sends_none_of_it(site: Site) -> None:
     answer = fetch(site.program, f"/api/tasks/{task_of(1)}/artifacts/{digest(1)}", "HEAD")
-    assert (answer.status, answer.body, answer.headers["Content-Type"]) == (200, b"", "application/wasm")
+    assert (answer.status, answer.body, answer.headers["Content-Type"]) == (
+        200,
+        b"",
+        "application/wasm",
+    )
 
 
 def test_of_one_module_in_several_versions_the_newest_is_given(site: Site) -> None:
@@ -153,7 +185,14 @@ def test_of_one_module_in_several_versions_the_newest_is_given(site: Site) -> No
 @pytest.mark.parametrize(
     ("number", "hash_of"),
     [(1, 99), (1, 2), (2, 1), (NEVER_CACHED, NEVER_CACHED), (WITHOUT_HASH, 1), (77, 1)],
-    ids=["unknown", "another task's", "another task's too", "not cached", "task without a hash", "unknown task"],
+    ids=[
+        "unknown",
+        "another task's",
+        "another task's too",
+        "not cached",
+        "task without a hash",
+        "unknown task",
+    ],
 )
 def test_what_is_not_this_tasks_module_is_404(site: Site, number: int, hash_of: int) -> None:
     answer = artifacts(site.program, number, hash_of)
@@ -172,7 +211,11 @@ def test_the_list_of_an_unknown_task_is_404(site: Site) -> None:
 
 def asked_for(proxy: Proxy, since: int = 0) -> set[str]:
     """The paths in the container whose archive or stat the engine was asked for."""
-    queries = [urllib.parse.urlsplit(target).query for _, target in proxy.asked[since:] if "/archive?" in target]
+    queries = [
+        urllib.parse.urlsplit(target).query
+        for _, target in proxy.asked[since:]
+        if "/archive?" in target
+    ]
     return {urllib.parse.parse_qs(query)["path"][0] for query in queries}
 
 
@@ -200,7 +243,9 @@ def test_a_module_beyond_the_limit_is_refused_and_told_how(site: Site) -> None:
 
 @pytest.mark.parametrize("password", ["", "open sesam", "größe"])
 @pytest.mark.parametrize("hash_of", [None, 1, 99])
-def test_without_the_password_nothing_is_told(site: Site, hash_of: int | None, password: str) -> None:
+def test_without_the_password_nothing_is_told(
+    site: Site, hash_of: int | None, password: str
+) -> None:
     answer = artifacts(site.program, 1, hash_of, password)
     assert (answer.status, list(answer.json)) == (401, ["error"])
 
@@ -226,7 +271,9 @@ def test_the_engine_is_only_asked_with_get_and_head_for_what_is_allowed(site: Si
     assert artifacts(site.program, 1, 1).status == 200
     asked, name = site.proxy.asked, re.escape(site.node.name)
     assert {method for method, _ in asked} == {"GET", "HEAD"}
-    call = re.compile(rf"(?:/v[\d.]+)?/(?:version|_ping|containers/{name}/(?:json|logs|stats|archive))")
+    call = re.compile(
+        rf"(?:/v[\d.]+)?/(?:version|_ping|containers/{name}/(?:json|logs|stats|archive))"
+    )
     assert [target for _, target in asked if not call.fullmatch(target.partition("?")[0])] == []
     folders = tuple(f"{folder}/" for folder in (CACHE, "/app/logs/@truebit", "/app/build/datadb"))
     paths = asked_for(site.proxy)
@@ -234,7 +281,9 @@ def test_the_engine_is_only_asked_with_get_and_head_for_what_is_allowed(site: Si
     assert {CACHE, module_path(1)} <= paths
 
 
-def test_an_engine_that_is_gone_is_told_as_such(site: Site, program: Callable[..., Program], tmp_path: Path) -> None:
+def test_an_engine_that_is_gone_is_told_as_such(
+    site: Site, program: Callable[..., Program], tmp_path: Path
+) -> None:
     proxy = Proxy(tmp_path / "proxy.sock", call=b"/")
     own = program(CONTAINER_NAME=site.node.name, DOCKER_HOST=proxy.url).start()
     wait_for(lambda: own.get(f"/api/tasks/{task_of(1)}")[0] == 200)

@@ -42,7 +42,9 @@ def test_the_documented_defaults_hold_with_an_empty_environment(name: str, defau
 
 
 def test_other_programs_variables_are_none_of_our_business() -> None:
-    assert read_config({"PATH": "/bin", "port": "1", "TBMON_PORT": "2", "HOSTNAME": "x"}) == read_config({})
+    assert read_config(
+        {"PATH": "/bin", "port": "1", "TBMON_PORT": "2", "HOSTNAME": "x"}
+    ) == read_config({})
 
 
 @pytest.mark.parametrize(
@@ -103,14 +105,22 @@ def test_an_empty_variable_counts_as_not_set(name: str) -> None:
         ("DOCKER_HOST", "tcp:///nowhere", "unix:///path or tcp://host:port"),
     ],
 )
-def test_a_bad_value_is_named_with_what_the_variable_takes(name: str, text: str, takes: str) -> None:
+def test_a_bad_value_is_named_with_what_the_variable_takes(
+    name: str, text: str, takes: str
+) -> None:
     message = refusal(**{name: text})
     assert f"{name}={text!r}" in message
     assert takes in message
 
 
 def test_all_bad_values_are_named_at_once() -> None:
-    bad = {"PORT": "x", "LOG_LEVEL": "y", "CONTAINER_NAME": "/", "DOCKER_HOST": "z", "API_KEY_FILE": "/nowhere/at all"}
+    bad = {
+        "PORT": "x",
+        "LOG_LEVEL": "y",
+        "CONTAINER_NAME": "/",
+        "DOCKER_HOST": "z",
+        "API_KEY_FILE": "/nowhere/at all",
+    }
     message = refusal(**bad, HOST="::1")
     assert [name for name in bad if f"\n  {name}=" in message] == list(bad)
     assert "HOST=" not in message.replace("DOCKER_HOST=", "")
@@ -163,7 +173,9 @@ def test_docker_host_goes_before_the_socket_path() -> None:
 
 def test_keys_lie_beside_the_database_unless_told_otherwise() -> None:
     assert read_config({"DB_PATH": "/srv/tbmon/node.db"}).keys == Path("/srv/tbmon")
-    assert read_config({"DB_PATH": "/srv/tbmon/node.db", "KEY_DIR": "/etc/tbmon"}).keys == Path("/etc/tbmon")
+    assert read_config({"DB_PATH": "/srv/tbmon/node.db", "KEY_DIR": "/etc/tbmon"}).keys == Path(
+        "/etc/tbmon"
+    )
 
 
 def test_the_help_has_one_line_for_every_variable() -> None:

@@ -1,4 +1,6 @@
-"""The dashboard's pages in a real browser: on the demo, with no data, with the node down and the engine gone."""
+"""The dashboard's pages in a real browser: on the demo, with no data, with the node down and the
+engine gone.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
 @pytest.fixture(scope="module")
 def known(demo: Program) -> str:
     """The execution id of a task that has an invoice."""
-    return str(demo.get("/api/invoices?matched=true&operation=pay&limit=1")[1]["invoices"][0]["execution_id"])
+    return str(
+        demo.get("/api/invoices?matched=true&operation=pay&limit=1")[1]["invoices"][0][
+            "execution_id"
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +58,9 @@ def tab(browser: Any, demo: Program) -> Iterator[Tab]:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_fits_every_window_without_a_complaint_or_a_barrier(reader: Tab, known: str, name: str) -> None:
+def test_a_page_fits_every_window_without_a_complaint_or_a_barrier(
+    reader: Tab, known: str, name: str
+) -> None:
     tab = reader.go(name.replace("TASK", known))
     if name == "logs":
         tab.page.locator(".log-row").last.click()
@@ -78,7 +86,10 @@ def test_the_page_that_asks_for_a_password_has_no_barrier_either(tab: Tab) -> No
 def test_now_tells_what_the_api_tells(tab: Tab, demo: Program) -> None:
     now = demo.get("/api/now")[1]
     tiles = tab.page.locator(".metrics").inner_text()
-    assert all(word in tiles for word in ("Tasks", "Success", "Invoices", "Uptime, 30 days", "Slots in use"))
+    assert all(
+        word in tiles
+        for word in ("Tasks", "Success", "Invoices", "Uptime, 30 days", "Slots in use")
+    )
     assert f"{now['uptime']['percent_30d']:g}" in tiles and "2 outages" in tiles
     assert "Last sign of life" in tab.page.locator("#verdict").inner_text()
     tab.see("Demo", within="header")
@@ -86,12 +97,17 @@ def test_now_tells_what_the_api_tells(tab: Tab, demo: Program) -> None:
 
 def test_a_chart_can_be_read_by_keys_and_as_a_table(tab: Tab, demo: Program) -> None:
     chart = tab.page.locator('[data-chart="uptime"]')
-    assert "outages" in chart.locator("desc").text_content() and chart.locator("title").text_content()
+    assert (
+        "outages" in chart.locator("desc").text_content() and chart.locator("title").text_content()
+    )
     chart.focus()
     tab.page.keyboard.press("End")
     last = demo.get("/api/now")[1]["uptime"]["cells"][-1]
     figure = tab.page.locator("figure", has=chart)
-    assert re.search(rf"Minutes up {last['up']}\b|Minutes up {last['up'] - 1}\b", figure.locator("output").inner_text())
+    assert re.search(
+        rf"Minutes up {last['up']}\b|Minutes up {last['up'] - 1}\b",
+        figure.locator("output").inner_text(),
+    )
     tab.page.keyboard.press("ArrowLeft")
     assert "Minutes up 480" in figure.locator("output").inner_text()
     figure.locator("summary").click()
@@ -114,7 +130,9 @@ def test_filters_of_tasks_stand_in_the_address_and_go_with_it(tab: Tab, demo: Pr
     tab.see("Why tasks failed")
 
 
-def test_a_task_shows_its_measures_and_after_the_password_what_went_in_and_out(tab: Tab, known: str) -> None:
+def test_a_task_shows_its_measures_and_after_the_password_what_went_in_and_out(
+    tab: Tab, known: str
+) -> None:
     tab.go(f"tasks/{known}")
     tab.see(re.compile(r"of 64 MiB \("))
     assert "demo input" not in tab.text()
@@ -130,7 +148,9 @@ def test_more_tasks_come_when_asked_for(tab: Tab) -> None:
     tab.go("tasks?span=all")
     tab.page.get_by_role("button", name="Show older ones").click()
     wait_for(lambda: tab.page.locator(".cards tbody tr").count() > 50)
-    keys = tab.page.locator(".cards tbody tr").evaluate_all("rows => rows.map((row) => row.dataset.key)")
+    keys = tab.page.locator(".cards tbody tr").evaluate_all(
+        "rows => rows.map((row) => row.dataset.key)"
+    )
     assert len(keys) == len(set(keys))
 
 
@@ -138,7 +158,9 @@ def many(number: int) -> list[str]:
     return [task(f"{one:08x}-5b7a-4c11-9a60-0d5e8f7a1b2c") for one in range(number)]
 
 
-def test_older_tasks_stay_when_the_list_is_read_again(browser: Any, program: Callable[..., Program]) -> None:
+def test_older_tasks_stay_when_the_list_is_read_again(
+    browser: Any, program: Callable[..., Program]
+) -> None:
     one = follow(program(), *many(120))
     with Tab(browser, one) as tab:
         rows = tab.go("tasks?span=all").page.locator(".cards tbody tr")
@@ -152,7 +174,9 @@ def test_older_tasks_stay_when_the_list_is_read_again(browser: Any, program: Cal
         assert tab.complaints == []
 
 
-def test_new_tasks_are_announced_only_until_they_are_shown(browser: Any, program: Callable[..., Program]) -> None:
+def test_new_tasks_are_announced_only_until_they_are_shown(
+    browser: Any, program: Callable[..., Program]
+) -> None:
     one = follow(program(), *many(3))
     with Tab(browser, one) as tab:
         rows = tab.go("tasks?span=all").page.locator(".cards tbody tr")
@@ -182,10 +206,18 @@ def test_invoices_are_counted_by_month_and_can_be_downloaded(tab: Tab, demo: Pro
 def test_before_joining_the_limits_and_the_bytes_are_shown(tab: Tab) -> None:
     tab.go("federation")
     main = tab.page.locator("main").inner_text()
-    places = [main.index(words) for words in ("operator sees your address", "truebit.heartbeat", "Enable Federation")]
+    places = [
+        main.index(words)
+        for words in ("operator sees your address", "truebit.heartbeat", "Enable Federation")
+    ]
     assert places == sorted(places)
     shown = [json.loads(text) for text in tab.page.locator("main pre").all_inner_texts()]
-    assert [one["type"] for one in shown] == ["heartbeat", "task_received", "task_completed", "invoice_created"]
+    assert [one["type"] for one in shown] == [
+        "heartbeat",
+        "task_received",
+        "task_completed",
+        "invoice_created",
+    ]
     assert not any(name in text for text in map(str, shown) for name in ("blockHash", "wallet"))
     tab.page.get_by_role("button", name="Enable Federation").click()
     tab.see("Demo data is not shared.")
@@ -193,7 +225,11 @@ def test_before_joining_the_limits_and_the_bytes_are_shown(tab: Tab) -> None:
 
 def test_setup_says_that_nothing_leaves_and_who_can_read(tab: Tab) -> None:
     tab.go("setup")
-    for words in ("Nothing. tbmon opens no connection", "No message has ever left.", "This machine only"):
+    for words in (
+        "Nothing. tbmon opens no connection",
+        "No message has ever left.",
+        "This machine only",
+    ):
         tab.see(re.compile(re.escape(words)))
     tab.see(re.compile("not made, endorsed or supported by TrueBit"))
     assert "MiB free for the database" not in tab.text()
@@ -212,7 +248,10 @@ def test_the_theme_chosen_stays(tab: Tab) -> None:
     chosen = tab.page.evaluate(dark)
     assert chosen != before
     tab.page.reload()
-    assert (tab.page.evaluate(dark), tab.page.locator("html").get_attribute("data-theme")) == (chosen, "dark")
+    assert (tab.page.evaluate(dark), tab.page.locator("html").get_attribute("data-theme")) == (
+        chosen,
+        "dark",
+    )
 
 
 def test_the_pages_can_be_had_by_keys(tab: Tab) -> None:
@@ -243,13 +282,21 @@ def test_a_node_is_followed_from_idle_to_work_to_its_end(
         node.say(header("Starting services"))
         tab.verdict("idle")
         tab.see(re.compile("idle days are normal"))
-        for name, words in (("tasks", "No task yet"), ("invoices", "No invoice here"), ("setup", "GET and HEAD only")):
+        for name, words in (
+            ("tasks", "No task yet"),
+            ("invoices", "No invoice here"),
+            ("setup", "GET and HEAD only"),
+        ):
             tab.go(name).see(re.compile(words))
         tab.go("logs").unlock()
         tab.see("Starting services")
         node.put(module_path(1), SMALL.content)
         ran = {"wasm": {"size": 1, "hash": digest(1)}, "prepare": {"cached": True}}
-        for words in (task(NAME), output(True, executionId=NAME, execution=ran), f"Execution {NAME} completed"):
+        for words in (
+            task(NAME),
+            output(True, executionId=NAME, execution=ran),
+            f"Execution {NAME} completed",
+        ):
             node.say(header(words))
         wait_for(lambda: one.get(f"/api/tasks/{NAME}")[1].get("status") == "completed")
         tab.go(f"tasks/{NAME}")
@@ -269,7 +316,9 @@ def test_a_node_is_followed_from_idle_to_work_to_its_end(
         assert tab.complaints == []
 
 
-def test_joining_the_federation_and_leaving_it(browser: Any, program: Callable[..., Program], tmp_path: Path) -> None:
+def test_joining_the_federation_and_leaving_it(
+    browser: Any, program: Callable[..., Program], tmp_path: Path
+) -> None:
     hub = Hub(tmp_path).start()
     to_hub = {"FEDERATION_NATS_USER": "monitor", "FEDERATION_NATS_PASSWORD": SECRET}
     one = follow(program(FEDERATION_NATS_URL=hub.url, **to_hub), "Starting services")
@@ -300,19 +349,27 @@ def test_what_is_chosen_to_be_shared_stays_chosen_until_it_is_sent(
         tasks.uncheck()
         tab.page.get_by_label("How late messages leave").select_option("maximum")
         for _ in range(2):
-            tab.page.evaluate("() => dispatchEvent(new Event('hashchange'))")  # the page draws itself anew
+            tab.page.evaluate(
+                "() => dispatchEvent(new Event('hashchange'))"
+            )  # the page draws itself anew
             tab.settle()
         assert not tasks.is_checked()
         tab.page.get_by_role("button", name="Enable Federation").click()
         tab.page.get_by_role("button", name="Disable Federation").wait_for()
         kept = one.get("/api/federation/settings")[1]
-        assert (kept["enabled"], kept["shareTasks"], kept["privacyLevel"]) == (True, False, "maximum")
+        assert (kept["enabled"], kept["shareTasks"], kept["privacyLevel"]) == (
+            True,
+            False,
+            "maximum",
+        )
 
 
 # Who may see, and how the page learns of it
 
 
-def test_an_api_key_is_asked_for_without_losing_the_place(browser: Any, program: Callable[..., Program]) -> None:
+def test_an_api_key_is_asked_for_without_losing_the_place(
+    browser: Any, program: Callable[..., Program]
+) -> None:
     one = follow(program(API_KEY=KEY), task(NAME))
     with Tab(browser, one, base=f"http://127.0.0.1:{one.port}/#/tasks?span=30d") as tab:
         field = tab.page.locator("#login #secret")
@@ -329,7 +386,9 @@ def test_an_api_key_is_asked_for_without_losing_the_place(browser: Any, program:
         assert "3f1c9d2e" not in tab.page.locator("main").inner_text()
 
 
-def test_a_question_of_access_that_fails_once_is_asked_again(browser: Any, program: Callable[..., Program]) -> None:
+def test_a_question_of_access_that_fails_once_is_asked_again(
+    browser: Any, program: Callable[..., Program]
+) -> None:
     one = follow(program(API_KEY=KEY), task(NAME))
     with Tab(browser, one) as tab:
         tab.page.locator("#login #secret").wait_for()
@@ -346,19 +405,25 @@ def test_an_address_that_means_nothing_breaks_no_page(tab: Tab) -> None:
     assert not [one for one in tab.complaints if "URI malformed" in one or "Invalid time" in one]
 
 
-def test_a_session_that_ends_hides_what_is_private_and_keeps_the_place(browser: Any, demo: Program) -> None:
+def test_a_session_that_ends_hides_what_is_private_and_keeps_the_place(
+    browser: Any, demo: Program
+) -> None:
     with Tab(browser, demo) as tab:
         tab.logged_in().go("logs?level=error")
         tab.page.locator(".log-row.error").first.wait_for()
         tab.context.request.post(f"{tab.base}api/auth/logout")
         tab.page.locator("#password").wait_for()
-        assert tab.page.locator(".log-row").count() == 0 and tab.page.url.endswith("#/logs?level=error")
+        assert tab.page.locator(".log-row").count() == 0 and tab.page.url.endswith(
+            "#/logs?level=error"
+        )
         tab.unlock()
         tab.page.locator(".log-row.error").first.wait_for()
         assert tab.page.locator(".log-row:not(.error)").count() == 0
 
 
-def test_without_room_for_a_stream_the_page_asks_again_and_again(browser: Any, program: Callable[..., Program]) -> None:
+def test_without_room_for_a_stream_the_page_asks_again_and_again(
+    browser: Any, program: Callable[..., Program]
+) -> None:
     one = follow(program(WS_MAX_PER_IP="1"), "Starting services")
     with Tab(browser, one) as first, Tab(browser, one) as second:
         first.see("Live", within="header")
@@ -374,7 +439,9 @@ HIDE = """hidden => {
 }"""
 
 
-def test_a_hidden_page_holds_no_stream_and_misses_nothing(browser: Any, program: Callable[..., Program]) -> None:
+def test_a_hidden_page_holds_no_stream_and_misses_nothing(
+    browser: Any, program: Callable[..., Program]
+) -> None:
     one = follow(program(), "Starting services")
     with Tab(browser, one) as tab:
         tab.see("Live", within="header")
@@ -389,11 +456,17 @@ def test_a_hidden_page_holds_no_stream_and_misses_nothing(browser: Any, program:
         assert tab.complaints == []
 
 
-def test_everything_works_under_a_path_of_a_proxy(browser: Any, program: Callable[..., Program]) -> None:
+def test_everything_works_under_a_path_of_a_proxy(
+    browser: Any, program: Callable[..., Program]
+) -> None:
     one = follow(program(), task(NAME), f"Execution {NAME} completed")
     with SubPath(one) as proxy, Tab(browser, one, base=proxy.base) as tab:
         tab.see("Live", within="header")
         tab.logged_in()
-        for route, words in (("tasks", NAME[:8]), (f"tasks/{NAME}", "Input and output"), ("setup", "This browser")):
+        for route, words in (
+            ("tasks", NAME[:8]),
+            (f"tasks/{NAME}", "Input and output"),
+            ("setup", "This browser"),
+        ):
             tab.go(route).see(words)
         assert tab.complaints == [] and all(url.startswith(proxy.base) for url in tab.asked)

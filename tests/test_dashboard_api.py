@@ -1,4 +1,6 @@
-"""What the dashboard's charts are made of: minutes, tasks and log entries in cells, and what setup tells."""
+"""What the dashboard's charts are made of: minutes, tasks and log entries in cells, and what setup
+tells.
+"""
 
 from __future__ import annotations
 
@@ -62,9 +64,14 @@ def test_use_is_told_for_a_day_or_for_as_long_as_it_is_known(store: tbmon.Store)
     assert whole["cells"][-2]["cpu"] == 12.3
 
 
-def test_tasks_fall_into_the_cell_they_were_received_in_with_their_durations(store: tbmon.Store) -> None:
+def test_tasks_fall_into_the_cell_they_were_received_in_with_their_durations(
+    store: tbmon.Store,
+) -> None:
     cells = tbmon.cells_of(NOW, *tbmon.SPANS["24h"])
-    made = [tbmon.Task(f"{number:036}", status="completed", elapsed_ms=number * 10) for number in range(1, 101)]
+    made = [
+        tbmon.Task(f"{number:036}", status="completed", elapsed_ms=number * 10)
+        for number in range(1, 101)
+    ]
     made += [tbmon.Task("f" * 36, status="failed"), tbmon.Task("l" * 36, status="lost")]
     with store.write() as db:
         store.save_tasks(db, [one._replace(received_at=cells[10] + 5) for one in made])
@@ -72,7 +79,14 @@ def test_tasks_fall_into_the_cell_they_were_received_in_with_their_durations(sto
         store.save_tasks(db, [early, tbmon.Task("o" * 36, status="executing", received_at=NOW)])
     found = tbmon.task_series(store, cells, "TimedCell")["cells"]
     nothing = {"completed": 0, "failed": 0, "lost": 0, "open": 0, "p50_ms": None, "p95_ms": None}
-    assert found[10] == {"completed": 100, "failed": 1, "lost": 1, "open": 0, "p50_ms": 500, "p95_ms": 950}
+    assert found[10] == {
+        "completed": 100,
+        "failed": 1,
+        "lost": 1,
+        "open": 0,
+        "p50_ms": 500,
+        "p95_ms": 950,
+    }
     assert found[0] == found[11] == nothing and found[-1] == {**nothing, "open": 1}
 
 
@@ -81,7 +95,10 @@ def test_charts_have_two_hundred_cells_at_most() -> None:
 
 
 def test_upkeep_notes_each_minute_and_forgets_after_a_month(tmp_path: Path) -> None:
-    watch, old = Watch(tmp_path / "data", log_dir=str(tmp_path)), int(time.time() * 1000) - tbmon.SAMPLE_MS - HOUR
+    watch, old = (
+        Watch(tmp_path / "data", log_dir=str(tmp_path)),
+        int(time.time() * 1000) - tbmon.SAMPLE_MS - HOUR,
+    )
     (tmp_path / "a.log").write_text(header("Starting services") + "\n")
     with contextlib.closing(tbmon.Store(Path(watch.config.db_path), watch.key)) as store:
         note(store, old, 3, True)
@@ -91,13 +108,20 @@ def test_upkeep_notes_each_minute_and_forgets_after_a_month(tmp_path: Path) -> N
         assert all(at % MINUTE == 0 and at > old + DAY for at in times) and len(times) <= 2
 
 
-def test_the_log_is_counted_by_the_clock_of_utc_and_within_bounds(program: Callable[..., Program]) -> None:
+def test_the_log_is_counted_by_the_clock_of_utc_and_within_bounds(
+    program: Callable[..., Program],
+) -> None:
     one = program(NODE_TIMEZONE="Asia/Kolkata")
     (one.folder / "logs").mkdir()
     one.env["LOG_DIR"] = str(one.folder / "logs")
     ahead = time.time() + 5.5 * 3600
-    lines = [header(f"line {number}", ahead - 2 * 3600, "warn" if number % 3 else "error") for number in range(30)]
-    lines += [header(f"flood {number}", ahead - 5 * 3600) for number in range(tbmon.CELL_ENTRIES + 500)]
+    lines = [
+        header(f"line {number}", ahead - 2 * 3600, "warn" if number % 3 else "error")
+        for number in range(30)
+    ]
+    lines += [
+        header(f"flood {number}", ahead - 5 * 3600) for number in range(tbmon.CELL_ENTRIES + 500)
+    ]
     (one.folder / "logs" / "a.log").write_text("\n".join(sorted(lines)) + "\n")
     one.start()
     wait_for(lambda: len(one.private("/api/logs?search=line&limit=100")["logs"]) == 30)
@@ -124,13 +148,26 @@ def test_setup_and_doctor_tell_how_this_tbmon_stands(program: Callable[..., Prog
     one = follow(program(API_KEY="short"), "Starting services")
     key = {"Authorization": "Bearer short"}
     setup = one.get("/api/setup", **key)[1]
-    expected = {"source": "directory", "host": "127.0.0.1", "apiKey": True, "dockerUrl": None, "dockerCalls": []}
+    expected = {
+        "source": "directory",
+        "host": "127.0.0.1",
+        "apiKey": True,
+        "dockerUrl": None,
+        "dockerCalls": [],
+    }
     assert {name: setup[name] for name in expected} == expected
-    assert setup["database"]["size_bytes"] > 0 and "open sesame" not in str(setup) and "short" not in str(setup)
+    assert (
+        setup["database"]["size_bytes"] > 0
+        and "open sesame" not in str(setup)
+        and "short" not in str(setup)
+    )
     assert one.get("/api/doctor", **key)[0] == 401
     found = fetch(one, "/api/doctor", **key).json["findings"]
     whats = [row["what"] for row in found]
-    assert "API_KEY is short enough to be guessed" in whats and f"tbmon answers on port {one.port}" in whats
+    assert (
+        "API_KEY is short enough to be guessed" in whats
+        and f"tbmon answers on port {one.port}" in whats
+    )
 
 
 def test_a_rate_is_of_all_only_if_none_failed(station: Callable[..., Station]) -> None:

@@ -31,7 +31,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     follow(one, "Starting services")
     begin = time.time() - LINES * 15
     levels = ("error" if number % 100 == 99 else "info" for number in range(LINES))
-    say(one, *(header(f"line {number} of many", begin + number * 15, level) for number, level in enumerate(levels)))
+    say(
+        one,
+        *(
+            header(f"line {number} of many", begin + number * 15, level)
+            for number, level in enumerate(levels)
+        ),
+    )
     wait_for(lambda: one.private(f"/api/logs?search={quote(f'line {LINES - 1} of')}")["logs"])
     yield one
     discard([one])
@@ -76,7 +82,9 @@ def test_what_is_typed_stays_while_others_come(tab: Tab, site: Program) -> None:
     assert tab.page.get_by_label("Text").input_value() == "half of a wo"
 
 
-def test_what_was_said_while_another_page_was_shown_is_there_on_return(tab: Tab, site: Program) -> None:
+def test_what_was_said_while_another_page_was_shown_is_there_on_return(
+    tab: Tab, site: Program
+) -> None:
     tab.see("Following")
     tab.go("now")
     say(site, header("said while elsewhere"))
@@ -87,11 +95,17 @@ def test_what_was_said_while_another_page_was_shown_is_there_on_return(tab: Tab,
     assert rows(tab)[-2:] == ["said while elsewhere", "said on return"]
 
 
-def test_without_a_stream_the_log_is_followed_too(browser: Any, program: Callable[..., Program]) -> None:
+def test_without_a_stream_the_log_is_followed_too(
+    browser: Any, program: Callable[..., Program]
+) -> None:
     one = follow(program(WS_AUTH_REQUIRED="true", API_RATE_LIMIT="0"), "Starting services")
     with Tab(browser, one) as tab:
         tab.logged_in().see("Asking every 5 s", within="header")
-        for words in (["said at first"], [f"said in a flood {number}" for number in range(250)], ["said at last"]):
+        for words in (
+            ["said at first"],
+            [f"said in a flood {number}" for number in range(250)],
+            ["said at last"],
+        ):
             say(one, *map(header, words))
             tab.see(words[-1])
         assert held(tab) in (200, 201)  # a flood of more than a page: read anew
@@ -117,7 +131,12 @@ def test_filters_stand_in_the_address_and_hold_for_what_comes(tab: Tab, site: Pr
     tab.page.get_by_label("Text").press("Enter")
     tab.see(re.compile("line 1499 of many"))
     assert "level=error" in tab.page.url and "search=OF+MANY" in tab.page.url
-    say(site, header("info of many"), header("error of few", level="error"), header("one Of Many", level="error"))
+    say(
+        site,
+        header("info of many"),
+        header("error of few", level="error"),
+        header("one Of Many", level="error"),
+    )
     tab.see("one Of Many")
     assert not {"info of many", "error of few"} & set(rows(tab))
     tab.page.get_by_role("button", name="Clear filters").click()
@@ -130,12 +149,16 @@ def test_older_entries_come_when_scrolled_to_and_the_place_stays(tab: Tab) -> No
         log.evaluate("list => { list.scrollTop = 0; }")
         wait_for(lambda: held(tab) >= goal)  # noqa: B023
     numbers = [int(found[1]) for text in rows(tab) if (found := re.match(r"line (\d+) of", text))]
-    assert numbers == list(range(numbers[0], numbers[0] + len(numbers))) and numbers[0] < LINES - 400
+    assert (
+        numbers == list(range(numbers[0], numbers[0] + len(numbers))) and numbers[0] < LINES - 400
+    )
     assert len(tab.page.locator(".log-row").all()) < 80
     tab.see(re.compile("Paused"))
 
 
-def test_an_entry_opens_to_its_payload_and_has_an_address_of_its_own(browser: Any, tab: Tab, site: Program) -> None:
+def test_an_entry_opens_to_its_payload_and_has_an_address_of_its_own(
+    browser: Any, tab: Tab, site: Program
+) -> None:
     payload = json.dumps({"deep": {"words": "of the payload"}})
     say(site, header(f"Message received from somewhere: {payload}"), header("after the payload"))
     tab.see("after the payload")
@@ -168,7 +191,9 @@ def test_a_click_on_the_strip_goes_there(tab: Tab) -> None:
     tab.page.keyboard.press("End")
     for _ in range(6):
         tab.page.keyboard.press("ArrowLeft")
-    assert re.search(r"Entries 1[12]\d, Errors [12]", tab.page.locator("figure output").inner_text())
+    assert re.search(
+        r"Entries 1[12]\d, Errors [12]", tab.page.locator("figure output").inner_text()
+    )
     tab.page.keyboard.press("Enter")
     tab.see("An earlier time")
     assert "until=" in tab.page.url

@@ -1,4 +1,6 @@
-"""The image and the compose files on a real engine, as an operator runs them, with a real hub and real proxies."""
+"""The image and the compose files on a real engine, as an operator runs them, with a real hub and
+real proxies.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def names_in(text: str, section: str) -> list[str]:
 
 
 class Stack:
-    """A compose file, started as it is but for its images and for the names it takes on this machine."""
+    """A compose file, started as it is but for its images and for the names it takes on this
+    machine.
+    """
 
     def __init__(self, file: str, images: dict[str, str], folder: Path, **settings: str) -> None:
         self.project, self.port = f"tbmontest{os.getpid()}x{random.randrange(10**9)}", free_port()
@@ -62,9 +66,14 @@ class Stack:
         if "container_name" in text:
             services["monitor"]["container_name"] = f"{self.project}-monitor"
         volumes = {name: {"name": f"{self.project}-{name}"} for name in names_in(text, "volumes")}
-        networks = {name: {"name": images["network"], "external": True} for name in names_in(text, "networks")}
+        networks = {
+            name: {"name": images["network"], "external": True}
+            for name in names_in(text, "networks")
+        }
         changed = folder / f"{self.project}.json"
-        changed.write_text(json.dumps({"services": services, "volumes": volumes, "networks": networks}))
+        changed.write_text(
+            json.dumps({"services": services, "volumes": volumes, "networks": networks})
+        )
         self.words = [*compose(), "--file", str(ROOT / file), "--file", str(changed)]
         self.monitor = f"{self.project}-monitor"
 
@@ -84,13 +93,17 @@ class Stack:
     def __exit__(self, *_: object) -> None:
         mine = ("--quiet", "--filter", f"label=com.docker.compose.project={self.project}")
         for kind, more in (("container", ("--all",)), ("network", ()), ("volume", ())):
-            if found := docker(kind, "ls", *more, *mine).split():  # as `down` does it, in a third of its time
+            if found := docker(
+                kind, "ls", *more, *mine
+            ).split():  # as `down` does it, in a third of its time
                 docker(kind, "rm", *(("--force",) if more else ()), *found)
 
     def ask(self, path: str, method: str = "GET", **headers: str) -> Any:
         """The answer to a request to the published port; None where nothing answers yet."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        request = urllib.request.Request(f"http://{LOOPBACK}:{self.port}{path}", headers=named, method=method)
+        request = urllib.request.Request(
+            f"http://{LOOPBACK}:{self.port}{path}", headers=named, method=method
+        )
         with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5) as answer:
             body = answer.read().decode()
             return json.loads(body) if "json" in answer.headers["Content-Type"] else body
@@ -104,7 +117,9 @@ class Stack:
 def password_of(container: str) -> str:
     """What the README's line shows."""
     line = f"docker logs {container} | grep '\N{KEY}'"
-    shown = subprocess.run(("sh", "-c", line), capture_output=True, text=True).stdout  # not what misses the pipe
+    shown = subprocess.run(
+        ("sh", "-c", line), capture_output=True, text=True
+    ).stdout  # not what misses the pipe
     return shown.split()[-1] if shown else ""
 
 
@@ -120,11 +135,35 @@ def state(container: str, path: str) -> str:
     return docker("inspect", "--format", f"{{{{{path}}}}}", container)
 
 
-def test_the_image_needs_neither_root_nor_a_writable_root_and_ends_at_once(images: dict[str, str], node: Node) -> None:
+def test_the_image_needs_neither_root_nor_a_writable_root_and_ends_at_once(
+    images: dict[str, str], node: Node
+) -> None:
     name, gid = f"{node.name}-image", str(os.stat(SOCKET).st_gid)
-    closed = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges:true")
-    source = ("--volume", f"{SOCKET}:{SOCKET}:ro", "--group-add", gid, "--env", f"CONTAINER_NAME={node.name}")
-    own = ("--health-interval", "1s", "--volume", f"{name}:/app/data", "--publish", f"{LOOPBACK}::8090")
+    closed = (
+        "--read-only",
+        "--tmpfs",
+        "/tmp",
+        "--cap-drop",
+        "ALL",
+        "--security-opt",
+        "no-new-privileges:true",
+    )
+    source = (
+        "--volume",
+        f"{SOCKET}:{SOCKET}:ro",
+        "--group-add",
+        gid,
+        "--env",
+        f"CONTAINER_NAME={node.name}",
+    )
+    own = (
+        "--health-interval",
+        "1s",
+        "--volume",
+        f"{name}:/app/data",
+        "--publish",
+        f"{LOOPBACK}::8090",
+    )
     docker("run", "--detach", "--name", name, *closed, *source, *own, images["monitor"])
     try:
         wait_for(lambda: state(name, ".State.Health.Status") == "healthy")
@@ -132,12 +171,19 @@ def test_the_image_needs_neither_root_nor_a_writable_root_and_ends_at_once(image
         with urllib.request.urlopen(f"http://{LOOPBACK}:{port}/", timeout=5) as page:
             assert b"<title>" in page.read()
         assert password_of(name)
-        assert docker("exec", name, "python", "-c", "import os; print(os.getuid(), os.geteuid())") == "10001 10001"
-        assert "tbmon.cpython" in docker("exec", name, "python", "-c", "import tbmon; print(tbmon.__cached__)")
+        assert (
+            docker("exec", name, "python", "-c", "import os; print(os.getuid(), os.geteuid())")
+            == "10001 10001"
+        )
+        assert "tbmon.cpython" in docker(
+            "exec", name, "python", "-c", "import tbmon; print(tbmon.__cached__)"
+        )
         began = time.monotonic()
         docker("stop", "--time", "10", name)
         assert time.monotonic() - began < 8 and state(name, ".State.ExitCode") == "0"
-        words = subprocess.run(("docker", "logs", "--tail", "1", name), capture_output=True, text=True).stdout
+        words = subprocess.run(
+            ("docker", "logs", "--tail", "1", name), capture_output=True, text=True
+        ).stdout
         assert words.endswith("INFO stopped\n")
     finally:
         docker("rm", "--force", name)
@@ -148,7 +194,9 @@ def test_the_image_says_what_it_is(images: dict[str, str]) -> None:
     labels = json.loads(docker("inspect", "--format", "{{json .Config.Labels}}", images["monitor"]))
     told = {name.rpartition(".")[2]: value for name, value in labels.items()}
     assert told["title"] == "tbmon" and told["licenses"] == "MIT" and told["version"] == "0.0.1"
-    assert docker("run", "--rm", images["monitor"], "aggregator", "--version").startswith("aggregator ")
+    assert docker("run", "--rm", images["monitor"], "aggregator", "--version").startswith(
+        "aggregator "
+    )
 
 
 @contextlib.contextmanager
@@ -159,14 +207,26 @@ def made_network(name: str) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def site(images: dict[str, str], node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A hub, an aggregator that publishes at once, and the standalone monitor, which is let in to their network."""
+def site(
+    images: dict[str, str], node: Node, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    """A hub, an aggregator that publishes at once, and the standalone monitor, which is let in to
+    their network.
+    """
     folder, network = tmp_path_factory.mktemp("site"), f"tbmontest{random.randrange(10**9)}"
     named = {**images, "network": network}
-    shared = {"MONITOR_PASSWORD": MONITOR, "AGGREGATOR_PASSWORD": AGGREGATOR, "BIND_ADDRESS": free_address()}
+    shared = {
+        "MONITOR_PASSWORD": MONITOR,
+        "AGGREGATOR_PASSWORD": AGGREGATOR,
+        "BIND_ADDRESS": free_address(),
+    }
     exact = {"STATS_SNAPSHOT_HOURS": "0", "STATS_MIN_NEW_TASKS": "0", "STATS_ROUND_TO": "1"}
     soon = {"PUBLISH_INTERVAL": "1000", "MIN_NODES": "1", **exact}
-    hub = {"FEDERATION_NATS_URL": "ws://nats-seed:9086", "FEDERATION_NATS_USER": "monitor", "API_RATE_LIMIT": "0"}
+    hub = {
+        "FEDERATION_NATS_URL": "ws://nats-seed:9086",
+        "FEDERATION_NATS_USER": "monitor",
+        "API_RATE_LIMIT": "0",
+    }
     own = {"CONTAINER_NAME": node.name, "FEDERATION_NATS_PASSWORD": MONITOR, **hub}
     with (
         made_network(network),
@@ -175,7 +235,9 @@ def site(images: dict[str, str], node: Node, tmp_path_factory: pytest.TempPathFa
         Stack("deploy/docker-compose.aggregator.yml", named, folder, **soon, **shared) as counts,
     ):
         docker("network", "connect", network, made.monitor)
-        wait_for(lambda: "connected to" in counts.run("logs", "aggregator"))  # what is sent before is lost
+        wait_for(
+            lambda: "connected to" in counts.run("logs", "aggregator")
+        )  # what is sent before is lost
         yield made
         health = counts.run("exec", "-T", "aggregator", "python", "-m", "aggregator", "healthcheck")
         assert health == "ok\n"
@@ -198,7 +260,12 @@ def test_standalone_follows_the_node_through_the_proxy(site: Stack, node: Node) 
         return any(entry["message"] == "Said to a container" for entry in answer["logs"])
 
     wait_for(said)
-    assert docker("inspect", "--format", "{{json .HostConfig.Binds}}", site.monitor).count("docker.sock") == 0
+    assert (
+        docker("inspect", "--format", "{{json .HostConfig.Binds}}", site.monitor).count(
+            "docker.sock"
+        )
+        == 0
+    )
 
 
 ASKS = """
@@ -212,23 +279,41 @@ for method, path in json.load(sys.stdin):
 """
 FOLDER = "path=%2Fapp%2Fbuild%2Fdatadb"
 REFUSED = (
-    ("POST", "/containers/NODE/json"), ("DELETE", "/containers/NODE"), ("PUT", f"/containers/NODE/archive?{FOLDER}"),
-    ("POST", "/containers/create"), ("GET", "/containers/json"), ("GET", "/info"), ("GET", "/images/json"),
-    ("GET", "/containers/other/json"), ("GET", "/containers/NODE/export"), ("GET", "/containers/NODE/top"),
-    ("GET", "/containers/NODE/attach/ws"), ("GET", "/containers/NODE/../other/json"), ("GET", "/v1.41//_ping"),
-    ("GET", "/containers/NODE/json/../../other/json"), ("GET", "/containers/NODE/archive"),
-    ("GET", "/containers/NODE/archive?path=/etc"), ("GET", f"/containers/NODE/archive?p%61th=/etc&{FOLDER}"),
-    ("GET", f"/containers/NODE/archive?{FOLDER}&path=/etc"), ("GET", f"/containers/NODE/archive?{FOLDER}%2F..%2Fx"),
-    ("GET", f"/containers/NODE/archive?{FOLDER}/%2e%2e/x"), ("GET", f"/containers/NODE/archive?{FOLDER}x"),
+    ("POST", "/containers/NODE/json"),
+    ("DELETE", "/containers/NODE"),
+    ("PUT", f"/containers/NODE/archive?{FOLDER}"),
+    ("POST", "/containers/create"),
+    ("GET", "/containers/json"),
+    ("GET", "/info"),
+    ("GET", "/images/json"),
+    ("GET", "/containers/other/json"),
+    ("GET", "/containers/NODE/export"),
+    ("GET", "/containers/NODE/top"),
+    ("GET", "/containers/NODE/attach/ws"),
+    ("GET", "/containers/NODE/../other/json"),
+    ("GET", "/v1.41//_ping"),
+    ("GET", "/containers/NODE/json/../../other/json"),
+    ("GET", "/containers/NODE/archive"),
+    ("GET", "/containers/NODE/archive?path=/etc"),
+    ("GET", f"/containers/NODE/archive?p%61th=/etc&{FOLDER}"),
+    ("GET", f"/containers/NODE/archive?{FOLDER}&path=/etc"),
+    ("GET", f"/containers/NODE/archive?{FOLDER}%2F..%2Fx"),
+    ("GET", f"/containers/NODE/archive?{FOLDER}/%2e%2e/x"),
+    ("GET", f"/containers/NODE/archive?{FOLDER}x"),
     ("GET", f"/containers/NODE/archive?path=%252Fetc&{FOLDER}"),
-)  # fmt: skip
+)
 PASSED = (
-    ("GET", "/_ping"), ("GET", "/version"), ("GET", "/v1.41/version"), ("GET", "/containers/NODE/json"),
-    ("GET", "/v1.41/containers/NODE/json"), ("GET", "/containers/NODE/stats?stream=false&one-shot=true"),
-    ("GET", "/containers/NODE/logs?stdout=1&tail=1"), ("GET", "/containers/NODE/archive?path=/app/logs/@truebit"),
+    ("GET", "/_ping"),
+    ("GET", "/version"),
+    ("GET", "/v1.41/version"),
+    ("GET", "/containers/NODE/json"),
+    ("GET", "/v1.41/containers/NODE/json"),
+    ("GET", "/containers/NODE/stats?stream=false&one-shot=true"),
+    ("GET", "/containers/NODE/logs?stdout=1&tail=1"),
+    ("GET", "/containers/NODE/archive?path=/app/logs/@truebit"),
     ("GET", "/v1.41/containers/NODE/archive?path=%2Fapp%2Flogs%2F%40truebit"),
     ("HEAD", f"/containers/NODE/archive?{FOLDER}%2F0x12-eventDB.json"),
-)  # fmt: skip
+)
 
 
 def test_the_proxy_lets_through_what_tbmon_asks_and_nothing_else(site: Stack, node: Node) -> None:
@@ -237,10 +322,16 @@ def test_the_proxy_lets_through_what_tbmon_asks_and_nothing_else(site: Stack, no
     asked = [(method, path.replace("NODE", node.name)) for method, path in (*PASSED, *REFUSED)]
     wait_for(site.sees_node)
     words = ("docker", "exec", "--interactive", site.monitor, "python", "-c", ASKS)
-    done = subprocess.run(words, input=json.dumps(asked), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        words, input=json.dumps(asked), capture_output=True, text=True, check=True
+    )
     answers = dict(zip(asked, map(int, done.stdout.split()), strict=True))
-    assert {call: status for call, status in list(answers.items())[: len(PASSED)] if status != 200} == {}
-    assert {call: status for call, status in list(answers.items())[len(PASSED) :] if status != 403} == {}
+    assert {
+        call: status for call, status in list(answers.items())[: len(PASSED)] if status != 200
+    } == {}
+    assert {
+        call: status for call, status in list(answers.items())[len(PASSED) :] if status != 403
+    } == {}
 
 
 LEAVES = """
@@ -263,7 +354,9 @@ def test_the_proxy_ends_at_the_engine_what_a_reader_has_left(site: Stack, node: 
 
     before = sockets()
     docker("exec", site.monitor, "python", "-c", LEAVES, node.name)
-    wait_for(lambda: sockets() < before + 9)  # each one left would be two; the monitor's own come and go
+    wait_for(
+        lambda: sockets() < before + 9
+    )  # each one left would be two; the monitor's own come and go
 
 
 def test_hub_and_aggregator_tell_the_monitor_of_its_network(site: Stack) -> None:
@@ -279,7 +372,9 @@ def test_hub_and_aggregator_tell_the_monitor_of_its_network(site: Stack) -> None
 
 
 def bridge_address() -> str:
-    """Where a container reaches this machine; an engine's own word for it is empty when it has just been installed."""
+    """Where a container reaches this machine; an engine's own word for it is empty when it has just
+    been installed.
+    """
     return docker("run", "--rm", IMAGE, "busybox", "ip", "route").split()[2]  # default via ADDRESS
 
 
@@ -306,7 +401,11 @@ def over_tls(engine: None, tmp_path: Path) -> Iterator[dict[str, str]]:
     shown = f"cert={made['TLS_CERT']},key={made['TLS_KEY']},cafile={own.ca},verify=1"
     listens = f"OPENSSL-LISTEN:{port},bind={address},fork,reuseaddr,{shown}"
     with running([stand_in.command("socat"), listens, f"UNIX-CONNECT:{SOCKET}"], tmp_path):
-        yield {"ENGINE_DIR": str(certificates), "ENGINE_URL": f"tcp://{address}:{port}", "ENGINE_TLS": "true"}
+        yield {
+            "ENGINE_DIR": str(certificates),
+            "ENGINE_URL": f"tcp://{address}:{port}",
+            "ENGINE_TLS": "true",
+        }
 
 
 def tunnel_words(folder: Path, port: int) -> list[str]:
@@ -314,13 +413,23 @@ def tunnel_words(folder: Path, port: int) -> list[str]:
     unit = (ROOT / "deploy" / "tbmon-tunnel.service").read_text().replace("\\\n", " ")
     found = re.search(r"^ExecStart=(.+)$", unit, re.M)
     assert found is not None
-    means = {"%d": str(folder), "%t": str(folder), "${NODE_SOCKET}": SOCKET, "${NODE}": f"ssh://{LOOPBACK}:{port}"}
-    return [re.sub(r"%[dt]|\$\{\w+\}", lambda name: means[name[0]], word) for word in shlex.split(found[1])]
+    means = {
+        "%d": str(folder),
+        "%t": str(folder),
+        "${NODE_SOCKET}": SOCKET,
+        "${NODE}": f"ssh://{LOOPBACK}:{port}",
+    }
+    return [
+        re.sub(r"%[dt]|\$\{\w+\}", lambda name: means[name[0]], word)
+        for word in shlex.split(found[1])
+    ]
 
 
 @pytest.fixture
 def over_ssh(engine: None, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The engine through the tunnel's own command and a real sshd, to which its key opens nothing else."""
+    """The engine through the tunnel's own command and a real sshd, to which its key opens nothing
+    else.
+    """
     server, port = stand_in.command("sshd"), free_port()
     for key in ("tunnel-key", "host-key"):
         made = ("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / key))
@@ -331,9 +440,14 @@ def over_ssh(engine: None, tmp_path: Path) -> Iterator[dict[str, str]]:
     (tmp_path / "tbmon-tunnel").mkdir(mode=0o755)
     tmp_path.chmod(0o755)
     lines = (
-        f"ListenAddress {LOOPBACK}:{port}", f"HostKey {tmp_path}/host-key", "PidFile none", "StrictModes no",
-        f"AuthorizedKeysFile {tmp_path}/authorized", "UsePAM no", f"AllowUsers {getpass.getuser()}",
-    )  # fmt: skip
+        f"ListenAddress {LOOPBACK}:{port}",
+        f"HostKey {tmp_path}/host-key",
+        "PidFile none",
+        "StrictModes no",
+        f"AuthorizedKeysFile {tmp_path}/authorized",
+        "UsePAM no",
+        f"AllowUsers {getpass.getuser()}",
+    )
     (tmp_path / "sshd_config").write_text("\n".join(lines) + "\n")
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # sshd asks for it; its service makes it
@@ -347,14 +461,20 @@ def over_ssh(engine: None, tmp_path: Path) -> Iterator[dict[str, str]]:
 def test_a_monitor_far_from_the_node_asks_its_engine(
     way: str, images: dict[str, str], node: Node, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    settings = {"CONTAINER_NAME": node.name, "API_KEY": "of this test", **request.getfixturevalue(way)}
+    settings = {
+        "CONTAINER_NAME": node.name,
+        "API_KEY": "of this test",
+        **request.getfixturevalue(way),
+    }
     with Stack("deploy/docker-compose.remote.yml", images, tmp_path, **settings) as far:
         wait_for(lambda: far.ask("/health"))
         assert far.ask("/api/status") is None, "it asks for no key"
         wait_for(lambda: far.sees_node(Authorization="Bearer of this test"))
 
 
-def test_the_plain_socket_is_enough_for_its_group(images: dict[str, str], node: Node, tmp_path: Path) -> None:
+def test_the_plain_socket_is_enough_for_its_group(
+    images: dict[str, str], node: Node, tmp_path: Path
+) -> None:
     settings = {"CONTAINER_NAME": node.name, "DOCKER_GID": str(os.stat(SOCKET).st_gid)}
     with Stack("deploy/docker-compose.socket.yml", images, tmp_path, **settings) as made:
         wait_for(made.sees_node)

@@ -37,14 +37,20 @@ def installed(tmp_path: Path) -> dict[str, Path]:
     python.parent.mkdir(parents=True)
     python.symlink_to("/bin/true")
     for unit in UNITS:
-        text = unit.read_text().replace("/opt/tbmon", str(tmp_path)).replace("/usr/bin/ssh", "/bin/true")
+        text = (
+            unit.read_text()
+            .replace("/opt/tbmon", str(tmp_path))
+            .replace("/usr/bin/ssh", "/bin/true")
+        )
         (tmp_path / unit.name).write_text(text)
     (tmp_path / "tbmon@one.service").symlink_to("tbmon@.service")
     return {unit.name: tmp_path / unit.name.replace("@", "@one") for unit in UNITS}
 
 
 @pytest.mark.parametrize("unit", [unit.name for unit in UNITS])
-def test_systemd_finds_no_fault_in_a_unit_and_little_exposure(unit: str, installed: dict[str, Path]) -> None:
+def test_systemd_finds_no_fault_in_a_unit_and_little_exposure(
+    unit: str, installed: dict[str, Path]
+) -> None:
     checked = analyze("verify", str(installed[unit]))
     assert (checked.returncode, checked.stderr) == (0, "")
     judged = analyze("security", "--offline=true", "--threshold=15", str(installed[unit]))
@@ -61,7 +67,10 @@ def test_systemd_would_find_a_fault(installed: dict[str, Path]) -> None:
 
 def test_the_units_are_hardened_alike() -> None:
     assert len(UNITS) == 4
-    parts = {unit.read_text().partition("\nNoNewPrivileges")[2].partition("\n[Install]")[0] for unit in UNITS}
+    parts = {
+        unit.read_text().partition("\nNoNewPrivileges")[2].partition("\n[Install]")[0]
+        for unit in UNITS
+    }
     assert len(parts) == 1 and "ProtectSystem=strict" in parts.pop()
 
 
@@ -131,7 +140,9 @@ def test_it_gives_no_sign_of_life_while_a_thread_stands_still(
     one = start(program, systemd, tmp_path)
     wait_for(lambda: systemd.hears("WATCHDOG=1"))
     with contextlib.closing(sqlite3.connect(one.folder / "t.db", isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")  # ingest waits for as long as another may write, and no disk is as slow
+        other.execute(
+            "BEGIN IMMEDIATE"
+        )  # ingest waits for as long as another may write, and no disk is as slow
         with (tmp_path / "logs" / "a.log").open("a") as log:
             log.write(header("Said to a locked database") + "\n")
         wait_for(lambda: re.search("no sign of life from .*ingest", one.log.read_text()))
@@ -182,7 +193,9 @@ def counting(folder: Path, systemd: Systemd, **settings: str) -> Iterator[subpro
     """The aggregator, started by systemd as it seems to it."""
     own = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "DB_PATH": str(folder / "a.db")}
     words = (sys.executable, "-m", "aggregator")
-    with subprocess.Popen(words, env={**own, "NOTIFY_SOCKET": systemd.address, **settings}) as process:
+    with subprocess.Popen(
+        words, env={**own, "NOTIFY_SOCKET": systemd.address, **settings}
+    ) as process:
         try:
             yield process
         finally:
@@ -190,7 +203,9 @@ def counting(folder: Path, systemd: Systemd, **settings: str) -> Iterator[subpro
 
 
 @pytest.mark.parametrize("systemd", ["path"], indirect=True)
-def test_the_aggregator_is_ready_and_alive_while_no_hub_answers(systemd: Systemd, tmp_path: Path) -> None:
+def test_the_aggregator_is_ready_and_alive_while_no_hub_answers(
+    systemd: Systemd, tmp_path: Path
+) -> None:
     with counting(tmp_path, systemd, NATS_URL=f"nats://127.0.0.1:{free_port()}") as process:
         for _ in range(2):
             wait_for(lambda: systemd.hears("READY=1\nWATCHDOG=1"))
@@ -199,10 +214,15 @@ def test_the_aggregator_is_ready_and_alive_while_no_hub_answers(systemd: Systemd
 
 
 @pytest.mark.parametrize("systemd", ["path"], indirect=True)
-def test_the_aggregator_gives_a_sign_of_life_for_each_round_of_its_work(systemd: Systemd, tmp_path: Path) -> None:
+def test_the_aggregator_gives_a_sign_of_life_for_each_round_of_its_work(
+    systemd: Systemd, tmp_path: Path
+) -> None:
     server = Server(tmp_path / "hub").start()
     login = {"NATS_USER": "aggregator", "NATS_PASSWORD": AGGREGATOR}
-    with contextlib.closing(server), counting(tmp_path, systemd, NATS_URL=server.url(), **login) as process:
+    with (
+        contextlib.closing(server),
+        counting(tmp_path, systemd, NATS_URL=server.url(), **login) as process,
+    ):
         wait_for(lambda: systemd.hears("WATCHDOG=1"))
         wait_for(lambda: systemd.hears("WATCHDOG=1"))
         process.send_signal(signal.SIGSTOP)

@@ -30,9 +30,13 @@ def site(program: Callable[..., Program], tmp_path: Path) -> Program:
 
 
 def run(site: Program, line: str) -> subprocess.CompletedProcess[str]:
-    words = line.replace("localhost:8090", f"localhost:{site.port}").replace("curl ", "curl -sS --fail-with-body ", 1)
+    words = line.replace("localhost:8090", f"localhost:{site.port}").replace(
+        "curl ", "curl -sS --fail-with-body ", 1
+    )
     env = {"PATH": os.environ["PATH"], "API_KEY": "of this test"}
-    return subprocess.run(("bash", "-c", words), cwd=site.folder, env=env, capture_output=True, text=True)
+    return subprocess.run(
+        ("bash", "-c", words), cwd=site.folder, env=env, capture_output=True, text=True
+    )
 
 
 def test_every_curl_line_works_as_it_stands(site: Program) -> None:
@@ -46,7 +50,9 @@ def test_every_curl_line_works_as_it_stands(site: Program) -> None:
 def test_with_an_api_key_only_the_lines_that_say_so_answer(site: Program) -> None:
     site.start()
     answers = {line for line in CURL_LINES if run(site, line).returncode == 0}
-    assert answers == {line for line in CURL_LINES if "$API_KEY" in line or line.endswith("/health")}
+    assert answers == {
+        line for line in CURL_LINES if "$API_KEY" in line or line.endswith("/health")
+    }
 
 
 def test_the_password_file_is_where_it_says(site: Program) -> None:
@@ -58,8 +64,14 @@ def test_the_password_file_is_where_it_says(site: Program) -> None:
 
 def test_the_first_thirty_lines_say_how_and_at_whose_risk() -> None:
     top = "\n".join(README.splitlines()[:30])
-    assert all(words in top for words in ("make run", "curl http://localhost:8090/api/status", "independent"))
-    assert all(words in top for words in ("not made, endorsed or supported by TrueBit", "at your own risk", "MIT"))
+    assert all(
+        words in top
+        for words in ("make run", "curl http://localhost:8090/api/status", "independent")
+    )
+    assert all(
+        words in top
+        for words in ("not made, endorsed or supported by TrueBit", "at your own risk", "MIT")
+    )
 
 
 def test_every_name_in_capitals_is_a_setting() -> None:
@@ -73,18 +85,25 @@ def test_the_table_has_every_setting_with_its_default_and_meaning() -> None:
     told = []
     for item in fields(tbmon.Config):
         default = str(item.default).lower() if item.type == "bool" else item.default
-        told.append((item.name.upper(), f"`{default}`" if default != "" else "none", item.metadata["help"]))
+        told.append(
+            (item.name.upper(), f"`{default}`" if default != "" else "none", item.metadata["help"])
+        )
     assert rows == told
 
 
 def test_every_file_and_make_target_it_names_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"`make ([a-z-]+)", README)) <= targets
-    assert all((ROOT / name).exists() for name in re.findall(r"\b(?:tbmon\.py|docs/[\w.-]+\.\w+)\b", README))
+    assert all(
+        (ROOT / name).exists()
+        for name in re.findall(r"\b(?:tbmon\.py|docs/[\w.-]+\.\w+)\b", README)
+    )
 
 
 def test_the_packages_are_the_same_wherever_they_are_named() -> None:
-    block = re.search(r"dependencies = (\[.*\])", (ROOT / "tbmon.py").read_text())
+    block = re.search(r"dependencies = \[(.*?)^# \]$", (ROOT / "tbmon.py").read_text(), re.M | re.S)
     required = (ROOT / "requirements.txt").read_text().split()
     assert block is not None and sorted(re.findall(r'"([^"]+)"', block[1])) == sorted(required)
-    assert {re.split("[<>=]", name)[0] for name in required} == {*tbmon.PACKAGES} - {"nats"} | {"nats-py[aiohttp]"}
+    assert {re.split("[<>=]", name)[0] for name in required} == {*tbmon.PACKAGES} - {"nats"} | {
+        "nats-py[aiohttp]"
+    }

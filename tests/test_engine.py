@@ -20,7 +20,9 @@ LOG_FOLDER = f"/app/logs/@truebit/worker-runner-node-{WALLET}/debug"
 EVENT_DB = f"/app/build/datadb/{WALLET}-eventDB.json"
 
 
-def odd_line(number: int, dice: random.Random, cut_letters: bool = False, tty: bool = False) -> tuple[str, str, str]:
+def odd_line(
+    number: int, dice: random.Random, cut_letters: bool = False, tty: bool = False
+) -> tuple[str, str, str]:
     """(stream, what is written, the message that must be stored): of many shapes.
 
     `cut_letters` lets the engine's border at 16 KiB lie within a letter, which its json-file driver
@@ -42,7 +44,9 @@ def odd_line(number: int, dice: random.Random, cut_letters: bool = False, tty: b
 
 @pytest.mark.parametrize("driver", ["json-file", "local"])
 @pytest.mark.parametrize("options", [(), ("-t",)], ids=["frames", "tty"])
-def test_every_shape_of_line_arrives_once(node: Node, watch: Watch, driver: str, options: tuple[str, ...]) -> None:
+def test_every_shape_of_line_arrives_once(
+    node: Node, watch: Watch, driver: str, options: tuple[str, ...]
+) -> None:
     node.run("--log-driver", driver, *options)
     dice = random.Random(1)
     lines = [odd_line(number, dice, driver == "local", bool(options)) for number in range(400)]
@@ -96,9 +100,13 @@ def test_the_last_words_of_a_dying_node_need_no_newline(node: Node, watch: Watch
     wait_for(lambda: watch.monitor.verdict and watch.monitor.verdict.state == "down")
 
 
-def test_a_connection_cut_at_random_bytes_loses_and_doubles_nothing(node: Node, tmp_path: Path) -> None:
+def test_a_connection_cut_at_random_bytes_loses_and_doubles_nothing(
+    node: Node, tmp_path: Path
+) -> None:
     dice = random.Random(4)
-    proxy = Proxy(tmp_path / "proxy.sock", lambda: dice.choice((0, 7, 300, 900, dice.randrange(6000))))
+    proxy = Proxy(
+        tmp_path / "proxy.sock", lambda: dice.choice((0, 7, 300, 900, dice.randrange(6000)))
+    )
     node.run()
     watch = Watch(tmp_path / "data", node.name, docker_host=proxy.url)
     with watch:
@@ -116,7 +124,9 @@ def test_a_connection_cut_at_random_bytes_loses_and_doubles_nothing(node: Node, 
     proxy.close()
 
 
-def test_kill_9_at_any_moment_loses_and_doubles_nothing(node: Node, program: Callable[..., Program]) -> None:
+def test_kill_9_at_any_moment_loses_and_doubles_nothing(
+    node: Node, program: Callable[..., Program]
+) -> None:
     node.run()
     tbmon = program(CONTAINER_NAME=node.name)
     dice = random.Random(9)
@@ -163,17 +173,30 @@ def test_only_get_and_head_on_listed_paths_reach_the_engine(node: Node, tmp_path
     assert {method for method, _ in proxy.asked} == {"GET", "HEAD"}
     paths = {re.sub(r"^/v[\d.]+", "", target.partition("?")[0]) for _, target in proxy.asked}
     container = f"/containers/{node.name}"
-    assert paths == {"/version", *(f"{container}/{call}" for call in ("json", "logs", "archive", "stats"))}
-    asked_files = {target.partition("path=")[2] for _, target in proxy.asked if "/archive" in target}
-    assert all(name.startswith(("%2Fapp%2Flogs%2F", "%2Fapp%2Fbuild%2Fdatadb")) for name in asked_files)
+    assert paths == {
+        "/version",
+        *(f"{container}/{call}" for call in ("json", "logs", "archive", "stats")),
+    }
+    asked_files = {
+        target.partition("path=")[2] for _, target in proxy.asked if "/archive" in target
+    }
+    assert all(
+        name.startswith(("%2Fapp%2Flogs%2F", "%2Fapp%2Fbuild%2Fdatadb")) for name in asked_files
+    )
 
 
 def test_files_and_engine_meet_without_loss_or_duplicate(node: Node, watch: Watch) -> None:
     now = int(time.time())
     old = [header(f"old {number % 40}", now - 4000 + number // 3) for number in range(300)]
-    both = [header(f"both {number % 20}: {{\n {number}\n}}", now - 100 + number // 4) for number in range(200)]
+    both = [
+        header(f"both {number % 20}: {{\n {number}\n}}", now - 100 + number // 4)
+        for number in range(200)
+    ]
     node.run()
-    node.put(f"{LOG_FOLDER}/worker-2026-01-01.log.gz", gzip.compress("\n".join(old[:200]).encode() + b"\n"))
+    node.put(
+        f"{LOG_FOLDER}/worker-2026-01-01.log.gz",
+        gzip.compress("\n".join(old[:200]).encode() + b"\n"),
+    )
     node.put(f"{LOG_FOLDER}/worker-2026-01-02.log", ("\n".join(old[200:] + both) + "\n").encode())
     for text in both[50:]:
         node.say(text)
@@ -193,7 +216,9 @@ def test_files_and_engine_meet_without_loss_or_duplicate(node: Node, watch: Watc
 
 def test_an_archive_that_is_cut_is_fetched_again(node: Node, tmp_path: Path) -> None:
     dice = random.Random(5)
-    proxy = Proxy(tmp_path / "proxy.sock", lambda: dice.choice((300, 700, 90_000)), call=b"/archive?")
+    proxy = Proxy(
+        tmp_path / "proxy.sock", lambda: dice.choice((300, 700, 90_000)), call=b"/archive?"
+    )
     lines = [header(f"old {number}", time.time() - 3000 + number / 10) for number in range(3000)]
     node.run()
     node.put(f"{LOG_FOLDER}/worker-2026-01-01.log", ("\n".join(lines) + "\n").encode())
@@ -209,7 +234,10 @@ def test_an_archive_that_is_cut_is_fetched_again(node: Node, tmp_path: Path) -> 
 
 
 def test_a_damaged_log_file_hides_no_other(node: Node, watch: Watch) -> None:
-    days = [[header(f"day {day} {number}", time.time() - 3000 + number) for number in range(300)] for day in range(3)]
+    days = [
+        [header(f"day {day} {number}", time.time() - 3000 + number) for number in range(300)]
+        for day in range(3)
+    ]
     packed = [gzip.compress("".join(line + "\n" for line in lines).encode()) for lines in days]
     node.run()
     node.put(f"{LOG_FOLDER}/worker-2026-01-01.log.gz", packed[0])
@@ -217,7 +245,9 @@ def test_a_damaged_log_file_hides_no_other(node: Node, watch: Watch) -> None:
     node.put(f"{LOG_FOLDER}/worker-2026-01-03.log.gz", packed[2])
     with watch:
         wait_for(lambda: watch.count() >= 600)
-        assert {f"day {day} {number}" for day in (0, 2) for number in range(300)} <= set(watch.messages())
+        assert {f"day {day} {number}" for day in (0, 2) for number in range(300)} <= set(
+            watch.messages()
+        )
 
 
 def test_the_files_of_a_stopped_container_are_read_too(node: Node, watch: Watch) -> None:
@@ -232,10 +262,14 @@ def test_the_files_of_a_stopped_container_are_read_too(node: Node, watch: Watch)
 
 
 def test_reading_the_files_never_holds_the_container(node: Node, watch: Watch) -> None:
-    lines = "".join(header(f"old {number}", time.time() - 90_000 + number) + "\n" for number in range(60_000))
+    lines = "".join(
+        header(f"old {number}", time.time() - 90_000 + number) + "\n" for number in range(60_000)
+    )
     node.run()
     for day in range(1, 5):
-        node.put(f"{LOG_FOLDER}/worker-2026-01-0{day}.log", lines.replace("old", f"day{day}").encode())
+        node.put(
+            f"{LOG_FOLDER}/worker-2026-01-0{day}.log", lines.replace("old", f"day{day}").encode()
+        )
     with watch:
         wait_for(lambda: watch.count() > 1000)
         begun = time.monotonic()
@@ -245,34 +279,56 @@ def test_reading_the_files_never_holds_the_container(node: Node, watch: Watch) -
 
 def test_the_event_database_is_read_again_when_it_changes(node: Node, watch: Watch) -> None:
     name = "3f1c9d2e-5b7a-4c11-9a60-0d5e8f7a1b2c"
-    created = {"type": "task_created", "executionId": name, "message": {"taskId": "js_" + "4be1" * 16}}
+    created = {
+        "type": "task_created",
+        "executionId": name,
+        "message": {"taskId": "js_" + "4be1" * 16},
+    }
     outcome = {"type": "computed_outcome", "executionId": name, "senderAddress": WALLET}
     items = [
         {"operation": "charge", "account": "0x" + "11" * 20},
         {"operation": "pay", "account": WALLET, "total_steps_computed": 5},
     ]
-    invoice = {"type": "invoice", "executionId": name, "invoiceId": "7123456717698608000004", "lineItem": items}
+    invoice = {
+        "type": "invoice",
+        "executionId": name,
+        "invoiceId": "7123456717698608000004",
+        "lineItem": items,
+    }
     node.run()
     node.put(EVENT_DB, json.dumps({"records": [{"payload": created}]}).encode())
     watch.start()
     wait_for(lambda: watch.task(name))
     assert watch.task(name).status == "received"
-    node.put("/app/build/datadb/other-eventDB.json", b'{"records": [{"payload": {"type": "unknown"}}, 3]')  # broken
+    node.put(
+        "/app/build/datadb/other-eventDB.json", b'{"records": [{"payload": {"type": "unknown"}}, 3]'
+    )  # broken
     records = [{"payload": record} for record in (created, outcome, invoice)]
     node.put(EVENT_DB, json.dumps({"records": records}).encode())
-    node.put("/app/build/datadb/other-eventDB.json", b'{"records": [{"payload": {"type": "unknown"}}, 3]}')
+    node.put(
+        "/app/build/datadb/other-eventDB.json",
+        b'{"records": [{"payload": {"type": "unknown"}}, 3]}',
+    )
     wait_for(lambda: watch.task(name).status == "completed")
     rows = watch.store.read("SELECT * FROM invoice")
     assert [(row["operation"], row["steps"], row["confirmed"]) for row in rows] == [("pay", 5, 1)]
 
 
-def test_a_linked_event_database_is_followed_only_inside_the_allowed_folders(node: Node, watch: Watch) -> None:
+def test_a_linked_event_database_is_followed_only_inside_the_allowed_folders(
+    node: Node, watch: Watch
+) -> None:
     names = ["3f1c9d2e-5b7a-4c11-9a60-0d5e8f7a1b2c", "b8e47a05-1f3d-4e92-8c77-6a9d0c4e5f10"]
-    files = [json.dumps({"records": [{"payload": {"type": "task_created", "executionId": name}}]}) for name in names]
+    files = [
+        json.dumps({"records": [{"payload": {"type": "task_created", "executionId": name}}]})
+        for name in names
+    ]
     node.run()
     node.put("/app/build/datadb/kept/db.json", files[0].encode())
     node.put("/secret/db.json", files[1].encode())
-    node.shell("cd /app/build/datadb; ln -s kept/db.json in-eventDB.json; ln -s /secret/db.json out-eventDB.json")
+    node.shell(
+        "cd /app/build/datadb; ln -s kept/db.json in-eventDB.json; ln -s /secret/db.json "
+        "out-eventDB.json"
+    )
     watch.start()
     wait_for(lambda: watch.task(names[0]))
     wait_for(lambda: watch.monitor.problem is None)

@@ -1,4 +1,6 @@
-"""The federation towards real and hostile hubs: what is sent and when, what never is, and whom it keeps waiting."""
+"""The federation towards real and hostile hubs: what is sent and when, what never is, and whom it
+keeps waiting.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +50,22 @@ from hub import (
     stepped,
     thaw,
     unmasked,
-)  # fmt: skip
-from test_api import HASH, HUGE, IDS, KEY, PASSWORD, REQUESTER, Answer, elsewhere, end, invoice, output, received, write
+)
+from test_api import (
+    HASH,
+    HUGE,
+    IDS,
+    KEY,
+    PASSWORD,
+    REQUESTER,
+    Answer,
+    elsewhere,
+    end,
+    invoice,
+    output,
+    received,
+    write,
+)
 
 import tbmon
 
@@ -64,10 +80,17 @@ AWAY = f"nats://{LOOPBACK}:1"
 
 def tell(program: Program, method: str, path: str, body: object = None, **headers: str) -> Answer:
     """Send a change as a page of tbmon's own or a script would."""
-    connection = http.client.HTTPConnection(LOOPBACK, program.port, timeout=15, source_address=elsewhere())
-    named = {"Host": "localhost", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    connection = http.client.HTTPConnection(
+        LOOPBACK, program.port, timeout=15, source_address=elsewhere()
+    )
+    named = {
+        "Host": "localhost",
+        **{name.replace("_", "-"): value for name, value in headers.items()},
+    }
     sent = None if body is None else json.dumps(body).encode()
-    connection.request(method, path, sent, {**named, **({"Content-Type": "application/json"} if sent else {})})
+    connection.request(
+        method, path, sent, {**named, **({"Content-Type": "application/json"} if sent else {})}
+    )
     answer = connection.getresponse()
     found = Answer(answer.status, answer.headers, answer.read())
     connection.close()
@@ -100,7 +123,11 @@ def soon(seconds: float = 2) -> float:
 def work(program: Program, *numbers: int) -> None:
     """Let the node do some tasks."""
     for name in (IDS[number] for number in numbers):
-        ended = output(False, executionId=name), f"Execution {name} completed", invoice(name, "pay", f"7{name[:8]}")
+        ended = (
+            output(False, executionId=name),
+            f"Execution {name} completed",
+            invoice(name, "pay", f"7{name[:8]}"),
+        )
         write(program, *(header(line, soon()) for line in (received(name, "rs"), *ended)))
 
 
@@ -154,7 +181,9 @@ def test_nothing_is_connected_to_resolved_or_imported_while_off_and_again_after_
     change(program, "enable")
     connected(program)
     reached = outward.read_text()
-    assert all(word in reached for word in ("socket.connect", "socket.getaddrinfo", "import ('nats'"))
+    assert all(
+        word in reached for word in ("socket.connect", "socket.getaddrinfo", "import ('nats'")
+    )
     change(program, "disable")
     wait_for(lambda: made.monitors() == [])
     made.kill()
@@ -163,7 +192,9 @@ def test_nothing_is_connected_to_resolved_or_imported_while_off_and_again_after_
     assert not outward.exists()
 
     change(program, "enable")
-    wait_for(lambda: outward.exists() and "socket.connect" in outward.read_text())  # it tries to reach what is away
+    wait_for(
+        lambda: outward.exists() and "socket.connect" in outward.read_text()
+    )  # it tries to reach what is away
     change(program, "disable")
     outward.unlink()
     live_a_while(program, 3)
@@ -186,12 +217,16 @@ print(before, "aiohttp" in sys.modules)
 
 
 def test_a_hub_without_websockets_does_not_load_what_they_need() -> None:
-    done = subprocess.run([sys.executable, "-c", LOADED], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "False True\n"
 
 
 def outward_of(program: Stepped, *numbers: int) -> list[str]:
-    """Start, do all that a monitor does with two tasks, and tell what was heard of connections and imports."""
+    """Start, do all that a monitor does with two tasks, and tell what was heard of connections and
+    imports.
+    """
     program.start()
     for number in numbers:
         live_a_while(program, number)
@@ -205,7 +240,17 @@ def live_a_while(program: Stepped, number: int) -> None:
     record = json.dumps({"records": [{"type": "computed_outcome", "executionId": IDS[number]}]})
     (program.folder / "logs" / "x-eventDB.json").write_text(record)
     wait_for(lambda: program.get(f"/api/tasks/{IDS[number]}")[0] == 200)
-    for name in ("settings", "status", "network-stats", "stats", "peers", "messages", "preview", "sent", "privacy"):
+    for name in (
+        "settings",
+        "status",
+        "network-stats",
+        "stats",
+        "peers",
+        "messages",
+        "preview",
+        "sent",
+        "privacy",
+    ):
         see(program, name)
     change(program, "settings", {"privacyLevel": "minimal", "shareTasks": True})
     assert program.get("/metrics")[0] == 200
@@ -242,7 +287,10 @@ def test_opting_in_connects_greets_once_and_lasts_over_a_restart(
     wait_for(lambda: len(peer.of()) > 1)
     joined, beat = peer.of()[:2]
     assert beat.type == "heartbeat"
-    assert (joined.type, json.loads(joined.payload)["data"]) == ("node_joined", {"status": "online"})
+    assert (joined.type, json.loads(joined.payload)["data"]) == (
+        "node_joined",
+        {"status": "online"},
+    )
     node_id = see(program, "settings")["nodeId"]
     assert {json.loads(one.payload)["nodeId"] for one in (joined, beat)} == {node_id}
     (connection,) = real.monitors()
@@ -284,14 +332,18 @@ def test_what_is_shared_changes_at_once(stepped: Make) -> None:
     change(program, "settings", {"privacyLevel": "minimal"})
     work(program, 4)
     rows = wait_for(lambda: (found := queued(program)) and len(found) == 3 and found)
-    assert all((tbmon.parse_time(row["dueAt"]) or 0) < (time.time() + 3600 + 310) * 1000 for row in rows)
+    assert all(
+        (tbmon.parse_time(row["dueAt"]) or 0) < (time.time() + 3600 + 310) * 1000 for row in rows
+    )
     change(program, "disable")
     assert queued(program) == []
     assert json.loads((program.folder / "federation.keys").read_bytes()) == {}
     end(program)
 
 
-def test_another_hub_is_connected_to_at_once_and_asks_for_a_secret(hub: Make, listening: Make, stepped: Make) -> None:
+def test_another_hub_is_connected_to_at_once_and_asks_for_a_secret(
+    hub: Make, listening: Make, stepped: Make
+) -> None:
     first = hub()
     second: Listening = listening(Listening())
     program = stepped(**at_hub(first), API_KEY="").start()
@@ -303,8 +355,14 @@ def test_another_hub_is_connected_to_at_once_and_asks_for_a_secret(hub: Make, li
         assert tell(program, "PUT", SETTINGS, {"natsServers": []}, **headers).status in (200, 401)
     assert see(program, "settings")["natsServers"] == [first.url]
     assert len(first.monitors()) == 1 and second.said == []
-    assert change(program, "settings", {"natsServers": [first.url], "shareStats": False})["shareStats"] is False
-    assert change(program, "settings", other, X_Task_Data_Password=PASSWORD)["natsServers"] == other["natsServers"]
+    assert (
+        change(program, "settings", {"natsServers": [first.url], "shareStats": False})["shareStats"]
+        is False
+    )
+    assert (
+        change(program, "settings", other, X_Task_Data_Password=PASSWORD)["natsServers"]
+        == other["natsServers"]
+    )
     wait_for(lambda: second.said)
     assert first.monitors() == []
     change(program, "disable")
@@ -323,30 +381,72 @@ def test_with_an_api_key_that_key_changes_the_hub(program: Make, tmp_path: Path)
 
 
 BAD_SERVERS = [
-    "nats://203.0.114.7:4222", "ws://203.0.114.7", "nats://[2606:4700::1111]:4222", "ws://[::ffff:8.8.8.8]:80",
-    "nats://me:word@10.0.0.1:4222", "wss://me@hub.example.org", "http://hub.example.org", "redis://10.0.0.1:1",
-    "hub.example.org:4222", "nats://", "nats://10.0.0.1:0", "nats://10.0.0.1:99999", "nats://10.0.0.1:4222,tls://x:1",
-    "wss://hub example.org", "wss://hüb.example.org", "", "nats://10.0.0.1:4222\n", "file:///etc/passwd",
-]  # fmt: skip
+    "nats://203.0.114.7:4222",
+    "ws://203.0.114.7",
+    "nats://[2606:4700::1111]:4222",
+    "ws://[::ffff:8.8.8.8]:80",
+    "nats://me:word@10.0.0.1:4222",
+    "wss://me@hub.example.org",
+    "http://hub.example.org",
+    "redis://10.0.0.1:1",
+    "hub.example.org:4222",
+    "nats://",
+    "nats://10.0.0.1:0",
+    "nats://10.0.0.1:99999",
+    "nats://10.0.0.1:4222,tls://x:1",
+    "wss://hub example.org",
+    "wss://hüb.example.org",
+    "",
+    "nats://10.0.0.1:4222\n",
+    "file:///etc/passwd",
+]
 
 
-def test_servers_that_cannot_be_or_would_go_in_clear_are_refused_with_a_sentence(stepped: Make) -> None:
+def test_servers_that_cannot_be_or_would_go_in_clear_are_refused_with_a_sentence(
+    stepped: Make,
+) -> None:
     program = stepped().start()
     for url in BAD_SERVERS:
         for given in ([url], ["wss://hub.example.org", url]):
-            answer = tell(program, "PUT", SETTINGS, {"natsServers": given}, X_Task_Data_Password=PASSWORD)
-            assert (answer.status, answer.json["error"].startswith("natsServers: ")) == (400, True), url
+            answer = tell(
+                program, "PUT", SETTINGS, {"natsServers": given}, X_Task_Data_Password=PASSWORD
+            )
+            assert (answer.status, answer.json["error"].startswith("natsServers: ")) == (
+                400,
+                True,
+            ), url
             assert len(answer.json["error"].split()) > 6 and "word@" not in answer.json["error"]
-    bodies: list[object] = [[], {"natsServers": "wss://x"}, {"privacyLevel": "none"}, {"enabled": "yes"}, {"other": 1}]
+    bodies: list[object] = [
+        [],
+        {"natsServers": "wss://x"},
+        {"privacyLevel": "none"},
+        {"enabled": "yes"},
+        {"other": 1},
+    ]
     for body in bodies:
-        assert tell(program, "PUT", SETTINGS, body, X_Task_Data_Password=PASSWORD).status == 400, body
+        assert tell(program, "PUT", SETTINGS, body, X_Task_Data_Password=PASSWORD).status == 400, (
+            body
+        )
     assert see(program, "settings")["natsServers"] == [AWAY]
-    good = ["nats://10.1.2.3:4222", "ws://[fd00::7]:80", "tls://198.51.100.9:4222", "wss://hub.example.org", "nats://hub"]
-    assert change(program, "settings", {"natsServers": good}, X_Task_Data_Password=PASSWORD)["natsServers"] == good
+    good = [
+        "nats://10.1.2.3:4222",
+        "ws://[fd00::7]:80",
+        "tls://198.51.100.9:4222",
+        "wss://hub.example.org",
+        "nats://hub",
+    ]
+    assert (
+        change(program, "settings", {"natsServers": good}, X_Task_Data_Password=PASSWORD)[
+            "natsServers"
+        ]
+        == good
+    )
     end(program)
 
 
-def test_opting_out_says_so_forgets_what_waits_and_closes_the_connection(real: Hub, stepped: Make) -> None:
+def test_opting_out_says_so_forgets_what_waits_and_closes_the_connection(
+    real: Hub, stepped: Make
+) -> None:
     peer, program = real.peer(), stepped(**at_hub(real)).start()
     change(program, "enable")
     wait_for(lambda: peer.of("node_joined"))
@@ -375,18 +475,27 @@ def test_a_reset_makes_a_new_id_and_new_keys(real: Hub, stepped: Make) -> None:
     assert queued(program) == []
     wait_for(lambda: len(peer.of("node_joined")) == 2)
     assert see(program, "settings")["enabled"]
-    assert [json.loads(one.payload)["nodeId"] == node_id for one in peer.of("node_joined")] == [True, False]
+    assert [json.loads(one.payload)["nodeId"] == node_id for one in peer.of("node_joined")] == [
+        True,
+        False,
+    ]
     assert len(peer.of("node_left")) == 1
     work(program, 1)
     wait_for(lambda: len(queued(program)) == 3)
-    assert [old == path.read_bytes() for old, path in zip(before, files, strict=True)] == [False, False]
+    assert [old == path.read_bytes() for old, path in zip(before, files, strict=True)] == [
+        False,
+        False,
+    ]
     assert not set(json.loads(before[1]).values()) & set(json.loads(files[1].read_bytes()).values())
     end(program)
 
 
 def test_the_demo_shares_nothing(stepped: Make) -> None:
     program = stepped().start("demo")
-    for method, path, body in (("POST", "/api/federation/enable", None), ("PUT", SETTINGS, {"enabled": True})):
+    for method, path, body in (
+        ("POST", "/api/federation/enable", None),
+        ("PUT", SETTINGS, {"enabled": True}),
+    ):
         answer = tell(program, method, path, body)
         assert (answer.status, list(answer.json)) == (409, ["error"])
     assert (see(program, "status")["status"], see(program, "settings")["enabled"]) == ("off", False)
@@ -400,7 +509,10 @@ def test_opting_in_and_out_as_fast_as_one_can_ends_as_said_last(real: Hub, stepp
         for _ in range(15):
             change(program, "enable")
             change(program, "disable")
-        assert (see(program, "status")["status"], see(program, "settings")["enabled"]) == ("off", False)
+        assert (see(program, "status")["status"], see(program, "settings")["enabled"]) == (
+            "off",
+            False,
+        )
     wait_for(lambda: real.monitors() == [])
     change(program, "enable")
     connected(program)
@@ -413,7 +525,9 @@ def test_opting_out_at_the_moment_of_greeting_stays_out(hub: Make, station: Make
     write, inside, go_on = here.store.write, threading.Event(), threading.Event()
 
     def slow_write() -> Any:
-        if threading.current_thread().name == "federation" and here.store.read("SELECT 1 FROM sent"):
+        if threading.current_thread().name == "federation" and here.store.read(
+            "SELECT 1 FROM sent"
+        ):
             inside.set()  # it has greeted, and is held up before it can write so
             go_on.wait(1)
         return write()
@@ -425,10 +539,14 @@ def test_opting_out_at_the_moment_of_greeting_stays_out(hub: Make, station: Make
     go_on.set()
     here.federation.stop(says_goodbye=True)
     assert not here.outbox.sharing.enabled
-    assert not tbmon.Outbox(here.store, here.outbox.keys, here.monitor.now, here.outbox.dice).sharing.enabled
+    assert not tbmon.Outbox(
+        here.store, here.outbox.keys, here.monitor.now, here.outbox.dice
+    ).sharing.enabled
 
 
-def test_opting_out_of_a_hub_that_is_frozen_leaves_no_connection(hub: Make, listening: Make, stepped: Make) -> None:
+def test_opting_out_of_a_hub_that_is_frozen_leaves_no_connection(
+    hub: Make, listening: Make, stepped: Make
+) -> None:
     made = hub()
     tap = listening(Tap(made.port))
     program = stepped(**at_hub(made, FEDERATION_NATS_URL=f"nats://{LOOPBACK}:{tap.port}")).start()
@@ -438,12 +556,18 @@ def test_opting_out_of_a_hub_that_is_frozen_leaves_no_connection(hub: Make, list
     freeze(made)
     try:
         program.ahead(25 * 3600)
-        wait_for(lambda: b"invoices.created" in tap.everything)  # due messages went out, and no PONG comes
+        wait_for(
+            lambda: b"invoices.created" in tap.everything
+        )  # due messages went out, and no PONG comes
         change(program, "disable")
         wait_for(lambda: not tap.open, 0.5)
         said = tap.everything
         change(program, "settings", {"privacyLevel": "minimal"})
-        assert (tap.everything, see(program, "status")["status"], queued(program)) == (said, "off", [])
+        assert (tap.everything, see(program, "status")["status"], queued(program)) == (
+            said,
+            "off",
+            [],
+        )
     finally:
         thaw(made)
     end(program)
@@ -462,7 +586,11 @@ def test_keys_are_made_and_forgotten_by_several_threads_at_once(station: Make) -
 
     keys, dice = here.outbox.keys, here.outbox.dice
     days = iter(range(10**6))
-    jobs = [here.outbox.forget_keys, here.outbox.forget_keys, lambda: keys.day_key(f"day {next(days)}", dice)]
+    jobs = [
+        here.outbox.forget_keys,
+        here.outbox.forget_keys,
+        lambda: keys.day_key(f"day {next(days)}", dice),
+    ]
     threads = [threading.Thread(target=repeat, args=(job,)) for job in jobs]
     for thread in threads:
         thread.start()
@@ -491,18 +619,30 @@ def test_what_is_due_arrives_as_it_was_shown_and_leaves_the_outbox_only_then(
     assert not any("tasks" in row["subject"] for row in see(program, "sent")["messages"])
     program.ahead(25 * 3600)
     wait_for(lambda: len(peer.of("task_received", "task_completed", "invoice_created")) == 6)
-    arrived = [one for one in peer.of() if "nodeId" in one.payload.decode() and ANONYMOUS in one.payload.decode()]
+    arrived = [
+        one
+        for one in peer.of()
+        if "nodeId" in one.payload.decode() and ANONYMOUS in one.payload.decode()
+    ]
     assert sorted((one.subject, one.payload) for one in arrived) == shown
     wait_for(lambda: queued(program) == [])
     change(program, "disable")
     wait_for(lambda: peer.of("node_left"))
-    sent = {row["payload"].encode(): row["times"] for row in see(program, "sent?limit=1000")["messages"]}
+    sent = {
+        row["payload"].encode(): row["times"] for row in see(program, "sent?limit=1000")["messages"]
+    }
     assert {payload: sent[payload] for _, payload in shown} == {payload: 1 for _, payload in shown}
     assert {one.reply for one in peer.of()} == {""}
     assert set(sent) <= {one.payload for one in peer.of()}
-    assert {one.type for one in peer.of()} == {json.loads(payload)["type"] for payload in sent} == set(tbmon.MESSAGES)
+    assert (
+        {one.type for one in peer.of()}
+        == {json.loads(payload)["type"] for payload in sent}
+        == set(tbmon.MESSAGES)
+    )
     said = commands(tap.everything)
-    assert {(one.word, *one.words[:-1]) for one in said if one.payload} == {("PUB", subject) for subject in SUBJECTS}
+    assert {(one.word, *one.words[:-1]) for one in said if one.payload} == {
+        ("PUB", subject) for subject in SUBJECTS
+    }
     assert {one.word for one in said} - {"PONG"} == {"CONNECT", "PING", "SUB", "PUB"}
     assert [one.words for one in said if one.word == "SUB"] == [[STATS, "1"]]
     end(program)
@@ -550,19 +690,29 @@ def test_a_connection_that_ends_before_the_proof_sends_again_byte_for_byte(
 
 
 def tasks_said(stream: bytes) -> list[bytes]:
-    return sorted(one.payload for one in published(stream) if one.words[0] == "truebit.tasks.received")
+    return sorted(
+        one.payload for one in published(stream) if one.words[0] == "truebit.tasks.received"
+    )
 
 
-TROUBLE: list[tuple[str, dict[str, Any], str]] = [  # what a hub does, its settings, and a word of what is shown
+TROUBLE: list[
+    tuple[str, dict[str, Any], str]
+] = [  # what a hub does, its settings, and a word of what is shown
     ("is away", {"start": False}, "connect call failed"),
     ("refuses the password", {"password": "another-secret"}, "authorization violation"),
     ("is full", {"limits": "max_connections: 1"}, "maximum connections exceeded"),
-    ("refuses a subject", {"may_publish": (SUBJECTS[0], SUBJECTS[1], SUBJECTS[4])}, "permissions violation"),
+    (
+        "refuses a subject",
+        {"may_publish": (SUBJECTS[0], SUBJECTS[1], SUBJECTS[4])},
+        "permissions violation",
+    ),
     ("takes no message of this size", {"limits": "max_payload: 64"}, "payload"),
 ]
 
 
-@pytest.mark.parametrize(("settings", "words"), [one[1:] for one in TROUBLE], ids=[one[0] for one in TROUBLE])
+@pytest.mark.parametrize(
+    ("settings", "words"), [one[1:] for one in TROUBLE], ids=[one[0] for one in TROUBLE]
+)
 def test_nothing_is_lost_at_a_hub_that(
     hub: Make, listening: Make, station: Make, settings: dict[str, Any], words: str
 ) -> None:
@@ -640,7 +790,9 @@ def test_neither_api_nor_ingest_nor_the_end_waits_for_a_hub_that(
 def log_is_tidy(program: Program) -> None:
     """Every line of the log is one of tbmon's own, without control characters, and no thread died."""
     tidy = re.compile(r"\d{4}-[0-9T:-]{14}Z (INFO|WARNING) [ -~\N{KEY}]+")
-    assert [line for line in program.log.read_text().split("\n")[:-1] if not tidy.fullmatch(line)] == []
+    assert [
+        line for line in program.log.read_text().split("\n")[:-1] if not tidy.fullmatch(line)
+    ] == []
 
 
 SLOW_NAMES = """
@@ -667,14 +819,31 @@ def test_a_name_server_that_does_not_answer_keeps_nobody_from_ending(stepped: Ma
 # Receiving
 
 FIGURES: dict[str, Any] = {
-    "activeNodes": 7, "totalNodes": 9, "totalTasks": 1000, "completedTasks": 900, "failedTasks": 50, "cachedTasks": 100,
-    "tasksLast24h": 40, "totalInvoices": 800, "invoicesLast24h": 30, "successRate": 95, "cacheHitRate": 10.5,
-    "executionTimeDistribution": {"1-5s": 700, "unknown": 3}, "gasUsageDistribution": {"<1M": 5},
-    "stepsComputedDistribution": {">100B": 8}, "taskTypeDistribution": {"rust": 9, "other": 0},
-    "memoryUsedDistribution": {"<8MB": 1}, "peers": [{"handle": "0123456789abcdef", "seen": "today"}],
+    "activeNodes": 7,
+    "totalNodes": 9,
+    "totalTasks": 1000,
+    "completedTasks": 900,
+    "failedTasks": 50,
+    "cachedTasks": 100,
+    "tasksLast24h": 40,
+    "totalInvoices": 800,
+    "invoicesLast24h": 30,
+    "successRate": 95,
+    "cacheHitRate": 10.5,
+    "executionTimeDistribution": {"1-5s": 700, "unknown": 3},
+    "gasUsageDistribution": {"<1M": 5},
+    "stepsComputedDistribution": {">100B": 8},
+    "taskTypeDistribution": {"rust": 9, "other": 0},
+    "memoryUsedDistribution": {"<8MB": 1},
+    "peers": [{"handle": "0123456789abcdef", "seen": "today"}],
     "snapshotAt": "2026-01-31T12:00:00.000Z",
-}  # fmt: skip
-HEAD = {"version": "1.0", "type": "network_stats", "id": "ab" * 16, "timestamp": "2026-01-31T12:00:30.000Z"}
+}
+HEAD = {
+    "version": "1.0",
+    "type": "network_stats",
+    "id": "ab" * 16,
+    "timestamp": "2026-01-31T12:00:30.000Z",
+}
 
 
 def publication(head: dict[str, Any] | None = None, **figures: Any) -> bytes:
@@ -683,23 +852,50 @@ def publication(head: dict[str, Any] | None = None, **figures: Any) -> bytes:
 
 HOSTILE_TEXT = "<img src=x onerror=alert(1)>\x1b[2J' OR 1=1 --"
 NO_PUBLICATIONS: list[bytes] = [
-    b"", b"null", b"[]", b"{}", b"\xff\xfe", b"[" * 60_000, b"9" * 5000, b'{"data":1e999}', b"x" * 65_536,
-    publication({"type": "heartbeat"}), publication({"version": "2.0"}), publication({"id": HOSTILE_TEXT}),
-    publication({"nodeId": "node-1"}), publication({"timestamp": "soon"}), publication({"type": ["network_stats"]}),
-    publication(extra=1), publication(activeNodes=-1), publication(activeNodes=1.5), publication(activeNodes=True),
-    publication(totalTasks="7"), publication(totalTasks=2**53), publication(successRate=101),
-    publication(successRate=[]), publication(cacheHitRate=float("nan")), publication(cacheHitRate=float("inf")),
+    b"",
+    b"null",
+    b"[]",
+    b"{}",
+    b"\xff\xfe",
+    b"[" * 60_000,
+    b"9" * 5000,
+    b'{"data":1e999}',
+    b"x" * 65_536,
+    publication({"type": "heartbeat"}),
+    publication({"version": "2.0"}),
+    publication({"id": HOSTILE_TEXT}),
+    publication({"nodeId": "node-1"}),
+    publication({"timestamp": "soon"}),
+    publication({"type": ["network_stats"]}),
+    publication(extra=1),
+    publication(activeNodes=-1),
+    publication(activeNodes=1.5),
+    publication(activeNodes=True),
+    publication(totalTasks="7"),
+    publication(totalTasks=2**53),
+    publication(successRate=101),
+    publication(successRate=[]),
+    publication(cacheHitRate=float("nan")),
+    publication(cacheHitRate=float("inf")),
     publication(peers={}),
-    publication(executionTimeDistribution={HOSTILE_TEXT: 1}), publication(executionTimeDistribution=[1]),
-    publication(gasUsageDistribution={"<1M": HOSTILE_TEXT}), publication(taskTypeDistribution={"rust": {}}),
-    publication(peers=[HOSTILE_TEXT]), publication(peers=[{"handle": HOSTILE_TEXT, "seen": "today"}]),
-    publication(peers=[{"handle": "0123456789abcdef", "seen": HOSTILE_TEXT}]), publication(snapshotAt=HOSTILE_TEXT),
-    publication(peers=[{"handle": "0123456789abcdef", "seen": "today"}] * 501), publication(snapshotAt=7),
-    json.dumps({**HEAD, "data": {}}).encode(), json.dumps({**HEAD, "data": [FIGURES]}).encode(),
-]  # fmt: skip
+    publication(executionTimeDistribution={HOSTILE_TEXT: 1}),
+    publication(executionTimeDistribution=[1]),
+    publication(gasUsageDistribution={"<1M": HOSTILE_TEXT}),
+    publication(taskTypeDistribution={"rust": {}}),
+    publication(peers=[HOSTILE_TEXT]),
+    publication(peers=[{"handle": HOSTILE_TEXT, "seen": "today"}]),
+    publication(peers=[{"handle": "0123456789abcdef", "seen": HOSTILE_TEXT}]),
+    publication(snapshotAt=HOSTILE_TEXT),
+    publication(peers=[{"handle": "0123456789abcdef", "seen": "today"}] * 501),
+    publication(snapshotAt=7),
+    json.dumps({**HEAD, "data": {}}).encode(),
+    json.dumps({**HEAD, "data": [FIGURES]}).encode(),
+]
 
 
-def test_a_publication_is_kept_shown_and_pushed_and_all_else_is_counted(real: Hub, stepped: Make) -> None:
+def test_a_publication_is_kept_shown_and_pushed_and_all_else_is_counted(
+    real: Hub, stepped: Make
+) -> None:
     peer, program = real.peer(), stepped(**at_hub(real)).start()
     assert see(program, "network-stats")["status"] == "awaiting_data"
     change(program, "enable")
@@ -708,7 +904,10 @@ def test_a_publication_is_kept_shown_and_pushed_and_all_else_is_counted(real: Hu
         some = NO_PUBLICATIONS[number : number + 4]
         peer.publish(*some)
         wait_for(lambda: see(program, "status")["stats"]["ignored"] == number + len(some))  # noqa: B023
-    assert (see(program, "network-stats")["status"], see(program, "stats")["history"]) == ("awaiting_data", [])
+    assert (see(program, "network-stats")["status"], see(program, "stats")["history"]) == (
+        "awaiting_data",
+        [],
+    )
     stream = http.client.HTTPConnection(LOOPBACK, program.port, timeout=10)
     stream.request("GET", "/api/events", headers={"Host": "localhost"})
     events = stream.getresponse()
@@ -723,7 +922,11 @@ def test_a_publication_is_kept_shown_and_pushed_and_all_else_is_counted(real: Hu
     assert see(program, "stats")["history"] == [shown]
     assert see(program, "peers") == {"peers": FIGURES["peers"], "count": 1}
     (kept,) = see(program, "messages")["messages"]
-    assert (kept["subject"], kept["data"], kept["timestamp"]) == (STATS, FIGURES, shown["lastUpdated"])
+    assert (kept["subject"], kept["data"], kept["timestamp"]) == (
+        STATS,
+        FIGURES,
+        shown["lastUpdated"],
+    )
     wait_a_second(program)
     withheld = dict.fromkeys(FIGURES)
     peer.publish(publication(**withheld))
@@ -734,7 +937,11 @@ def test_a_publication_is_kept_shown_and_pushed_and_all_else_is_counted(real: Hu
     wait_for(lambda: see(program, "network-stats")["activeNodes"] == 8)
     assert len(see(program, "stats")["history"]) == 2  # one for each snapshot
     found = see(program, "status")
-    assert (found["status"], found["stats"]["messagesReceived"], found["lastError"]) == ("connected", 3, None)
+    assert (found["status"], found["stats"]["messagesReceived"], found["lastError"]) == (
+        "connected",
+        3,
+        None,
+    )
     end(program)
 
 
@@ -747,9 +954,14 @@ def wait_a_second(program: Program) -> None:
 def test_what_a_hub_publishes_cannot_fill_the_disk(station: Make) -> None:
     here: Station = station(AWAY)
     for number in range(tbmon.SNAPSHOTS + 20):
-        assert tbmon.take_publication(here.monitor, publication(snapshotAt=tbmon.utc((BEGIN // 1000 + number) * 1000)))
+        assert tbmon.take_publication(
+            here.monitor, publication(snapshotAt=tbmon.utc((BEGIN // 1000 + number) * 1000))
+        )
     newest = here.api.network_history()["history"]
-    assert (len(newest), newest[0]["snapshotAt"]) == (tbmon.SNAPSHOTS, tbmon.utc((BEGIN // 1000 + number) * 1000))
+    assert (len(newest), newest[0]["snapshotAt"]) == (
+        tbmon.SNAPSHOTS,
+        tbmon.utc((BEGIN // 1000 + number) * 1000),
+    )
     assert here.store.read("SELECT COUNT(*) FROM network_stats")[0][0] == tbmon.SNAPSHOTS
 
 
@@ -757,29 +969,52 @@ def test_what_a_hub_publishes_cannot_fill_the_disk(station: Make) -> None:
 
 PEER = "0x00112233445566778899AaBbCcDdEeFf00112233"
 CANARIES = {
-    "own wallet": WALLET, "requester": REQUESTER, "peer": PEER, "private key": "0x" + "c0ffee12" * 8,
-    "PEM": "-----BEGIN PRIVATE KEY-----MIIEvQIBADANBgkqhkiG9w0BAQ", "IPv4": "198.51.100.77",
+    "own wallet": WALLET,
+    "requester": REQUESTER,
+    "peer": PEER,
+    "private key": "0x" + "c0ffee12" * 8,
+    "PEM": "-----BEGIN PRIVATE KEY-----MIIEvQIBADANBgkqhkiG9w0BAQ",
+    "IPv4": "198.51.100.77",
     "mnemonic": "legal winner thank year wave sausage worth useful legal winner thank yellow",
-    "IPv6": "2001:db8:85a3::8a2e:370:7334", "path": "/home/operator/secret-place", "block hash": "0x" + "ab12" * 16,
-    "task hash": HASH, "execution id": IDS[0], "failed execution": IDS[1], "invoice id": "7123456717698608000004",
-    "host": "operators-machine-5f", "container": "operators-container-7a", "block number": "472508150",
-    "input": "canary input 4d1c", "output": "canary output 8e2b", "error": "canary error 77aa",
-}  # fmt: skip
+    "IPv6": "2001:db8:85a3::8a2e:370:7334",
+    "path": "/home/operator/secret-place",
+    "block hash": "0x" + "ab12" * 16,
+    "task hash": HASH,
+    "execution id": IDS[0],
+    "failed execution": IDS[1],
+    "invoice id": "7123456717698608000004",
+    "host": "operators-machine-5f",
+    "container": "operators-container-7a",
+    "block number": "472508150",
+    "input": "canary input 4d1c",
+    "output": "canary output 8e2b",
+    "error": "canary error 77aa",
+}
 IN_WORDS = ("private key", "PEM", "mnemonic", "IPv4", "IPv6", "path", "peer", "host", "requester")
 SECRETS = " ".join(CANARIES[name] for name in IN_WORDS)
 
 
-def story(input_text: str, output_text: str, error_text: str, wallet: str = WALLET, at: float = 0) -> list[str]:
+def story(
+    input_text: str, output_text: str, error_text: str, wallet: str = WALLET, at: float = 0
+) -> list[str]:
     """A task that completes and is paid, and one that fails."""
-    block: dict[str, Any] = {"chainId": "43114", "blockNumber": 472508150, "blockHash": CANARIES["block hash"]}
+    block: dict[str, Any] = {
+        "chainId": "43114",
+        "blockNumber": 472508150,
+        "blockHash": CANARIES["block hash"],
+    }
     more: dict[str, Any] = {**block, "taskRequesterAddress": REQUESTER, "input": input_text}
     lines = [
-        "Starting services", f"Node with address {wallet} registered successfully",
-        received(IDS[0], "rs", **more), output(True, executionId=IDS[0], note=output_text),
-        f"Execution {IDS[0]} completed", invoice(IDS[0], "pay", CANARIES["invoice id"]),
-        received(IDS[1], "py", **more), f"Command execution stderr: {error_text}",
+        "Starting services",
+        f"Node with address {wallet} registered successfully",
+        received(IDS[0], "rs", **more),
+        output(True, executionId=IDS[0], note=output_text),
+        f"Execution {IDS[0]} completed",
+        invoice(IDS[0], "pay", CANARIES["invoice id"]),
+        received(IDS[1], "py", **more),
+        f"Command execution stderr: {error_text}",
         f"Execution {IDS[1]} failed: {error_text} at {wallet}",
-    ]  # fmt: skip
+    ]
     return [header(line, at or soon(), wallet=wallet) for line in lines]
 
 
@@ -793,10 +1028,18 @@ tbmon.received_message, tbmon.refusal_of = leaking, lambda subject, payload: Non
 """
 
 
-@pytest.mark.parametrize(("more", "found"), [("", []), (LEAK, ["execution id", "failed execution"])], ids=["", "leak"])
+@pytest.mark.parametrize(
+    ("more", "found"), [("", []), (LEAK, ["execution id", "failed execution"])], ids=["", "leak"]
+)
 @pytest.mark.parametrize("scheme", ["nats", "ws"])
 def test_no_canary_is_on_the_wire_and_a_planted_leak_is_found(
-    real: Hub, listening: Make, stepped: Make, request: pytest.FixtureRequest, scheme: str, more: str, found: list[str]
+    real: Hub,
+    listening: Make,
+    stepped: Make,
+    request: pytest.FixtureRequest,
+    scheme: str,
+    more: str,
+    found: list[str],
 ) -> None:
     tap = listening(Tap(real.port if scheme == "nats" else real.ws_port))
     url = f"{scheme}://{LOOPBACK}:{tap.port}"
@@ -806,19 +1049,33 @@ def test_no_canary_is_on_the_wire_and_a_planted_leak_is_found(
     if node:  # a real container, with its name, its host name and its address
         node.run("--hostname", CANARIES["host"], "-e", f"PRIVATE_KEY={CANARIES['private key']}")
         program.env |= {"CONTAINER_NAME": node.name, "LOG_DIR": ""}
-        facts = docker("inspect", "-f", "{{.Id}} {{.NetworkSettings.IPAddress}} {{.Config.Image}}", node.name).split()
-        canaries |= {"container": node.name, **dict(zip(("container id", "address", "image"), facts, strict=True))}
+        facts = docker(
+            "inspect", "-f", "{{.Id}} {{.NetworkSettings.IPAddress}} {{.Config.Image}}", node.name
+        ).split()
+        canaries |= {
+            "container": node.name,
+            **dict(zip(("container id", "address", "image"), facts, strict=True)),
+        }
     program.start()
     change(program, "enable")
-    wait_for(lambda: any("heartbeat" in row["subject"] for row in see(program, "sent")["messages"]))  # and all was read
-    lines = story(f"{CANARIES['input']} {SECRETS}", f"{CANARIES['output']} {SECRETS}", f"{CANARIES['error']} {SECRETS}")
+    wait_for(
+        lambda: any("heartbeat" in row["subject"] for row in see(program, "sent")["messages"])
+    )  # and all was read
+    lines = story(
+        f"{CANARIES['input']} {SECRETS}",
+        f"{CANARIES['output']} {SECRETS}",
+        f"{CANARIES['error']} {SECRETS}",
+    )
     if node:
         node.say("\n".join(lines))
     else:
         write(program, *lines)
     wait_for(lambda: len(queued(program)) == 5)
     keys = json.loads((program.folder / "federation.keys").read_bytes())
-    canaries |= {"day key": next(iter(keys.values())), "local key": (program.folder / "local.key").read_bytes().hex()}
+    canaries |= {
+        "day key": next(iter(keys.values())),
+        "local key": (program.folder / "local.key").read_bytes().hex(),
+    }
     program.ahead(25 * 3600)
     wait_for(lambda: queued(program) == [])
     change(program, "disable")
@@ -837,14 +1094,22 @@ def in_json(text: str) -> str:
 
 
 HIDINGS: list[Callable[[str], str]] = [
-    str, str.lower, str.upper, in_json, lambda text: text[::-1], lambda text: text.encode().hex(),
-    *(lambda text, lead=lead: base64.b64encode(b"p" * lead + text.encode()).decode() for lead in range(3)),
+    str,
+    str.lower,
+    str.upper,
+    in_json,
+    lambda text: text[::-1],
+    lambda text: text.encode().hex(),
+    *(
+        lambda text, lead=lead: base64.b64encode(b"p" * lead + text.encode()).decode()
+        for lead in range(3)
+    ),
     lambda text: base64.urlsafe_b64encode(text.encode()).decode().rstrip("="),
     lambda text: hashlib.sha256(text.encode()).hexdigest(),
     lambda text: hashlib.sha256(text.lower().encode()).hexdigest(),
     lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode(),
     lambda text: hashlib.sha256(text.removeprefix("0x").encode()).hexdigest(),
-]  # fmt: skip
+]
 
 
 def test_the_scanner_finds_every_canary_in_every_form() -> None:
@@ -877,9 +1142,12 @@ def test_two_operators_who_differ_in_all_that_is_private_put_the_same_bytes_on_t
 ) -> None:
     tap = listening(Tap(real.port if scheme == "nats" else real.ws_port))
     url = f"{scheme}://{LOOPBACK}:{tap.port}"
-    slower = ONE._replace(figures=(("1500000000", "45000000000"), (str(HUGE), "5"), ('"memory": 87', '"memory": 870')))
+    slower = ONE._replace(
+        figures=(("1500000000", "45000000000"), (str(HUGE), "5"), ('"memory": 87', '"memory": 870'))
+    )
     first, second, third = (
-        live(station(url, container_name=life.container, **IN_HUB), life, tap, scheme) for life in (ONE, OTHER, slower)
+        live(station(url, container_name=life.container, **IN_HUB), life, tap, scheme)
+        for life in (ONE, OTHER, slower)
     )
     assert first[1].count(b"PUB ") == 8 and first[1].count(b"CONNECT ") == 1
     assert first == second
@@ -887,7 +1155,9 @@ def test_two_operators_who_differ_in_all_that_is_private_put_the_same_bytes_on_t
 
 
 def live(here: Station, life: Life, tap: Tap, scheme: str) -> tuple[bytes, bytes]:
-    """Follow the life, send all, opt out, and return what was said: the request without its nonce, and the rest."""
+    """Follow the life, send all, opt out, and return what was said: the request without its nonce,
+    and the rest.
+    """
     here.opt_in()
     follower = tbmon.DirectoryFollower(here.monitor)
     follower.step()
@@ -920,12 +1190,16 @@ def test_tls_works_with_an_authority_of_ones_own_and_no_other(
     made = hub(tls=mine) if scheme == "tls" else hub(ws=mine)
     tap = listening(Tap(made.port if scheme == "tls" else made.ws_port))
     for ca in ("", str(strange.ca)):
-        here: Station = station(f"{scheme}://localhost:{tap.port}", federation_tls_ca=ca, **IN_HUB).opt_in()
+        here: Station = station(
+            f"{scheme}://localhost:{tap.port}", federation_tls_ca=ca, **IN_HUB
+        ).opt_in()
         here.federation.start()
         wait_for(lambda: "certificate" in here.error().lower(), 8)  # noqa: B023 - used at once
         assert here.counts()["messagesSent"] == 0
         here.close()
-    here = station(f"{scheme}://localhost:{tap.port}", federation_tls_ca=str(mine.ca), **IN_HUB).opt_in()
+    here = station(
+        f"{scheme}://localhost:{tap.port}", federation_tls_ca=str(mine.ca), **IN_HUB
+    ).opt_in()
     here.queue(NAMES[0])
     here.step()
     here.federation.start()
@@ -943,22 +1217,33 @@ def test_a_hub_without_tls_is_told_nothing_where_tls_is_asked_for(
     here.federation.start()
     wait_for(lambda: here.counts()["errors"] >= 2)
     assert here.error() != "None"
-    assert all(word not in tap.everything for word in (SECRET.encode(), b"monitor", b"CONNECT", b"truebit", b"GET "))
+    assert all(
+        word not in tap.everything
+        for word in (SECRET.encode(), b"monitor", b"CONNECT", b"truebit", b"GET ")
+    )
     assert scheme == "wss" or tap.everything == b""
 
 
 @pytest.mark.parametrize(
     ("url", "peer", "refused"),
     [
-        ("nats://hub.example.org:4222", "203.0.114.7", True), ("ws://hub.example.org", "2606:4700::1111", True),
-        ("ws://hub.example.org", "::ffff:8.8.8.8", True), ("nats://hub.example.org", "", True),
-        ("nats://hub.example.org", "10.2.3.4", False), ("ws://hub.example.org", "fd00::7", False),
-        ("nats://hub.example.org", "127.0.0.1", False), ("nats://hub", "203.0.114.7", False),
-        ("tls://hub.example.org", "203.0.114.7", False), ("wss://hub.example.org", "2606:4700::1111", False),
-        ("nats://10.0.0.1", "203.0.114.7", True), ("nats://[fd00::7]:4222", "2606:4700::1111", True),
+        ("nats://hub.example.org:4222", "203.0.114.7", True),
+        ("ws://hub.example.org", "2606:4700::1111", True),
+        ("ws://hub.example.org", "::ffff:8.8.8.8", True),
+        ("nats://hub.example.org", "", True),
+        ("nats://hub.example.org", "10.2.3.4", False),
+        ("ws://hub.example.org", "fd00::7", False),
+        ("nats://hub.example.org", "127.0.0.1", False),
+        ("nats://hub", "203.0.114.7", False),
+        ("tls://hub.example.org", "203.0.114.7", False),
+        ("wss://hub.example.org", "2606:4700::1111", False),
+        ("nats://10.0.0.1", "203.0.114.7", True),
+        ("nats://[fd00::7]:4222", "2606:4700::1111", True),
     ],
-)  # fmt: skip
-def test_clear_text_is_judged_by_the_address_connected_to(url: str, peer: str, refused: bool) -> None:
+)
+def test_clear_text_is_judged_by_the_address_connected_to(
+    url: str, peer: str, refused: bool
+) -> None:
     check, parts = tbmon.check_peer, tbmon.check_server(url)
     if refused:
         with pytest.raises(ConnectionError, match="clear text: use wss or tls"):
@@ -971,8 +1256,12 @@ def test_clear_text_is_refused_before_anything_is_said_and_in_words(
     real: Hub, listening: Make, station: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve = socket.getaddrinfo
-    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *more, **named: resolve(LOOPBACK, *more, **named))
-    monkeypatch.setattr(tbmon, "is_near", lambda address: False)  # as if that name and address were of the internet
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *more, **named: resolve(LOOPBACK, *more, **named)
+    )
+    monkeypatch.setattr(
+        tbmon, "is_near", lambda address: False
+    )  # as if that name and address were of the internet
     for scheme, port in (("nats", real.port), ("ws", real.ws_port)):
         tap = listening(Tap(port))
         url, pace = f"{scheme}://hub.example.org:{tap.port}", PACE._replace(connect_s=10)
@@ -991,7 +1280,11 @@ def test_servers_that_a_hub_names_are_not_connected_to(listening: Make, station:
 
     def names(hub: Hostile, client: socket.socket, number: int) -> None:
         hub.greet(client, number, connect_urls=urls, ws_connect_urls=urls, ldm=True)
-        client.sendall(b"INFO " + json.dumps({**INFO, "connect_urls": urls, "ldm": True}).encode() + b"\r\nPING\r\n")
+        client.sendall(
+            b"INFO "
+            + json.dumps({**INFO, "connect_urls": urls, "ldm": True}).encode()
+            + b"\r\nPING\r\n"
+        )
         hub.hear(client, number, b"PONG\r\n")
 
     bad: Hostile = listening(Hostile(names))
@@ -1006,7 +1299,10 @@ def test_a_web_hub_cannot_send_the_monitor_elsewhere(listening: Make, station: M
 
     def redirects(hub: Hostile, client: socket.socket, number: int) -> None:
         hub.hear(client, number, b"\r\n\r\n")
-        client.sendall(b"HTTP/1.1 307 Go\r\nContent-Length: 0\r\nLocation: http://127.0.0.1:%d/\r\n\r\n" % other.port)
+        client.sendall(
+            b"HTTP/1.1 307 Go\r\nContent-Length: 0\r\nLocation: http://127.0.0.1:%d/\r\n\r\n"
+            % other.port
+        )
 
     bad: Hostile = listening(Hostile(redirects))
     here: Station = station(f"ws://{LOOPBACK}:{bad.port}", **IN_HUB).opt_in()
@@ -1052,16 +1348,28 @@ def message(payload: bytes, subject: bytes = STATS.encode(), sid: bytes = b"1") 
 
 
 ERRORS = (
-    "Unknown Protocol Operation", "Attempted To Connect To Route Port", "Authorization Violation",
-    "Authorization Timeout", "Invalid Client Protocol", "Maximum Control Line Exceeded", "Parser Error",
+    "Unknown Protocol Operation",
+    "Attempted To Connect To Route Port",
+    "Authorization Violation",
+    "Authorization Timeout",
+    "Invalid Client Protocol",
+    "Maximum Control Line Exceeded",
+    "Parser Error",
     "Secure Connection - TLS Required",
-    "Stale Connection", "Maximum Connections Exceeded", "Slow Consumer", "Maximum Payload Violation", "Invalid Subject",
-    'Permissions Violation for Publish to "truebit.heartbeat"', "Permissions Violation for \x1b[2J\x07" + "x" * 3000,
-)  # fmt: skip
+    "Stale Connection",
+    "Maximum Connections Exceeded",
+    "Slow Consumer",
+    "Maximum Payload Violation",
+    "Invalid Subject",
+    'Permissions Violation for Publish to "truebit.heartbeat"',
+    "Permissions Violation for \x1b[2J\x07" + "x" * 3000,
+)
 ACTS: dict[str, Act] = {
     "a message of 2 GB": later(b"MSG %s 1 2000000000\r\n" % STATS.encode() + MUCH, 1000),
     "a message of a size without end": later(b"MSG %s 1 %s\r\n" % (STATS.encode(), b"9" * 6000)),
-    "a message with headers of 2 GB": later(b"HMSG %s 1 2000000000 2000000001\r\n" % STATS.encode() + MUCH, 1000),
+    "a message with headers of 2 GB": later(
+        b"HMSG %s 1 2000000000 2000000001\r\n" % STATS.encode() + MUCH, 1000
+    ),
     "headers longer than the message": later(b"HMSG %s 1 50 3\r\nabc\r\n" % STATS.encode()),
     "headers that are none": later(b"HMSG %s 1 12 12\r\nNATS/1.0\r\n\r\n\r\n" % STATS.encode()),
     "a line without end": later(MUCH.replace(b"\0", b"A"), 1000),
@@ -1083,7 +1391,9 @@ ACTS: dict[str, Act] = {
     "a huge INFO": at_first(info(nonce="x" * 2_000_000)),
     "a deep INFO": at_first(b"INFO " + b"[" * 20_000 + b"\r\n"),
     "an INFO without line": at_first(b"INFO {"),
-    "an INFO of wrong types": at_first(info(max_payload="x", version=[], client_id={}, connect_urls=7, headers="x")),
+    "an INFO of wrong types": at_first(
+        info(max_payload="x", version=[], client_id={}, connect_urls=7, headers="x")
+    ),
     "an INFO with a nonce": at_first(info(nonce="abc", auth_required=True)),
     "an INFO that asks for TLS": at_first(info(tls_required=True)),
     "PONG at first": at_first(b"PONG\r\n"),
@@ -1091,9 +1401,12 @@ ACTS: dict[str, Act] = {
     "nothing but bytes": at_first(b"\xff" * 100_000),
     "nothing": never_answers,
     "a closed door": closes,
-    **{f"-ERR {words[:40]!r}": later(b"-ERR '%s'\r\n" % words.encode(), goes=False) for words in ERRORS},
+    **{
+        f"-ERR {words[:40]!r}": later(b"-ERR '%s'\r\n" % words.encode(), goes=False)
+        for words in ERRORS
+    },
     "-ERR without words": later(b"-ERR\r\n", goes=False),
-}  # fmt: skip
+}
 
 
 class Victim(NamedTuple):
@@ -1104,9 +1417,13 @@ class Victim(NamedTuple):
 
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
-    """A monitor that has opted in to a hub that does what a test says; it must end as it began, well."""
+    """A monitor that has opted in to a hub that does what a test says; it must end as it began,
+    well.
+    """
     bad = Hostile(later(b""))
-    program = Stepped(tmp_path_factory.mktemp("victim") / "program", FEDERATION_NATS_URL=bad.url, **HUB_USER)
+    program = Stepped(
+        tmp_path_factory.mktemp("victim") / "program", FEDERATION_NATS_URL=bad.url, **HUB_USER
+    )
     program.pace = program.pace._replace(connect_s=0.5)
     program.start()
     change(program, "enable")
@@ -1138,7 +1455,9 @@ def test_a_hub_costs_neither_memory_nor_the_process_with(victim: Victim, act: Ac
     assert program.process.poll() is None
     assert program.peak_bytes() < peak_bytes + 32 * tbmon.MIB
     assert re.fullmatch("[ -~]{4,250}", status["lastError"]), status["lastError"]
-    assert "object" not in status["lastError"]  # Python's words are no reason that an operator understands
+    assert (
+        "object" not in status["lastError"]
+    )  # Python's words are no reason that an operator understands
     assert status["stats"]["errors"] > before["stats"]["errors"]
     assert see(program, "network-stats")["status"] == "awaiting_data"
 
@@ -1148,8 +1467,13 @@ def upgraded(hub: Hostile, client: socket.socket, number: int) -> None:
     hub.hear(client, number, b"\r\n\r\n")
     found = re.search(rb"Sec-WebSocket-Key: (\S+)", hub.said[number])
     assert found is not None
-    proof = base64.b64encode(hashlib.sha1(found[1] + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
-    words = b"HTTP/1.1 101 OK\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n"
+    proof = base64.b64encode(
+        hashlib.sha1(found[1] + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+    )
+    words = (
+        b"HTTP/1.1 101 OK\r\nUpgrade: websocket\r\nConnection: "
+        b"Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n"
+    )
     client.sendall(words % proof)
 
 
@@ -1165,7 +1489,9 @@ def frames(*parts: bytes, times: int = 1) -> Act:
 
 WEB_ACTS: dict[str, Act] = {
     "a frame of 2 GB": frames(b"\x82\x7f" + struct.pack(">Q", 2**31), *[MUCH] * 1000),
-    "a message of frames without end": frames(b"\x02\x7e\xff\xff" + MUCH[1:], *[b"\0\x7e\xff\xff" + MUCH[1:]] * 1000),
+    "a message of frames without end": frames(
+        b"\x02\x7e\xff\xff" + MUCH[1:], *[b"\0\x7e\xff\xff" + MUCH[1:]] * 1000
+    ),
     "a compressed frame": frames(b"\xc2\x05abcde"),
     "text": frames(b"\x81\x05INFO "),
     "no upgrade": at_first(b"HTTP/1.1 200 OK\r\nContent-Length: 3000000000\r\n\r\n" + MUCH * 100),
@@ -1175,12 +1501,16 @@ WEB_ACTS: dict[str, Act] = {
 
 
 @pytest.mark.parametrize("act", WEB_ACTS.values(), ids=WEB_ACTS)
-def test_a_web_hub_costs_neither_memory_nor_the_process_with(victim: Victim, listening: Make, act: Act) -> None:
+def test_a_web_hub_costs_neither_memory_nor_the_process_with(
+    victim: Victim, listening: Make, act: Act
+) -> None:
     program, bad = victim.program, listening(Hostile(act))
     there = [f"ws://{LOOPBACK}:{bad.port}"]
     change(program, "settings", {"natsServers": there}, X_Task_Data_Password=PASSWORD)
     try:
-        status = wait_for(lambda: len(bad.said) >= 2 and (found := see(program, "status"))["lastError"] and found)
+        status = wait_for(
+            lambda: len(bad.said) >= 2 and (found := see(program, "status"))["lastError"] and found
+        )
         assert program.process.poll() is None
         assert program.peak_bytes() < victim.peak_bytes + 32 * tbmon.MIB
         assert re.fullmatch("[ -~]{4,250}", status["lastError"])
@@ -1198,21 +1528,33 @@ def forged(wallet: str) -> list[str]:
     """Forty headers of a task's making, completions, a registration and an invoice."""
     lines = [received(name, "js", requester=PEER) for name in FORGED]
     lines += [f"Execution {name} completed" for name in FORGED]
-    lines += [f"Node with address {wallet} registered successfully", invoice(FORGED[0], "pay", "666")]
+    lines += [
+        f"Node with address {wallet} registered successfully",
+        invoice(FORGED[0], "pay", "666"),
+    ]
     return [header(line, BEGIN // 1000 + 6, wallet=wallet) for line in lines]
 
 
 def event_db(*names: str) -> str:
-    records = [{"type": "task_created", "executionId": name, "message": {"taskId": f"rs_{HASH}"}} for name in names]
+    records = [
+        {"type": "task_created", "executionId": name, "message": {"taskId": f"rs_{HASH}"}}
+        for name in names
+    ]
     return json.dumps({"records": records})
 
 
 @pytest.mark.parametrize(
     ("wallet", "records", "told"),
-    [(WALLET, event_db(IDS[0]), [IDS[0]]), (PEER, event_db(IDS[0]), [IDS[0]]), (WALLET, "", [IDS[0], *FORGED])],
+    [
+        (WALLET, event_db(IDS[0]), [IDS[0]]),
+        (PEER, event_db(IDS[0]), [IDS[0]]),
+        (WALLET, "", [IDS[0], *FORGED]),
+    ],
     ids=["the node's own headers", "another's headers", "control: no event database"],
 )
-def test_what_a_task_prints_is_not_told(station: Make, wallet: str, records: str, told: list[str]) -> None:
+def test_what_a_task_prints_is_not_told(
+    station: Make, wallet: str, records: str, told: list[str]
+) -> None:
     here: Station = station(AWAY).opt_in()
     if records:
         (here.logs / "x-eventDB.json").write_text(records)
@@ -1229,8 +1571,9 @@ def test_what_a_task_prints_is_not_told(station: Make, wallet: str, records: str
     follower.step()
     found = [json.loads(one) for one in here.waiting()]
     assert Counter(one["type"] for one in found if one["type"] != "invoice_created") == {
-        "task_received": len(told), "task_completed": len(told)
-    }  # fmt: skip
+        "task_received": len(told),
+        "task_completed": len(told),
+    }
     assert [one["type"] for one in found].count("invoice_created") == (0 if records else 1)
     keys = [bytes.fromhex(key) for key in here.outbox.keys.day_keys().values()]
     names = {tbmon.keyed(key, "task_received", name).hex() for key in keys for name in told}
@@ -1260,7 +1603,12 @@ def test_what_was_there_at_the_start_is_never_told(station: Make, opted_in: str)
     if opted_in == "before":
         here.opt_in()
     log, second = here.logs / "worker.log", BEGIN // 1000 + 5
-    past = [received(IDS[0]), f"Execution {IDS[0]} completed", invoice(IDS[0], "pay", "71"), received(IDS[1])]
+    past = [
+        received(IDS[0]),
+        f"Execution {IDS[0]} completed",
+        invoice(IDS[0], "pay", "71"),
+        received(IDS[1]),
+    ]
     log.write_text("".join(header(line, second) + "\n" for line in past))
     follower = tbmon.DirectoryFollower(here.monitor)
     follower.step()
@@ -1282,7 +1630,9 @@ ASKED = tbmon.Call(tbmon.Caller("127.0.0.1", None, {}), {}, {}, {})
 
 
 @pytest.mark.parametrize("silent", [{"level": "maximum"}, {"tasks": False}], ids=str)
-def test_what_happened_while_nothing_might_be_told_is_not_told_later(station: Make, silent: dict[str, Any]) -> None:
+def test_what_happened_while_nothing_might_be_told_is_not_told_later(
+    station: Make, silent: dict[str, Any]
+) -> None:
     here: Station = station(AWAY).opt_in(**silent)
     assert here.queue(IDS[0]) == []
     here.now += 1000
@@ -1300,10 +1650,16 @@ def test_opting_out_works_where_the_keys_cannot_be_written(station: Make) -> Non
     here.federation.start()
     (here.folder / "federation.keys.part").mkdir()
     assert here.api.disable(ASKED)["connected"] is False
-    assert (here.outbox.sharing.enabled, here.federation.thread, here.waiting()) == (False, None, [])
+    assert (here.outbox.sharing.enabled, here.federation.thread, here.waiting()) == (
+        False,
+        None,
+        [],
+    )
 
 
-def test_opting_out_ends_the_thread_where_the_disk_is_full(station: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opting_out_ends_the_thread_where_the_disk_is_full(
+    station: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here: Station = station(AWAY).opt_in(level="balanced")
     here.federation.start()
 

@@ -1,4 +1,6 @@
-"""One connection's lines after the other, with a stepped clock: what may not happen to tasks, invoices and rows."""
+"""One connection's lines after the other, with a stepped clock: what may not happen to tasks,
+invoices and rows.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,16 @@ class Feed:
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         store, config = tbmon.Store(folder / "t.db", b"k" * 32), tbmon.Config(**settings)
-        self.monitor = tbmon.Monitor(config, store, tbmon.Redactor(b"k" * 32), None, threading.Event())
+        self.monitor = tbmon.Monitor(
+            config, store, tbmon.Redactor(b"k" * 32), None, threading.Event()
+        )
         self.store, self.number = store, 0
         self.connect()
 
     def connect(self, container_id: str = "a1") -> None:
-        container = tbmon.Container(container_id * 32, "n", "running", True, None, None, "x", 0, False, "json-file")
+        container = tbmon.Container(
+            container_id * 32, "n", "running", True, None, None, "x", 0, False, "json-file"
+        )
         self.feed = tbmon.EngineFeed(self.monitor, container)
 
     def raw(self, at: int, *lines: str, stream: int = 1) -> None:
@@ -61,12 +67,20 @@ def feed(tmp_path: Path) -> Iterator[Feed]:
 
 
 def received(number: int, **message: Any) -> str:
-    payload = {"type": "task_created", "executionId": IDS[number], "message": {"taskId": "js_" + "4b" * 32, **message}}
+    payload = {
+        "type": "task_created",
+        "executionId": IDS[number],
+        "message": {"taskId": "js_" + "4b" * 32, **message},
+    }
     return "Message received from task_created: " + json.dumps({"payload": payload})
 
 
 def output(steps: int, code: int = 0) -> str:
-    body = {"elapsed": "1500000000", "wasi": {"exitCode": code}, "metering": {"last": {"steps": steps}}}
+    body = {
+        "elapsed": "1500000000",
+        "wasi": {"exitCode": code},
+        "metering": {"last": {"steps": steps}},
+    }
     return "Command execution stdout: " + json.dumps(body)
 
 
@@ -88,7 +102,9 @@ def test_a_timeout_of_ages_is_taken_for_a_day(feed: Feed) -> None:
 
 
 @pytest.mark.parametrize("more", [{"invoiceId": "7123456717698608000004"}, {}])
-def test_an_invoice_that_comes_line_by_line_is_one_with_all_its_items(feed: Feed, more: dict[str, Any]) -> None:
+def test_an_invoice_that_comes_line_by_line_is_one_with_all_its_items(
+    feed: Feed, more: dict[str, Any]
+) -> None:
     first, *others = json.dumps(invoice(1, **more), indent=1).split("\n")
     feed.say(NOW, received(1), "InvoiceSubscriber invoice received: " + first)
     feed.raw(NOW, *others)
@@ -115,11 +131,14 @@ def test_an_overdue_task_still_gets_its_own_output(feed: Feed) -> None:
     feed.say(NOW + 80, received(2))
     feed.say(NOW + 95, output(77), completed(1), output(88), completed(2))
     assert [(feed.task(number).status, feed.task(number).gas_used) for number in (1, 2)] == [
-        ("completed", 77), ("completed", 88),
-    ]  # fmt: skip
+        ("completed", 77),
+        ("completed", 88),
+    ]
 
 
-@pytest.mark.parametrize("line", ["2099-01-01 00:00:00 hello", header("hello", NOW + 10**9, wallet="0x" + "d" * 40)])
+@pytest.mark.parametrize(
+    "line", ["2099-01-01 00:00:00 hello", header("hello", NOW + 10**9, wallet="0x" + "d" * 40)]
+)
 def test_a_printed_date_does_not_move_the_logs_clock(feed: Feed, line: str) -> None:
     feed.say(NOW, received(1), "Starting task execution")
     feed.raw(NOW + 1, line, stream=2)
@@ -129,11 +148,20 @@ def test_a_printed_date_does_not_move_the_logs_clock(feed: Feed, line: str) -> N
 
 @pytest.mark.parametrize("line", ["2105-01-01 00:00:00 hello", header("hello", 4_260_000_000)])
 def test_a_stamp_from_the_future_is_no_stamp(feed: Feed, line: str) -> None:
-    """Else the line would be the newest for years, on each page and in whatever asks for the newest."""
+    """Else the line would be the newest for years, on each page and in whatever asks for the
+    newest.
+    """
     feed.raw(NOW + 1, line)
     feed.say(NOW + 2, "Heartbeat sent")
-    shown = [(row["message"], row["at"] // 1000 - NOW) for row in feed.store.entries({}, 0, 2**41, None, 9)]
-    assert shown == [("Heartbeat sent", 2), (feed.monitor.redactor.clean(line), 1), ("Starting services", 0)]
+    shown = [
+        (row["message"], row["at"] // 1000 - NOW)
+        for row in feed.store.entries({}, 0, 2**41, None, 9)
+    ]
+    assert shown == [
+        ("Heartbeat sent", 2),
+        (feed.monitor.redactor.clean(line), 1),
+        ("Starting services", 0),
+    ]
     assert feed.store.first("last_entry_at") == (NOW + 2) * 1000
 
 
@@ -141,7 +169,9 @@ def test_a_stamp_from_the_future_is_no_stamp(feed: Feed, line: str) -> None:
 def test_a_stamp_of_any_zone_is_one(tmp_path: Path, hours: int) -> None:
     feed = Feed(tmp_path)
     stamp = f"{tbmon.second_text(NOW).replace(' ', 'T')}.000000001Z"
-    feed.feed.take_lines([(1, stamp.encode(), header("Heartbeat sent", NOW + hours * 3600).encode())])
+    feed.feed.take_lines(
+        [(1, stamp.encode(), header("Heartbeat sent", NOW + hours * 3600).encode())]
+    )
     feed.feed.caught_up()
     (row,) = feed.store.entries({}, 0, 2**41, None, 9)
     assert (row["message"], row["at"], row["flags"]) == ("Heartbeat sent", NOW * 1000, 0)
@@ -150,7 +180,9 @@ def test_a_stamp_of_any_zone_is_one(tmp_path: Path, hours: int) -> None:
 
 def test_in_the_hour_that_comes_twice_the_engines_stamp_tells_which(tmp_path: Path) -> None:
     feed = Feed(tmp_path, node_timezone="Europe/Berlin", log_retention_days=36500)
-    change = 1_792_890_000  # 2026-10-25 01:00:00 UTC, when Berlin's clocks go back from 03:00 to 02:00
+    change = (
+        1_792_890_000  # 2026-10-25 01:00:00 UTC, when Berlin's clocks go back from 03:00 to 02:00
+    )
     for at, ahead_s in ((change - 1800, 7200), (change + 1800, 3600), (change + 5400, 3600)):
         feed.raw(at, header(received(1) if at == change + 1800 else "Heartbeat sent", at + ahead_s))
     rows = feed.store.entries({}, 0, 2**41, None, 9)
@@ -167,8 +199,9 @@ def test_a_forged_line_stays_marked_when_it_goes_on_after_a_new_connection(feed:
     feed.raw(NOW + 2, "  more }")
     rows = feed.store.entries({}, 0, 2**41, None, 9)
     assert [(row["message"], row["flags"]) for row in rows] == [
-        ("Heartbeat sent: {\n  more }", tbmon.SUSPECT), ("Starting services", 0),
-    ]  # fmt: skip
+        ("Heartbeat sent: {\n  more }", tbmon.SUSPECT),
+        ("Starting services", 0),
+    ]
 
 
 def test_a_container_that_was_replaced_is_one_gap_however_often_it_is_tried(feed: Feed) -> None:
@@ -188,7 +221,10 @@ def test_a_reason_on_the_next_line_counts(feed: Feed) -> None:
 def test_headless_outputs_are_not_believed_of_a_node_that_writes_headers(feed: Feed) -> None:
     feed.say(NOW, received(1), received(2), output(1), completed(2), "Command execution stderr: oh")
     feed.say(NOW + 1, "Heartbeat sent")
-    feed.raw(NOW + 2, f'Command execution stdout: {{"executionId": "{IDS[1]}", "wasi": {{"exitCode": 1}}}}')
+    feed.raw(
+        NOW + 2,
+        f'Command execution stdout: {{"executionId": "{IDS[1]}", "wasi": {{"exitCode": 1}}}}',
+    )
     assert feed.task(1).status == "received"
 
 
@@ -197,7 +233,9 @@ def test_the_words_of_another_container_do_not_go_on_where_the_last_ones_ended(f
     feed.connect("b2")
     feed.raw(NOW + 900, "> node app.js banner")
     rows = feed.store.entries({}, 0, 2**42, None, 9)
-    assert [(row["message"], row["at"] // 1000) for row in rows][:1] == [("> node app.js banner", NOW + 900)]
+    assert [(row["message"], row["at"] // 1000) for row in rows][:1] == [
+        ("> node app.js banner", NOW + 900)
+    ]
     assert [gap["reason"] for gap in feed.store.get("gaps")] == ["the container was replaced"]
 
 
@@ -215,7 +253,9 @@ def test_own_digits_in_a_longer_run_are_known_after_a_restart_of_tbmon(feed: Fee
     feed.monitor.redactor = tbmon.Redactor(b"k" * 32)
     feed.connect()
     feed.raw(NOW + 1, "   from 0x" + "0" * 24 + WALLET[2:])
-    assert [row for row in feed.store.entries({}, 0, 2**42, None, 9) if WALLET[2:] in row["message"]] == []
+    assert [
+        row for row in feed.store.entries({}, 0, 2**42, None, 9) if WALLET[2:] in row["message"]
+    ] == []
 
 
 def test_reading_all_again_after_the_clock_was_set_back_stores_nothing_twice(feed: Feed) -> None:
@@ -266,13 +306,21 @@ def test_a_start_that_ends_before_its_first_commit_is_no_reason_to_read_again(fe
     assert not feed.feed.recorder.rereads
 
 
-def test_reading_again_from_the_beginning_knows_nothing_of_the_pass_that_was_cut(feed: Feed) -> None:
+def test_reading_again_from_the_beginning_knows_nothing_of_the_pass_that_was_cut(
+    feed: Feed,
+) -> None:
     named = output(5).replace("{", f'{{"executionId": "{IDS[0]}", ', 1)
     said = [
-        received(0), named, completed(0),
-        received(1), output(5, 1), completed(1),
-        received(2), output(5), completed(2),
-    ]  # fmt: skip
+        received(0),
+        named,
+        completed(0),
+        received(1),
+        output(5, 1),
+        completed(1),
+        received(2),
+        output(5),
+        completed(2),
+    ]
     feed.say(NOW + 1, *said)
     feed.monitor.clock = lambda: NOW - 3600
     for cut in (7, 5, 9):
@@ -283,7 +331,9 @@ def test_reading_again_from_the_beginning_knows_nothing_of_the_pass_that_was_cut
     assert [feed.task(number).status for number in range(3)] == ["completed", "failed", "completed"]
 
 
-def test_an_old_log_that_comes_fast_is_no_sign_of_rotation_but_what_comes_so_now_is(feed: Feed) -> None:
+def test_an_old_log_that_comes_fast_is_no_sign_of_rotation_but_what_comes_so_now_is(
+    feed: Feed,
+) -> None:
     begin = NOW + 1000
     feed.monitor.clock = lambda: begin
     container = feed.feed.container._replace(id="b2" * 32, file_bytes=100_000)
@@ -306,7 +356,10 @@ def test_an_old_log_that_comes_fast_is_no_sign_of_rotation_but_what_comes_so_now
 
 def pieces(at: int, line: str) -> list[bytes]:
     """A line as an engine sends it: frames of 16 KiB at most, each with the stamp of the first."""
-    stamp, body = f"{tbmon.second_text(at).replace(' ', 'T')}.000000000Z ".encode(), line.encode() + b"\n"
+    stamp, body = (
+        f"{tbmon.second_text(at).replace(' ', 'T')}.000000000Z ".encode(),
+        line.encode() + b"\n",
+    )
     payloads = [stamp + body[begin : begin + 16384] for begin in range(0, len(body), 16384)]
     return [frame(1, one) for one in payloads]
 
@@ -333,7 +386,9 @@ def test_connections_that_end_within_a_long_line_read_again_bring_nothing_twice(
 def test_an_own_penalty_told_before_its_task_makes_it_failed(feed: Feed) -> None:
     tracker = feed.feed.recorder.tracker
     event = tbmon.record_event(invoice(1, "penalty"), feed.monitor.redactor.clean)
-    assert event is not None and not tracker.see_record(event)  # to be told again, once the task is known
+    assert event is not None and not tracker.see_record(
+        event
+    )  # to be told again, once the task is known
     feed.say(NOW, received(1))
     assert tracker.see_record(event)
     feed.feed.recorder.commit()
@@ -358,7 +413,9 @@ def test_binding_again_changes_no_outcome_that_two_streams_made_clear(feed: Feed
 def test_binding_again_keeps_what_only_the_event_database_told(feed: Feed) -> None:
     feed.say(NOW, f"Message received from task_created: {{ executionId: '{IDS[1]}' }}")
     message = {"limits": {"gas": "60000000000", "memory": "1024"}}
-    event = tbmon.record_event({"type": "task_created", "executionId": IDS[1], "message": message}, str)
+    event = tbmon.record_event(
+        {"type": "task_created", "executionId": IDS[1], "message": message}, str
+    )
     assert event is not None and feed.feed.recorder.tracker.see_record(event)
     feed.feed.recorder.commit()
     tbmon.bind_again(feed.monitor, NOW * 1000)
@@ -371,8 +428,9 @@ def test_binding_again_knows_the_task_in_work_at_the_windows_edge(feed: Feed) ->
     feed.say(NOW + 5, output(11, code=1), completed(1), output(22), completed(2))
     tbmon.bind_again(feed.monitor, NOW * 1000 + tbmon.SEAM_MS)
     assert [(feed.task(number).status, feed.task(number).gas_used) for number in (1, 2)] == [
-        ("failed", 11), ("completed", 22),
-    ]  # fmt: skip
+        ("failed", 11),
+        ("completed", 22),
+    ]
 
 
 def test_binding_again_leaves_output_verbatim(feed: Feed) -> None:
@@ -389,13 +447,17 @@ class Slowly:
     """A file that gives little at a time."""
 
     def __init__(self, text: str) -> None:
-        self.parts = iter([text[:24].encode(), *(text[at : at + 7].encode() for at in range(24, len(text), 7))])
+        self.parts = iter(
+            [text[:24].encode(), *(text[at : at + 7].encode() for at in range(24, len(text), 7))]
+        )
 
     def read(self, size: int) -> bytes:
         return next(self.parts, b"")
 
 
-@pytest.mark.parametrize("record", ["9" * 5000, "[" * 5000 + '"]"' + "]" * 5000, '"a ] \\" b"', "{}"])
+@pytest.mark.parametrize(
+    "record", ["9" * 5000, "[" * 5000 + '"]"' + "]" * 5000, '"a ] \\" b"', "{}"]
+)
 def test_a_record_that_cannot_be_read_hides_no_other(record: str) -> None:
     text = f'{{"records": [{{"a": 1}}, {{"b": {record}}}, {{"c": 3}}]}}'
     for file in (Slowly(text), Slowly("\ufeff" + text.replace(", ", ",\n\t"))):

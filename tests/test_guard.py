@@ -1,4 +1,6 @@
-"""Who may ask what: secrets, sessions, limits, other pages, proxies, the audit log, and what is never told."""
+"""Who may ask what: secrets, sessions, limits, other pages, proxies, the audit log, and what is
+never told.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,17 @@ import tbmon
 KEY, PASSWORD, TOKEN = "key-5d1e0b77", "password-c2a94f", "token-83bb16e0"
 SECRET_OF = {"local": KEY, "private": PASSWORD, "stream": TOKEN}
 HEADER_OF = {
-    "local": {"Authorization": f"Bearer {KEY}"}, "private": {"X_Task_Data_Password": PASSWORD},
+    "local": {"Authorization": f"Bearer {KEY}"},
+    "private": {"X_Task_Data_Password": PASSWORD},
     "stream": {"X_Stream_Token": TOKEN},
-}  # fmt: skip
+}
 PATH_OF = {"local": "/api/status", "private": "/api/logs", "stream": "/api/events"}
-SETTINGS = {"API_KEY": KEY, "TASK_DATA_PASSWORD": PASSWORD, "WS_AUTH_REQUIRED": "true", "WS_AUTH_TOKEN": TOKEN}
+SETTINGS = {
+    "API_KEY": KEY,
+    "TASK_DATA_PASSWORD": PASSWORD,
+    "WS_AUTH_REQUIRED": "true",
+    "WS_AUTH_TOKEN": TOKEN,
+}
 PROXY = ("127.77.0.1", 0)  # elsewhere() never gives it
 LISTED = "https://pane.example.org"
 
@@ -45,10 +53,14 @@ class Client:
         self.program, self.address, self.cookie = program, address or elsewhere(), ""
 
     def connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.program.port, timeout=10, source_address=self.address)
+        return http.client.HTTPConnection(
+            "127.0.0.1", self.program.port, timeout=10, source_address=self.address
+        )
 
     def ask(self, path: str, method: str = "GET", body: object = None, **headers: str) -> Answer:
-        """Ask with the headers, `_` for `-` in their names; an endless answer is left after its headers."""
+        """Ask with the headers, `_` for `-` in their names; an endless answer is left after its
+        headers.
+        """
         named = {"Host": "localhost", **({"Cookie": self.cookie} if self.cookie else {})}
         if body is not None and not isinstance(body, bytes):
             body, named["Content-Type"] = json.dumps(body).encode(), "application/json"
@@ -85,7 +97,9 @@ class Client:
 
 def running(folder: Path, **settings: str) -> Iterator[Program]:
     made = over_files(folder, **settings)
-    with socket.create_server((settings.get("HOST", "127.0.0.1"), 0)) as free:  # for 0.0.0.0: free at every address
+    with socket.create_server(
+        (settings.get("HOST", "127.0.0.1"), 0)
+    ) as free:  # for 0.0.0.0: free at every address
         made.port = free.getsockname()[1]
     made.env["PORT"] = str(made.port)
     made.start()
@@ -96,7 +110,9 @@ def running(folder: Path, **settings: str) -> Iterator[Program]:
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """A monitor that asks for all three secrets, behind a proxy, with one page of elsewhere let in, on loopback."""
+    """A monitor that asks for all three secrets, behind a proxy, with one page of elsewhere let in,
+    on loopback.
+    """
     more = {"API_RATE_LIMIT": "0", "TRUSTED_PROXY": PROXY[0], "ALLOWED_ORIGINS": LISTED}
     yield from running(tmp_path_factory.mktemp("guarded"), **SETTINGS, **more)
 
@@ -110,8 +126,15 @@ def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
 
 @pytest.fixture(scope="module")
 def exposed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """A monitor open to the network and to every page, with a short password and a stream token of its own making."""
-    more = {"HOST": "0.0.0.0", "ALLOWED_ORIGINS": "*", "TASK_DATA_PASSWORD": "sesame", "WS_AUTH_REQUIRED": "true"}
+    """A monitor open to the network and to every page, with a short password and a stream token of
+    its own making.
+    """
+    more = {
+        "HOST": "0.0.0.0",
+        "ALLOWED_ORIGINS": "*",
+        "TASK_DATA_PASSWORD": "sesame",
+        "WS_AUTH_REQUIRED": "true",
+    }
     yield from running(tmp_path_factory.mktemp("exposed"), **more)
 
 
@@ -141,11 +164,17 @@ def test_secrets_in_headers_open_their_classes_and_nothing_more(
 
 
 @pytest.mark.parametrize(("grants", "classes"), OPENS[1:])
-def test_logins_of_one_session_add_up_and_logout_ends_it(guarded: Program, grants: str, classes: set[str]) -> None:
+def test_logins_of_one_session_add_up_and_logout_ends_it(
+    guarded: Program, grants: str, classes: set[str]
+) -> None:
     client, cookies = Client(guarded), [""]
     for grant in grants.split():
         answer = client.login(SECRET_OF[grant])
-        assert (answer.status, answer.json["success"], client.cookie in cookies) == (200, True, False)
+        assert (answer.status, answer.json["success"], client.cookie in cookies) == (
+            200,
+            True,
+            False,
+        )
         cookies.append(client.cookie)
     assert client.opened() == classes
     assert answer.json["open"] == {name: name in classes for name in PATH_OF}
@@ -199,19 +228,30 @@ def test_logout_ends_the_streams_of_the_session(guarded: Program) -> None:
 
 @pytest.mark.parametrize(
     ("address", "said", "secure"),
-    [(None, "", False), (None, "https", False), (PROXY, "http", False), (PROXY, "", False), (PROXY, "https", True)],
+    [
+        (None, "", False),
+        (None, "https", False),
+        (PROXY, "http", False),
+        (PROXY, "", False),
+        (PROXY, "https", True),
+    ],
 )
 def test_the_cookie_is_kept_from_scripts_and_other_sites(
     guarded: Program, address: tuple[str, int] | None, said: str, secure: bool
 ) -> None:
     client = Client(guarded, address)
     headers = {"X_Forwarded_Proto": said, "X_Forwarded_For": elsewhere()[0]} if said else {}
-    expected = {"path=/", "max-age=86400", "httponly", "samesite=strict"} | ({"secure"} if secure else set())
+    expected = {"path=/", "max-age=86400", "httponly", "samesite=strict"} | (
+        {"secure"} if secure else set()
+    )
     answer = client.login(PASSWORD, **headers)
     first, *attributes = answer.headers["Set-Cookie"].lower().split("; ")
     assert (set(attributes), answer.headers["Cache-Control"]) == (expected, "no-store")
     name, *attributes = client.logout(**headers).headers["Set-Cookie"].lower().split("; ")
-    assert (name, set(attributes)) == (first.partition("=")[0] + "=", expected - {"max-age=86400"} | {"max-age=0"})
+    assert (name, set(attributes)) == (
+        first.partition("=")[0] + "=",
+        expected - {"max-age=86400"} | {"max-age=0"},
+    )
 
 
 @pytest.fixture
@@ -220,10 +260,19 @@ def api(tmp_path: Path) -> Iterator[tuple[tbmon.Api, list[float]]]:
     clock = [1_900_000_000.0]
     store = tbmon.Store(tmp_path / "t.db", b"k" * 32)
     monitor = tbmon.Monitor(
-        tbmon.Config(), store, tbmon.Redactor(b"k" * 32), None, threading.Event(), clock=lambda: clock[0]
+        tbmon.Config(),
+        store,
+        tbmon.Redactor(b"k" * 32),
+        None,
+        threading.Event(),
+        clock=lambda: clock[0],
     )
-    monitor.outbox = tbmon.Outbox(store, tbmon.SharingKeys(tmp_path), monitor.now, random.SystemRandom())
-    monitor.federation = tbmon.Federation(monitor.config, monitor.outbox, lambda payload: True, lambda: True)
+    monitor.outbox = tbmon.Outbox(
+        store, tbmon.SharingKeys(tmp_path), monitor.now, random.SystemRandom()
+    )
+    monitor.federation = tbmon.Federation(
+        monitor.config, monitor.outbox, lambda payload: True, lambda: True
+    )
     yield tbmon.Api(monitor, SECRET_OF), clock
     store.close()
 
@@ -233,8 +282,14 @@ def test_a_stream_that_meets_damage_ends_and_says_so(
 ) -> None:
     inside = api[0]
     with inside.store.write() as db:
-        db.execute("INSERT INTO node (name, value, at) VALUES ('version', CAST(x'70617373FF' AS TEXT), 1)")
-    held = {f"HTTP_{name.upper()}": value for grant in SECRET_OF for name, value in HEADER_OF[grant].items()}
+        db.execute(
+            "INSERT INTO node (name, value, at) VALUES ('version', CAST(x'70617373FF' AS TEXT), 1)"
+        )
+    held = {
+        f"HTTP_{name.upper()}": value
+        for grant in SECRET_OF
+        for name, value in HEADER_OF[grant].items()
+    }
     caller = inside.guard.find_caller({"HTTP_LAST_EVENT_ID": f"{inside.boot}-0", **held}, "")
     inside.monitor.ring.add([("node_status", None)])
     sent = inside.events(tbmon.Call(caller, {}, {}, {})).content
@@ -243,7 +298,9 @@ def test_a_stream_that_meets_damage_ends_and_says_so(
     assert (caplog.messages, inside.streams.total()) == ([words], 0)
 
 
-def test_a_session_lasts_24_hours_and_what_it_held_is_not_inherited(api: tuple[tbmon.Api, list[float]]) -> None:
+def test_a_session_lasts_24_hours_and_what_it_held_is_not_inherited(
+    api: tuple[tbmon.Api, list[float]],
+) -> None:
     guard, clock = api[0].guard, api[1]
     session, token = guard.login(guard.find_caller({}, ""), PASSWORD)
     environ = {"HTTP_COOKIE": f"theme=dark; {guard.cookie}={token}"}
@@ -255,18 +312,26 @@ def test_a_session_lasts_24_hours_and_what_it_held_is_not_inherited(api: tuple[t
     assert guard.find_caller(environ, "").session is None
     assert (guard.holds("private", held), api[0].has_ended(held)) == (False, True)
     later, renewed = guard.login(guard.find_caller(environ, ""), KEY)
-    assert (set(later.grants), later.ends_at, renewed == token) == ({"local"}, int(clock[0] + 86_400) * 1000, False)
+    assert (set(later.grants), later.ends_at, renewed == token) == (
+        {"local"},
+        int(clock[0] + 86_400) * 1000,
+        False,
+    )
     assert list(guard.sessions.values()) == [later]
 
 
-def test_the_number_of_sessions_is_bounded_and_the_oldest_ends_first(api: tuple[tbmon.Api, list[float]]) -> None:
+def test_the_number_of_sessions_is_bounded_and_the_oldest_ends_first(
+    api: tuple[tbmon.Api, list[float]],
+) -> None:
     guard = api[0].guard
     made = [guard.login(guard.find_caller({}, ""), KEY)[0] for _ in range(tbmon.SESSIONS + 5)]
     assert len(guard.sessions) == tbmon.SESSIONS
     assert [session.ends_at for session in made[:6]] == [0] * 5 + [made[-1].ends_at]
 
 
-def test_a_new_session_has_not_used_up_the_quota_of_one_that_ended(api: tuple[tbmon.Api, list[float]]) -> None:
+def test_a_new_session_has_not_used_up_the_quota_of_one_that_ended(
+    api: tuple[tbmon.Api, list[float]],
+) -> None:
     guard = api[0].guard
     guard.requests = tbmon.Limiter(2, 60)
     for _ in range(10):
@@ -290,18 +355,38 @@ NEEDS, IS_WRONG, WRONG_LOGIN = "this needs the {}", "the {} in the header", "thi
     ("path", "headers", "words"),
     [
         ("/api/status", {}, NEEDS.format("API key")),
-        ("/api/status", {"Authorization": "Basic " + base64.b64encode(KEY.encode()).decode()}, NEEDS.format("API key")),
+        (
+            "/api/status",
+            {"Authorization": "Basic " + base64.b64encode(KEY.encode()).decode()},
+            NEEDS.format("API key"),
+        ),
         ("/api/status", {"Authorization": KEY}, NEEDS.format("API key")),
-        ("/api/status", {"X_Task_Data_Password": PASSWORD, "X_Stream_Token": TOKEN}, NEEDS.format("API key")),
+        (
+            "/api/status",
+            {"X_Task_Data_Password": PASSWORD, "X_Stream_Token": TOKEN},
+            NEEDS.format("API key"),
+        ),
         ("/api/status", {"Authorization": f"Bearer {KEY}x"}, IS_WRONG.format("API key")),
         ("/api/status", {"Authorization": f"Bearer {KEY[:-1]}"}, IS_WRONG.format("API key")),
         ("/api/status", {"Authorization": f"Bearer {PASSWORD}"}, IS_WRONG.format("API key")),
         ("/api/status", {"Authorization": "Bearer " + "a" * 9000}, IS_WRONG.format("API key")),
         ("/api/logs", HEADER_OF["local"], NEEDS.format("task-data password")),
-        ("/api/logs", {**HEADER_OF["local"], "X_Task_Data_Password": KEY}, IS_WRONG.format("task-data password")),
-        ("/api/logs", {**HEADER_OF["local"], "X_Task_Data_Password": "\xff"}, IS_WRONG.format("task-data password")),
+        (
+            "/api/logs",
+            {**HEADER_OF["local"], "X_Task_Data_Password": KEY},
+            IS_WRONG.format("task-data password"),
+        ),
+        (
+            "/api/logs",
+            {**HEADER_OF["local"], "X_Task_Data_Password": "\xff"},
+            IS_WRONG.format("task-data password"),
+        ),
         ("/api/events", HEADER_OF["local"], NEEDS.format("stream token")),
-        ("/api/events", {**HEADER_OF["local"], "X_Stream_Token": PASSWORD}, IS_WRONG.format("stream token")),
+        (
+            "/api/events",
+            {**HEADER_OF["local"], "X_Stream_Token": PASSWORD},
+            IS_WRONG.format("stream token"),
+        ),
     ],
 )
 def test_a_refusal_tells_a_missing_secret_from_a_wrong_one(
@@ -318,20 +403,27 @@ def test_a_refusal_tells_a_missing_secret_from_a_wrong_one(
 @pytest.mark.parametrize(
     ("body", "kind", "status"),
     [
-        (b"", "application/json", 400), (b"{", "application/json", 400), (b"[]", "application/json", 400),
-        (b"{}", "application/json", 400), (b'{"secret": 1}', "application/json", 400),
-        (b'{"secret": null}', "application/json", 400), (b'{"secret": "a", "b": 1}', "application/json", 400),
+        (b"", "application/json", 400),
+        (b"{", "application/json", 400),
+        (b"[]", "application/json", 400),
+        (b"{}", "application/json", 400),
+        (b'{"secret": 1}', "application/json", 400),
+        (b'{"secret": null}', "application/json", 400),
+        (b'{"secret": "a", "b": 1}', "application/json", 400),
         (b'{"secret": "a", "secret": "' + KEY.encode() + b'"}', "application/json", 400),
         (b'{"secret": ["' + KEY.encode() + b'"]}', "application/json", 400),
-        (b"[" * 60_000, "application/json", 400), (b'{"secret": "\xff"}', "application/json", 400),
-        (b'{"secret": "%s"}' % KEY.encode(), "text/plain", 415), (b"secret=" + KEY.encode(), "", 415),
-        (b'{"secret": ""}', "application/json", 401), (b'{"secret": "\\ud800"}', "application/json", 401),
+        (b"[" * 60_000, "application/json", 400),
+        (b'{"secret": "\xff"}', "application/json", 400),
+        (b'{"secret": "%s"}' % KEY.encode(), "text/plain", 415),
+        (b"secret=" + KEY.encode(), "", 415),
+        (b'{"secret": ""}', "application/json", 401),
+        (b'{"secret": "\\ud800"}', "application/json", 401),
         (b'{"secret": "\\u0000"}', "application/json", 401),
         (b'{"secret": " %s"}' % KEY.encode(), "application/json", 401),
         (b'{"secret": "%s"}' % (b"a" * 60_000), "application/json", 401),
         (b'{"secret": "%s"}' % (b"a" * 70_000), "application/json", 413),
     ],
-)  # fmt: skip
+)
 def test_a_login_takes_a_right_secret_in_json_and_nothing_else(
     guarded: Program, body: bytes, kind: str, status: int
 ) -> None:
@@ -362,7 +454,9 @@ def test_ten_wrong_secrets_are_heard_of_one_address_even_in_parallel(guarded: Pr
     assert all(840 <= int(answer.headers["Retry-After"]) <= 900 for answer in late)
     assert all(answer.headers["Retry-After"] in answer.json["error"] for answer in late)
     assert guesser.ask("/api/status").status == 401  # who sends no secret is told what is needed
-    assert {wrong(Client(guarded), number).status for number in range(4)} == {401}  # another address
+    assert {wrong(Client(guarded), number).status for number in range(4)} == {
+        401
+    }  # another address
     assert guesser.opened(**HEADER_OF["local"], **HEADER_OF["private"]) == {"local", "private"}
     assert guesser.login(TOKEN).status == 200
     assert guesser.opened(**HEADER_OF["local"]) == {"local", "stream"}
@@ -376,7 +470,10 @@ def test_ten_wrong_secrets_are_heard_of_one_address_even_in_parallel(guarded: Pr
         ("/metrics", {"Authorization": "Bearer wrong"}),
         ("/api/auth/status", {"Authorization": "Bearer wrong"}),
         ("/api/auth/status", {"X_Task_Data_Password": "wrong"}),
-        ("/api/events", {**HEADER_OF["local"], **HEADER_OF["stream"], "X_Task_Data_Password": "wrong"}),
+        (
+            "/api/events",
+            {**HEADER_OF["local"], **HEADER_OF["stream"], "X_Task_Data_Password": "wrong"},
+        ),
         ("/", {**HEADER_OF["local"], "X_Task_Data_Password": "wrong"}),
     ],
 )
@@ -391,7 +488,10 @@ def test_a_wrong_secret_counts_wherever_the_answer_would_tell_that_it_is_right(
 
 def test_a_login_tells_nothing_of_a_guess_in_a_header(guarded: Program) -> None:
     key = SECRET_OF["local"]
-    told = [Client(guarded).login(key, X_Task_Data_Password=guess).json["open"] for guess in ("wrong", PASSWORD)]
+    told = [
+        Client(guarded).login(key, X_Task_Data_Password=guess).json["open"]
+        for guess in ("wrong", PASSWORD)
+    ]
     assert told == [{"local": True, "private": False, "stream": False}] * 2
 
 
@@ -414,7 +514,9 @@ def statuses(client: Client, times: int, path: str = ASKED, **headers: str) -> l
     return [client.ask(path, **headers).status for _ in range(times)]
 
 
-@pytest.mark.parametrize("path", [ASKED, "/api/nothing", "/api/logs", "/metrics", "/api/tasks/health"])
+@pytest.mark.parametrize(
+    "path", [ASKED, "/api/nothing", "/api/logs", "/metrics", "/api/tasks/health"]
+)
 def test_requests_beyond_the_rate_are_refused_for_a_while(limited: Program, path: str) -> None:
     client = Client(limited)
     before = statuses(client, 5, path)
@@ -437,14 +539,18 @@ def test_requests_beyond_the_rate_are_refused_for_a_while(limited: Program, path
         (ASKED, {"Host": "evil.example"}, 421),
     ],
 )
-def test_some_requests_do_not_count(limited: Program, path: str, headers: dict[str, str], status: int) -> None:
+def test_some_requests_do_not_count(
+    limited: Program, path: str, headers: dict[str, str], status: int
+) -> None:
     client = Client(limited)
     assert statuses(client, 12, path, **headers) == [status] * 12
     assert statuses(client, 6) == [200] * 5 + [429]
     assert statuses(client, 1, path, **headers) == [status]  # nor are they refused
 
 
-def test_a_session_has_a_quota_of_its_own_that_a_new_login_does_not_refill(limited: Program) -> None:
+def test_a_session_has_a_quota_of_its_own_that_a_new_login_does_not_refill(
+    limited: Program,
+) -> None:
     client = Client(limited)
     client.login(PASSWORD)
     assert statuses(client, 4) == [200] * 4
@@ -456,10 +562,16 @@ def test_a_session_has_a_quota_of_its_own_that_a_new_login_does_not_refill(limit
 
 def test_forwarded_addresses_have_quotas_only_if_the_proxy_names_them(limited: Program) -> None:
     liar, proxy = Client(limited), Client(limited, PROXY)
-    assert [liar.ask(ASKED, X_Forwarded_For=f"203.0.113.{n}").status for n in range(6)] == [200] * 5 + [429]
-    forged = [proxy.ask(ASKED, X_Forwarded_For=f"10.0.0.{n}, 198.51.100.7").status for n in range(6)]
+    assert [liar.ask(ASKED, X_Forwarded_For=f"203.0.113.{n}").status for n in range(6)] == [
+        200
+    ] * 5 + [429]
+    forged = [
+        proxy.ask(ASKED, X_Forwarded_For=f"10.0.0.{n}, 198.51.100.7").status for n in range(6)
+    ]
     assert forged == [200] * 5 + [429]
-    assert [proxy.ask(ASKED, X_Forwarded_For=f"203.0.113.{n}").status for n in range(6)] == [200] * 6
+    assert [proxy.ask(ASKED, X_Forwarded_For=f"203.0.113.{n}").status for n in range(6)] == [
+        200
+    ] * 6
 
 
 def test_a_rate_of_0_is_no_limit(guarded: Program) -> None:
@@ -508,11 +620,17 @@ def test_pages_of_elsewhere_may_neither_read_nor_write_with_any_credential(
 ) -> None:
     client = Client(guarded)
     client.login(KEY)
-    headers = {name: text.format(port=guarded.port) for name, text in ({"Host": "localhost:{port}"} | headers).items()}
+    headers = {
+        name: text.format(port=guarded.port)
+        for name, text in ({"Host": "localhost:{port}"} | headers).items()
+    }
     assert asked_by(client, **headers) == [403, 403]
     answer = client.ask("/api/auth/login", "POST", {"secret": PASSWORD}, **headers)
     assert (answer.status, "ALLOWED_ORIGINS" in answer.json["error"]) == (403, True)
-    assert (answer.headers["Set-Cookie"], answer.headers["Access-Control-Allow-Origin"]) == (None, None)
+    assert (answer.headers["Set-Cookie"], answer.headers["Access-Control-Allow-Origin"]) == (
+        None,
+        None,
+    )
     for path in ("/metrics", "/health", "/api/nothing"):
         assert client.ask(path, **headers).status == 403
     assert client.opened() == {"local"}  # neither ended nor enlarged
@@ -540,13 +658,19 @@ def test_the_own_page_may_read_and_write(guarded: Program, headers: dict[str, st
 
 def test_wrong_secrets_that_a_page_of_elsewhere_sends_count_for_nobody(guarded: Program) -> None:
     client = Client(guarded)
-    for headers in ({"Origin": "https://evil.example"}, {"Sec_Fetch_Site": "cross-site"}, {"Host": "evil.example"}):
+    for headers in (
+        {"Origin": "https://evil.example"},
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Host": "evil.example"},
+    ):
         for _ in range(11):
             client.login("wrong", **headers)
     assert client.login("wrong").status == 401
 
 
-@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "x.pane.example.org", ""])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example", "x.pane.example.org", ""]
+)
 def test_under_a_name_of_elsewhere_no_credential_helps(guarded: Program, host: str) -> None:
     client = Client(guarded)
     client.login(KEY)
@@ -561,21 +685,31 @@ def test_a_listed_page_reads_with_headers_and_never_with_the_cookie(guarded: Pro
     client = Client(guarded)
     client.login(KEY)
     answer = client.ask("/api/status", Origin=LISTED)
-    assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (401, LISTED)  # and may read why
+    assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (
+        401,
+        LISTED,
+    )  # and may read why
     answer = client.ask("/api/status", Origin=LISTED, **HEADER_OF["local"])
     assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (200, LISTED)
     assert "Origin" in answer.headers["Vary"]
     assert answer.headers["Access-Control-Allow-Credentials"] is None
     assert client.ask("/api/status").headers["Access-Control-Allow-Origin"] is None
-    for headers in ({"Origin": LISTED}, {"Sec_Fetch_Site": "same-site", "Sec_Fetch_Mode": "navigate"}):
+    for headers in (
+        {"Origin": LISTED},
+        {"Sec_Fetch_Site": "same-site", "Sec_Fetch_Mode": "navigate"},
+    ):
         assert client.status(**headers) == {
-            "session": False, "expiresAt": None, "open": {"local": False, "private": False, "stream": False},
-        }  # fmt: skip
+            "session": False,
+            "expiresAt": None,
+            "open": {"local": False, "private": False, "stream": False},
+        }
 
 
 def test_what_another_port_of_this_host_embeds_is_refused(guarded: Program) -> None:
     client = Client(guarded)
-    answer = client.ask("/api/events", Sec_Fetch_Site="same-site", Sec_Fetch_Mode="no-cors", **HEADER_OF["local"])
+    answer = client.ask(
+        "/api/events", Sec_Fetch_Site="same-site", Sec_Fetch_Mode="no-cors", **HEADER_OF["local"]
+    )
     assert answer.status == 403
 
 
@@ -601,9 +735,16 @@ def test_a_listed_page_cannot_add_to_the_session_of_the_cookie(guarded: Program)
 @pytest.mark.parametrize("path", ["/api/logs", "/api/auth/login", "/api/events"])
 def test_a_preflight_is_answered_to_listed_pages_only(guarded: Program, path: str) -> None:
     client = Client(guarded)
-    wish = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "x-task-data-password"}
+    wish = {
+        "Access_Control_Request_Method": "POST",
+        "Access_Control_Request_Headers": "x-task-data-password",
+    }
     answer = client.ask(path, "OPTIONS", Origin=LISTED, Sec_Fetch_Site="cross-site", **wish)
-    assert (answer.status, answer.headers["Access-Control-Allow-Origin"], answer.body) == (204, LISTED, b"")
+    assert (answer.status, answer.headers["Access-Control-Allow-Origin"], answer.body) == (
+        204,
+        LISTED,
+        b"",
+    )
     assert "POST" in answer.headers["Access-Control-Allow-Methods"]
     names = answer.headers["Access-Control-Allow-Headers"].lower().split(", ")
     assert {"authorization", "content-type", "x-task-data-password", "x-stream-token"} <= set(names)
@@ -613,7 +754,9 @@ def test_a_preflight_is_answered_to_listed_pages_only(guarded: Program, path: st
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null"])
-def test_a_star_opens_reading_without_credentials_and_nothing_else(exposed: Program, origin: str) -> None:
+def test_a_star_opens_reading_without_credentials_and_nothing_else(
+    exposed: Program, origin: str
+) -> None:
     client = Client(exposed)
     client.login("sesame")
     assert client.ask("/api/logs").status == 200
@@ -621,8 +764,14 @@ def test_a_star_opens_reading_without_credentials_and_nothing_else(exposed: Prog
     answer = client.ask("/api/status", **page)
     assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (200, "*")
     assert answer.headers["Access-Control-Allow-Credentials"] is None
-    assert (client.ask("/api/logs", **page).status, client.status(**page)["session"]) == (401, False)
-    wish = {"Access_Control_Request_Method": "GET", "Access_Control_Request_Headers": "x-task-data-password"}
+    assert (client.ask("/api/logs", **page).status, client.status(**page)["session"]) == (
+        401,
+        False,
+    )
+    wish = {
+        "Access_Control_Request_Method": "GET",
+        "Access_Control_Request_Headers": "x-task-data-password",
+    }
     preflight = client.ask("/api/logs", "OPTIONS", **page, **wish)
     assert (preflight.status, preflight.headers["Access-Control-Allow-Headers"]) == (403, None)
     assert (client.login("sesame", **page).status, client.logout(**page).status) == (403, 403)
@@ -639,7 +788,11 @@ def test_a_star_opens_reading_without_credentials_and_nothing_else(exposed: Prog
         ("192.0.2.1", "203.0.113.5", "192.0.2.1"),  # no proxy of ours
         ("10.0.0.1", "", "10.0.0.1"),
         ("10.0.0.1", "203.0.113.5", "203.0.113.5"),
-        ("10.0.0.1", "1.1.1.1, 203.0.113.5", "203.0.113.5"),  # the left part is what the client said
+        (
+            "10.0.0.1",
+            "1.1.1.1, 203.0.113.5",
+            "203.0.113.5",
+        ),  # the left part is what the client said
         ("10.0.0.1", "1.1.1.1,203.0.113.5 , 10.0.0.9", "203.0.113.5"),  # two hops
         ("10.0.0.1", "203.0.113.5, 2001:db8:ffff::9, 10.0.0.9", "203.0.113.5"),
         ("10.0.0.1", "10.0.0.3, 10.0.0.9", "10.0.0.3"),  # all of them ours
@@ -662,7 +815,9 @@ def test_a_star_opens_reading_without_credentials_and_nothing_else(exposed: Prog
         ("", "203.0.113.5", "unknown"),
     ],
 )
-def test_the_address_that_counts_is_the_last_that_no_trusted_proxy_has(peer: str, forwarded: str, counts: str) -> None:
+def test_the_address_that_counts_is_the_last_that_no_trusted_proxy_has(
+    peer: str, forwarded: str, counts: str
+) -> None:
     proxies = [ipaddress.ip_network(name) for name in ("10.0.0.0/24", "2001:db8:ffff::/48")]
     environ = {"REMOTE_ADDR": peer, **({"HTTP_X_FORWARDED_FOR": forwarded} if forwarded else {})}
     assert tbmon.client_address(environ, proxies) == counts
@@ -680,7 +835,9 @@ def audited(program: Callable[..., Program], tmp_path: Path) -> Program:
 
 
 def rows(program: Program) -> list[dict[str, Any]]:
-    answer = Client(program).ask("/api/audit-log?limit=1000", **HEADER_OF["local"], **HEADER_OF["private"])
+    answer = Client(program).ask(
+        "/api/audit-log?limit=1000", **HEADER_OF["local"], **HEADER_OF["private"]
+    )
     assert (answer.status, answer.headers["Cache-Control"]) == (200, "no-store")
     found: list[dict[str, Any]] = answer.json["entries"]
     return found
@@ -688,7 +845,9 @@ def rows(program: Program) -> list[dict[str, Any]]:
 
 def test_the_audit_log_is_private(guarded: Program) -> None:
     client = Client(guarded)
-    assert [client.ask("/api/audit-log", **HEADER_OF[grant]).status for grant in SECRET_OF] == [401] * 3
+    assert [client.ask("/api/audit-log", **HEADER_OF[grant]).status for grant in SECRET_OF] == [
+        401
+    ] * 3
 
 
 def test_the_audit_log_tells_who_came_in_and_who_did_not_within_bounds(audited: Program) -> None:
@@ -700,14 +859,24 @@ def test_the_audit_log_tells_who_came_in_and_who_did_not_within_bounds(audited: 
     client.logout()  # there was no session any more
     client.login(f"{KEY}x")
     client.ask("/api/logs", **HEADER_OF["local"], X_Task_Data_Password=TOKEN)
-    client.ask("/api/events", **HEADER_OF["local"], X_Stream_Token=PASSWORD, X_Forwarded_For="203.0.113.9")
-    proxy.ask("/api/status", Authorization=f"Bearer {PASSWORD}", X_Forwarded_For="1.1.1.1, 2001:db8::7")
+    client.ask(
+        "/api/events", **HEADER_OF["local"], X_Stream_Token=PASSWORD, X_Forwarded_For="203.0.113.9"
+    )
+    proxy.ask(
+        "/api/status", Authorization=f"Bearer {PASSWORD}", X_Forwarded_For="1.1.1.1, 2001:db8::7"
+    )
     proxy.login(TOKEN, X_Forwarded_For="203.0.113.9")
     found, own = rows(audited)[::-1], client.address[0]
     assert [(row["event"], row["address"]) for row in found] == [
-        ("login", own), ("login", own), ("logout", own), ("refused", own), ("refused", own), ("refused", own),
-        ("refused", "2001:db8::/64"), ("login", "203.0.113.9"),
-    ]  # fmt: skip
+        ("login", own),
+        ("login", own),
+        ("logout", own),
+        ("refused", own),
+        ("refused", own),
+        ("refused", own),
+        ("refused", "2001:db8::/64"),
+        ("login", "203.0.113.9"),
+    ]
     details = [row["detail"] for row in found]
     assert ["local" in details[0], "private" in details[1], "stream" in details[7]] == [True] * 3
     told = ["login", "task-data password", "stream token", "API key"]
@@ -729,7 +898,11 @@ def test_a_token_that_was_not_set_is_made_kept_and_shown(exposed: Program) -> No
     found = re.search(r"\N{KEY} stream token \(kept in (.+)\): (\S+)", exposed.log.read_text())
     assert found, "not shown"
     path, token = Path(found[1]), found[2]
-    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode), len(token) >= 22) == (token, 0o600, True)
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode), len(token) >= 22) == (
+        token,
+        0o600,
+        True,
+    )
     begin = time.monotonic()
     assert Client(exposed).ask("/api/events").status == 401
     assert time.monotonic() - begin < 2  # not after WS_AUTH_TIMEOUT
@@ -770,12 +943,17 @@ def test_the_start_warns_in_plain_words_of_what_is_open(exposed: Program, guarde
         ({"host": "monitor"}, ["HOST"]),
         ({"host": "0.0.0.0", "api_key": "a" * 10}, []),
         ({"host": "0.0.0.0", "api_key": "a" * 9}, ["API_KEY"]),
-        ({"ws_auth_token": "a" * 9, "task_data_password": "a" * 9}, ["TASK_DATA_PASSWORD", "WS_AUTH_TOKEN"]),
+        (
+            {"ws_auth_token": "a" * 9, "task_data_password": "a" * 9},
+            ["TASK_DATA_PASSWORD", "WS_AUTH_TOKEN"],
+        ),
         ({"allowed_origins": f"{LISTED}, *"}, ["ALLOWED_ORIGINS"]),
         ({"allowed_origins": LISTED}, []),
     ],
 )
-def test_what_should_be_known_is_warned_of_and_nothing_else(settings: dict[str, Any], words: list[str]) -> None:
+def test_what_should_be_known_is_warned_of_and_nothing_else(
+    settings: dict[str, Any], words: list[str]
+) -> None:
     found = [finding.what for finding in tbmon.warnings_of(tbmon.Config(**settings))]
     assert [re.match("[A-Z_]+", what)[0] for what in found] == words  # type: ignore[index]
     assert all(settings.get("api_key", "-") not in what for what in found)
@@ -793,21 +971,71 @@ def told(program: Program, request: bytes) -> bytes:
 
 @pytest.mark.parametrize("secret", SECRET_OF.values())
 def test_no_answer_and_no_line_of_the_log_has_a_secret(guarded: Program, secret: str) -> None:
-    names = "password", "secret", "api_key", "token", "limit", "cursor", "since", "status", "format", "execution_id"
+    names = (
+        "password",
+        "secret",
+        "api_key",
+        "token",
+        "limit",
+        "cursor",
+        "since",
+        "status",
+        "format",
+        "execution_id",
+    )
     paths = [f"/api/tasks?{name}={secret}" for name in names]
-    paths += [f"/api/{secret}", f"/api/tasks/{secret}", f"/{secret}", f"/api/tasks?limit=1&limit={secret}"]
-    headers = ["Authorization: Bearer {}x", "Authorization: {}", "X-Task-Data-Password: {}x", "X-Stream-Token: {}x"]
-    headers += ["Cookie: session={}", "Origin: http://{}", "Referer: http://x/{}", "User-Agent: {}", "Accept: {}"]
-    headers += ["If-None-Match: {}", "Last-Event-ID: {}", "X-Forwarded-For: {}", "Authorization: Bearer {}\r"]
-    headers += ["X-Task-Data-Password: {}\r", "X-Stream-Token: \n{}", " {}", "{}", "X-Stream-Token {}: 1"]
-    lines = [f"Authorization: Bearer {KEY}\r\nX-Task-Data-Password: {PASSWORD}\r\nX-Stream-Token: {TOKEN}\r\n"]
+    paths += [
+        f"/api/{secret}",
+        f"/api/tasks/{secret}",
+        f"/{secret}",
+        f"/api/tasks?limit=1&limit={secret}",
+    ]
+    headers = [
+        "Authorization: Bearer {}x",
+        "Authorization: {}",
+        "X-Task-Data-Password: {}x",
+        "X-Stream-Token: {}x",
+    ]
+    headers += [
+        "Cookie: session={}",
+        "Origin: http://{}",
+        "Referer: http://x/{}",
+        "User-Agent: {}",
+        "Accept: {}",
+    ]
+    headers += [
+        "If-None-Match: {}",
+        "Last-Event-ID: {}",
+        "X-Forwarded-For: {}",
+        "Authorization: Bearer {}\r",
+    ]
+    headers += [
+        "X-Task-Data-Password: {}\r",
+        "X-Stream-Token: \n{}",
+        " {}",
+        "{}",
+        "X-Stream-Token {}: 1",
+    ]
+    lines = [
+        (
+            f"Authorization: Bearer {KEY}\r\nX-Task-Data-Password: {PASSWORD}\r\nX-Stream-Token: "
+            f"{TOKEN}\r\n"
+        )
+    ]
     lines += [f"{line.format(secret)}\r\n" for line in headers]
-    bodies = [f"secret={secret}", f'{{"secret": "{secret}', f'{{"secret": ["{secret}"]}}', f'{{"{secret}": 1}}']
+    bodies = [
+        f"secret={secret}",
+        f'{{"secret": "{secret}',
+        f'{{"secret": ["{secret}"]}}',
+        f'{{"{secret}": 1}}',
+    ]
     bodies += [json.dumps({"secret": f"{secret}x"}), json.dumps({"secret": secret})]
     ends = "Host: localhost\r\nConnection: close\r\n"
     requests = [f"GET {path} HTTP/1.1\r\n{lines[0]}{ends}\r\n" for path in paths]
     requests += [
-        f"GET {path} HTTP/1.1\r\n{line}{ends}\r\n" for line in lines for path in ("/api/tasks", "/api/auth/status")
+        f"GET {path} HTTP/1.1\r\n{line}{ends}\r\n"
+        for line in lines
+        for path in ("/api/tasks", "/api/auth/status")
     ]
     requests += [
         f"POST /api/auth/login HTTP/1.1\r\n{ends}Content-Type: application/json\r\n"
@@ -815,10 +1043,15 @@ def test_no_answer_and_no_line_of_the_log_has_a_secret(guarded: Program, secret:
         for body in bodies
     ]
     requests += [f"GET / HTTP/1.1\r\n{ends.replace('localhost', f'{secret}.example')}\r\n"]
-    requests += [f"{line}\r\n{ends}\r\n" for line in (f"{secret} / HTTP/1.1", f"GET http://{secret}/ HTTP/1.1")]
+    requests += [
+        f"{line}\r\n{ends}\r\n"
+        for line in (f"{secret} / HTTP/1.1", f"GET http://{secret}/ HTTP/1.1")
+    ]
     requests += [f"GET /api/tasks {secret}\r\n\r\n"]
     answers = {request: told(guarded, request.encode()) for request in requests}
-    assert [request for request, answer in answers.items() if not answer.startswith(b"HTTP/1.")] == []
+    assert [
+        request for request, answer in answers.items() if not answer.startswith(b"HTTP/1.")
+    ] == []
     assert [request for request, answer in answers.items() if secret.encode() in answer] == []
     assert secret not in guarded.log.read_text()
 
@@ -852,7 +1085,10 @@ SUBMIT = """([address]) => {
 ENTER = """async secret => (await fetch("/api/auth/login", {
   method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify({secret})
 })).status"""
-LOOK = "async path => { const answer = await fetch(path); return [answer.status, await answer.text()] }"
+LOOK = (
+    "async path => { const answer = await fetch(path); return [answer.status, await "
+    "answer.text()] }"
+)
 
 
 @pytest.fixture(scope="module")
@@ -865,7 +1101,9 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def homely(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """A monitor as it is by default: everything but task data and log is open to whoever reaches it."""
+    """A monitor as it is by default: everything but task data and log is open to whoever reaches
+    it.
+    """
     made = over_files(tmp_path_factory.mktemp("homely"), TASK_DATA_PASSWORD=PASSWORD)
     write(made, header("the canary sings"))
     made.start()
@@ -917,7 +1155,9 @@ def is_refusal(text: str) -> bool:
     return text == "" or list(json.loads(text)) == ["error"]
 
 
-def test_a_page_whose_name_was_bound_to_this_host_gets_nothing(browser: Any, homely: Program) -> None:
+def test_a_page_whose_name_was_bound_to_this_host_gets_nothing(
+    browser: Any, homely: Program
+) -> None:
     context = browser.new_context()
     page, base = context.new_page(), f"http://{EVIL}:{homely.port}"
     # the page came from its own server, before its name was bound to ours
@@ -931,13 +1171,18 @@ def test_a_page_whose_name_was_bound_to_this_host_gets_nothing(browser: Any, hom
     context.close()
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", EVIL])  # the first shares tbmon's cookies
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", EVIL]
+)  # the first shares tbmon's cookies
 def test_a_page_of_another_origin_reads_nothing_and_changes_nothing(
     home: Any, homely: Program, stranger: int, host: str
 ) -> None:
     base = f"http://127.0.0.1:{homely.port}"
     page, refused = home.context.new_page(), []
-    page.on("response", lambda answer: refused.append(answer.status) if answer.url.startswith(base) else None)
+    page.on(
+        "response",
+        lambda answer: refused.append(answer.status) if answer.url.startswith(base) else None,
+    )
     page.goto(f"http://{host}:{stranger}/")
     assert page.evaluate(TRY_ALL, [base, PASSWORD]) == [""] * 8
     for path in ("/api/auth/logout", "/api/auth/login"):

@@ -1,4 +1,6 @@
-"""The shipped configurations of the hub: what each user can do, what is refused, and what outlives a server."""
+"""The shipped configurations of the hub: what each user can do, what is refused, and what outlives
+a server.
+"""
 
 from __future__ import annotations
 
@@ -42,20 +44,68 @@ AS_MONITOR = {"federation_nats_user": "monitor", "federation_nats_password": MON
 RECEIVED = "truebit.tasks.received"
 QUESTION, INBOX = "truebit.aggregator", "_INBOX.aggregator.x"
 ELSEWHERE = (
-    STATS, QUESTION, INBOX, "_INBOX.x", "truebit", "truebit.tasks", "truebit.tasks.other", "truebit.heartbeat.x",
-    "TRUEBIT.HEARTBEAT", "truebit.nodes", "x", "$JS.API.INFO", f"$JS.API.STREAM.CREATE.{TASKS}",
-    f"$JS.API.STREAM.PURGE.{TASKS}", f"$JS.API.STREAM.DELETE.{TASKS}", f"$JS.API.STREAM.INFO.{TASKS}",
-    "$JS.API.STREAM.NAMES", f"$JS.API.STREAM.MSG.GET.{TASKS}", f"$JS.API.DIRECT.GET.{TASKS}",
-    f"$JS.API.CONSUMER.MSG.NEXT.{TASKS}.aggregator", f"$JS.API.CONSUMER.DELETE.{TASKS}.aggregator",
-    f"$JS.ACK.{TASKS}.aggregator.1.1.1.1.1", f"$JS.FC.{TASKS}.aggregator.x", "$SYS.REQ.USER.INFO",
-    "$SYS.REQ.SERVER.PING", "$SYS.REQ.ACCOUNT.PING.CONNZ", "$LDS.x", "_R_.x", "_GR_.x",
-)  # fmt: skip
-UNTAKEN = (f"$JS.ACK.{TASKS}.aggregator.1.1.1.1.1", "_R_.x", "_GR_.x")  # refused as reply subjects by the server itself
+    STATS,
+    QUESTION,
+    INBOX,
+    "_INBOX.x",
+    "truebit",
+    "truebit.tasks",
+    "truebit.tasks.other",
+    "truebit.heartbeat.x",
+    "TRUEBIT.HEARTBEAT",
+    "truebit.nodes",
+    "x",
+    "$JS.API.INFO",
+    f"$JS.API.STREAM.CREATE.{TASKS}",
+    f"$JS.API.STREAM.PURGE.{TASKS}",
+    f"$JS.API.STREAM.DELETE.{TASKS}",
+    f"$JS.API.STREAM.INFO.{TASKS}",
+    "$JS.API.STREAM.NAMES",
+    f"$JS.API.STREAM.MSG.GET.{TASKS}",
+    f"$JS.API.DIRECT.GET.{TASKS}",
+    f"$JS.API.CONSUMER.MSG.NEXT.{TASKS}.aggregator",
+    f"$JS.API.CONSUMER.DELETE.{TASKS}.aggregator",
+    f"$JS.ACK.{TASKS}.aggregator.1.1.1.1.1",
+    f"$JS.FC.{TASKS}.aggregator.x",
+    "$SYS.REQ.USER.INFO",
+    "$SYS.REQ.SERVER.PING",
+    "$SYS.REQ.ACCOUNT.PING.CONNZ",
+    "$LDS.x",
+    "_R_.x",
+    "_GR_.x",
+)
+UNTAKEN = (
+    f"$JS.ACK.{TASKS}.aggregator.1.1.1.1.1",
+    "_R_.x",
+    "_GR_.x",
+)  # refused as reply subjects by the server itself
 SECRETS = (
-    *SUBJECTS, ">", "*", "*.*", "*.*.*", "truebit.>", "truebit.*", "truebit.*.*", "truebit.stats.*", "truebit.stats.>",
-    "*.stats.aggregated", QUESTION, INBOX, "_INBOX.>", "_INBOX.*", "_INBOX.aggregator.>", "$JS.>", "$JS.API.>",
-    "$JS.EVENT.>", "$JS.ACK.>", "$SYS.>", "$SYS.ACCOUNT.*.CONNECT", "$SYS.REQ.USER.INFO", "_R_.>", "$LDS.>",
-)  # fmt: skip
+    *SUBJECTS,
+    ">",
+    "*",
+    "*.*",
+    "*.*.*",
+    "truebit.>",
+    "truebit.*",
+    "truebit.*.*",
+    "truebit.stats.*",
+    "truebit.stats.>",
+    "*.stats.aggregated",
+    QUESTION,
+    INBOX,
+    "_INBOX.>",
+    "_INBOX.*",
+    "_INBOX.aggregator.>",
+    "$JS.>",
+    "$JS.API.>",
+    "$JS.EVENT.>",
+    "$JS.ACK.>",
+    "$SYS.>",
+    "$SYS.ACCOUNT.*.CONNECT",
+    "$SYS.REQ.USER.INFO",
+    "_R_.>",
+    "$LDS.>",
+)
 
 
 @pytest.fixture
@@ -118,11 +168,19 @@ def heading(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_is_valid_with_the_variables_it_names_and_no_fewer(name: str, own: Papers, tmp_path: Path) -> None:
+def test_a_file_is_valid_with_the_variables_it_names_and_no_fewer(
+    name: str, own: Papers, tmp_path: Path
+) -> None:
     server = Server(
-        tmp_path, name, SERVER_NAME="a", CLUSTER_PASSWORD="r", ROUTES="[nats://route:r@10.0.0.2:6222]",
-        TLS_CERT=str(own.cert), TLS_KEY=str(own.key), HUB_URL="wss://leaf:x@hub.example.org:9086",
-    )  # fmt: skip
+        tmp_path,
+        name,
+        SERVER_NAME="a",
+        CLUSTER_PASSWORD="r",
+        ROUTES="[nats://route:r@10.0.0.2:6222]",
+        TLS_CERT=str(own.cert),
+        TLS_KEY=str(own.key),
+        HUB_URL="wss://leaf:x@hub.example.org:9086",
+    )
     check = (nats_server(), "-c", str(server.config), "-t")
     needed = {variable: server.env[variable] for variable in FILES[name]}
     assert subprocess.run(check, env=needed, capture_output=True).returncode == 0
@@ -131,7 +189,9 @@ def test_a_file_is_valid_with_the_variables_it_names_and_no_fewer(name: str, own
         refused = subprocess.run(check, env=left, capture_output=True, text=True)
         assert refused.returncode == 1
         assert f"'{variable}'" in refused.stderr
-        assert variable in heading(name) or ("(and the variables there)" in heading(name) and variable in HUB)
+        assert variable in heading(name) or (
+            "(and the variables there)" in heading(name) and variable in HUB
+        )
 
 
 def test_each_file_is_tested() -> None:
@@ -142,10 +202,24 @@ def test_the_limits_are_in_force_and_only_this_machine_may_watch(plain: Server) 
     told = plain.ask("varz")
     assert told["http_host"] == LOOPBACK
     assert (told["port"], told["websocket"]["port"], told["leaf"]["port"]) == (CLIENTS, WEB, LEAVES)
-    limits = {"max_payload": 65536, "max_control_line": 4096, "max_connections": 10000, "max_subscriptions": 16}
-    limits |= {"max_pending": 8 << 20, "write_deadline": 5 * 10**9, "ping_interval": 30 * 10**9, "ping_max": 2}
+    limits = {
+        "max_payload": 65536,
+        "max_control_line": 4096,
+        "max_connections": 10000,
+        "max_subscriptions": 16,
+    }
+    limits |= {
+        "max_pending": 8 << 20,
+        "write_deadline": 5 * 10**9,
+        "ping_interval": 30 * 10**9,
+        "ping_max": 2,
+    }
     assert {name: told[name] for name in limits} == limits
-    assert told["jetstream"]["config"]["max_storage"] == 6 * 2**30 >= sum(size for _, _, size in STREAMS.values())
+    assert (
+        told["jetstream"]["config"]["max_storage"]
+        == 6 * 2**30
+        >= sum(size for _, _, size in STREAMS.values())
+    )
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((plain.address, plain.watch_port), 5)
 
@@ -155,9 +229,17 @@ HASHED = "$2a$04$abcdefghijklmnopqrstuuffnlkV9Blm3rh0UdOgXNQf6MG89cSoy"  # bcryp
 
 @pytest.mark.parametrize(
     ("variable", "password"),
-    [("a5-_.Z", "a5-_.Z"), ('"12,#x"', "12,#x"), ('"1e5"', "1e5"), (HASHED, "hub-word"), (f'"{HASHED}"', "hub-word")],
+    [
+        ("a5-_.Z", "a5-_.Z"),
+        ('"12,#x"', "12,#x"),
+        ('"1e5"', "1e5"),
+        (HASHED, "hub-word"),
+        (f'"{HASHED}"', "hub-word"),
+    ],
 )
-def test_a_password_written_as_the_file_says_is_the_password(server: Make, variable: str, password: str) -> None:
+def test_a_password_written_as_the_file_says_is_the_password(
+    server: Make, variable: str, password: str
+) -> None:
     made = server(MONITOR_PASSWORD=variable, AGGREGATOR_PASSWORD=variable)
     for user in ("monitor", "aggregator"):
         assert made.client(user, password).refusals() == []
@@ -165,21 +247,33 @@ def test_a_password_written_as_the_file_says_is_the_password(server: Make, varia
 
 
 @pytest.mark.parametrize("password", ["123", "12e", "true", "-x", "{a", "a b"])
-def test_with_a_password_that_is_no_text_the_server_does_not_start(server: Make, password: str) -> None:
+def test_with_a_password_that_is_no_text_the_server_does_not_start(
+    server: Make, password: str
+) -> None:
     made = server(start=False, MONITOR_PASSWORD=password)
-    done = subprocess.run((nats_server(), "-c", str(made.config)), env=made.env, capture_output=True, timeout=10)
+    done = subprocess.run(
+        (nats_server(), "-c", str(made.config)), env=made.env, capture_output=True, timeout=10
+    )
     assert done.returncode == 1
 
 
 @pytest.mark.parametrize(
     "login",
     [
-        {"name": "nobody"}, {"user": "monitor"}, {"user": "monitor", "pass": ""}, {"user": "SYS", "pass": ""},
-        {"user": "monitor", "pass": AGGREGATOR}, {"user": "aggregator", "pass": MONITOR}, {"user": "", "pass": ""},
-        {"user": "MONITOR", "pass": MONITOR}, {"user": "monitor", "pass": MONITOR + " "}, {"auth_token": MONITOR},
-        {"user": "sys", "pass": "sys"}, {"user": "leaf", "pass": MONITOR},
+        {"name": "nobody"},
+        {"user": "monitor"},
+        {"user": "monitor", "pass": ""},
+        {"user": "SYS", "pass": ""},
+        {"user": "monitor", "pass": AGGREGATOR},
+        {"user": "aggregator", "pass": MONITOR},
+        {"user": "", "pass": ""},
+        {"user": "MONITOR", "pass": MONITOR},
+        {"user": "monitor", "pass": MONITOR + " "},
+        {"auth_token": MONITOR},
+        {"user": "sys", "pass": "sys"},
+        {"user": "leaf", "pass": MONITOR},
     ],
-)  # fmt: skip
+)
 def test_nobody_else_is_let_in(plain: Server, login: dict[str, str]) -> None:
     one = plain.log_in(**login).publish(RECEIVED)
     assert one.refusals() == ["Authorization Violation"]
@@ -221,7 +315,11 @@ def test_the_streams_keep_what_monitors_send_and_the_aggregator_reads_it(server:
     hub.stop()
     hub.start()
     told = hub.client("aggregator").request(f"$JS.API.CONSUMER.INFO.{TASKS}.aggregator")
-    assert (told["num_pending"], told["num_ack_pending"], told["ack_floor"]["stream_seq"]) == (0, 0, 3)
+    assert (told["num_pending"], told["num_ack_pending"], told["ack_floor"]["stream_seq"]) == (
+        0,
+        0,
+        3,
+    )
     hub.client().publish(RECEIVED, b"new").settle()
     wait_for(lambda: state(hub.client("aggregator"))["messages"] == 4)
     hub.kill()
@@ -236,39 +334,68 @@ def test_a_monitor_hears_nothing_but_the_statistics(plain: Server) -> None:
     spy = plain.client()
     for subject in (*SECRETS, f"{RECEIVED} queue", "> queue", f"{QUESTION} queue"):
         refused = spy.subscribe(subject).refusals()
-        assert [words.lower().split('"')[1] for words in refused] == [subject.split()[0].lower()], refused
+        assert [words.lower().split('"')[1] for words in refused] == [subject.split()[0].lower()], (
+            refused
+        )
         assert refused[0].startswith("Permissions Violation for Subscription")
     spy.subscribe(STATS).settle()
     plain.client().publish(RECEIVED).publish("truebit.heartbeat").settle()
-    plain.client("aggregator").publish(QUESTION, b"?", INBOX).publish(INBOX).publish(STATS, b"end").settle()
+    plain.client("aggregator").publish(QUESTION, b"?", INBOX).publish(INBOX).publish(
+        STATS, b"end"
+    ).settle()
     assert [one.payload for one in spy.wait(1)] == [b"end"]
 
 
 def test_a_monitor_publishes_nowhere_else(plain: Server) -> None:
     aggregator = plain.client("aggregator").subscribe(QUESTION, "_INBOX.aggregator.>").settle()
-    listener, before = plain.client().subscribe(STATS).settle(), [state(aggregator, name) for name in STREAMS]
+    listener, before = (
+        plain.client().subscribe(STATS).settle(),
+        [state(aggregator, name) for name in STREAMS],
+    )
     aggregator.heard.clear()
     monitor = plain.client()
     for subject in ELSEWHERE:
         for headers in ({}, {"Nats_Msg_Id": "1"}):
-            refused = monitor.publish(subject, b"{}", "truebit.tasks.completed", **headers).refusals()
-            assert [words.lower() for words in refused] == [f'permissions violation for publish to "{subject.lower()}"']
+            refused = monitor.publish(
+                subject, b"{}", "truebit.tasks.completed", **headers
+            ).refusals()
+            assert [words.lower() for words in refused] == [
+                f'permissions violation for publish to "{subject.lower()}"'
+            ]
     assert listener.settle().heard == aggregator.settle().heard == []
     assert [state(aggregator, name) for name in STREAMS] == before
 
 
 def test_the_aggregator_can_neither_change_nor_empty_what_is_kept(plain: Server) -> None:
-    aggregator, verbs = plain.client("aggregator"), ("PURGE", "DELETE", "UPDATE", "MSG.DELETE", "MSG.GET", "SNAPSHOT")
-    wanted = [f"$JS.API.STREAM.{verb}.{name}" for verb in (*verbs, "RESTORE", "LEADER.STEPDOWN") for name in STREAMS]
-    wanted += [f"$JS.API.{what}.OTHER" for what in ("STREAM.CREATE", "STREAM.INFO", "CONSUMER.LIST")]
-    consumers = (f"DELETE.{TASKS}.aggregator", f"CREATE.{TASKS}", f"CREATE.{TASKS}.x", f"MSG.NEXT.{TASKS}.x")
+    aggregator, verbs = (
+        plain.client("aggregator"),
+        ("PURGE", "DELETE", "UPDATE", "MSG.DELETE", "MSG.GET", "SNAPSHOT"),
+    )
+    wanted = [
+        f"$JS.API.STREAM.{verb}.{name}"
+        for verb in (*verbs, "RESTORE", "LEADER.STEPDOWN")
+        for name in STREAMS
+    ]
+    wanted += [
+        f"$JS.API.{what}.OTHER" for what in ("STREAM.CREATE", "STREAM.INFO", "CONSUMER.LIST")
+    ]
+    consumers = (
+        f"DELETE.{TASKS}.aggregator",
+        f"CREATE.{TASKS}",
+        f"CREATE.{TASKS}.x",
+        f"MSG.NEXT.{TASKS}.x",
+    )
     wanted += [f"$JS.API.CONSUMER.{what}" for what in consumers]
     wanted += ["$JS.ACK.OTHER.aggregator.1", "_INBOX.x", "$SYS.REQ.SERVER.PING", "x", *SUBJECTS]
     for subject in wanted:
         refused = aggregator.publish(subject, b"{}", INBOX).refusals()
-        assert [words.lower() for words in refused] == [f'permissions violation for publish to "{subject.lower()}"']
+        assert [words.lower() for words in refused] == [
+            f'permissions violation for publish to "{subject.lower()}"'
+        ]
     for subject in (">", "truebit.>", "_INBOX.>", "$JS.>", "$SYS.>", STATS):
-        assert "Permissions Violation for Subscription" in aggregator.subscribe(subject).refusals()[0]
+        assert (
+            "Permissions Violation for Subscription" in aggregator.subscribe(subject).refusals()[0]
+        )
 
 
 def test_a_connection_has_so_many_subscriptions_and_no_more(plain: Server) -> None:
@@ -281,7 +408,10 @@ def test_a_connection_has_so_many_subscriptions_and_no_more(plain: Server) -> No
 
 def test_what_is_too_large_ends_the_connection(plain: Server) -> None:
     before = state(plain.client("aggregator"))
-    large = plain.client().publish(RECEIVED, b"x" * 65537), plain.client().publish(RECEIVED, b"x" * 65530, A="1")
+    large = (
+        plain.client().publish(RECEIVED, b"x" * 65537),
+        plain.client().publish(RECEIVED, b"x" * 65530, A="1"),
+    )
     long = plain.client()
     long.send(b"PUB " + b"x" * 4097)
     for one in (*large, long):
@@ -322,15 +452,21 @@ def test_headers_delete_replace_and_hold_up_nothing(plain: Server) -> None:
     monitor.publish(RECEIVED, b"first").settle()
     before = state(aggregator)
     refused = (
-        {"Nats_Rollup": "all"}, {"Nats_Rollup": "sub"}, {"Nats_Expected_Stream": "OTHER"},
-        {"Nats_Expected_Last_Sequence": "10000"}, {"Nats_Expected_Last_Msg_Id": "x"},
+        {"Nats_Rollup": "all"},
+        {"Nats_Rollup": "sub"},
+        {"Nats_Expected_Stream": "OTHER"},
+        {"Nats_Expected_Last_Sequence": "10000"},
+        {"Nats_Expected_Last_Msg_Id": "x"},
         {"Nats_Expected_Last_Subject_Sequence": "10000"},
-    )  # fmt: skip
+    )
     for headers in refused:
         monitor.publish(RECEIVED, b"refused", "", **headers)
     kept: tuple[dict[str, str], ...] = (
-        {"Nats_Msg_Id": "a"}, {"Status": "503"}, {"Nats_Expected_Stream": TASKS}, {"Nats_Sequence": "1"},
-    )  # fmt: skip
+        {"Nats_Msg_Id": "a"},
+        {"Status": "503"},
+        {"Nats_Expected_Stream": TASKS},
+        {"Nats_Sequence": "1"},
+    )
     for headers in kept:
         monitor.publish(RECEIVED, b"kept", "", **headers)
     assert monitor.publish(RECEIVED, b"last").refusals() == []
@@ -340,7 +476,9 @@ def test_headers_delete_replace_and_hold_up_nothing(plain: Server) -> None:
 
 
 def test_a_message_id_in_a_header_hides_no_message_without_one(plain: Server) -> None:
-    """De-duplication knows the header only: tbmon sends none, and its ids are 128 random bits within the message."""
+    """De-duplication knows the header only: tbmon sends none, and its ids are 128 random bits
+    within the message.
+    """
     aggregator, monitor = plain.client("aggregator"), plain.client()
     before, own = state(aggregator), b'{"id": "6f1c2a"}'
     assert before["config"]["duplicate_window"] == 10**8  # the least that is allowed
@@ -366,7 +504,12 @@ def exchange(made: Station, hub: Server) -> None:
     """A Station's message comes to the hub, and the hub's statistics to the Station."""
     aggregator = hub.client("aggregator").subscribe(*SUBJECTS).settle()
     payload = deliver(made)
-    wait_for(lambda: [one.payload for one in aggregator.settle().heard if one.subject == RECEIVED] == [payload])
+    wait_for(
+        lambda: (
+            [one.payload for one in aggregator.settle().heard if one.subject == RECEIVED]
+            == [payload]
+        )
+    )
     assert made.counts()["ignored"] == 0
     aggregator.publish(STATS, b"no statistics")
     wait_for(lambda: made.counts()["ignored"] == 1)
@@ -383,9 +526,17 @@ def test_tbmon_speaks_to_the_hub(either: Make, station: Make, own: Papers, schem
 def test_the_tls_variant_lets_nobody_in_without_tls(either: Make) -> None:
     hub = either("tls")
     for port, said, answer in (
-        (CLIENTS, b'CONNECT {"user":"monitor","pass":"%s"}\r\nPING\r\n' % MONITOR.encode(), b"PONG"),
+        (
+            CLIENTS,
+            b'CONNECT {"user":"monitor","pass":"%s"}\r\nPING\r\n' % MONITOR.encode(),
+            b"PONG",
+        ),
         (LEAVES, b'CONNECT {"user":"monitor","pass":"%s"}\r\nPING\r\n' % MONITOR.encode(), b"PONG"),
-        (WEB, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", b"101"),
+        (
+            WEB,
+            b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+            b"101",
+        ),
     ):
         with socket.create_connection((hub.address, port), 10) as one, one.makefile("rb") as file:
             one.sendall(said)
@@ -405,7 +556,11 @@ def test_a_monitor_behind_a_leaf_takes_part_and_hears_nobody_else(
 ) -> None:
     hub = either(scheme)
     make_streams(hub)
-    inside = {"HUB_URL": hub.url(scheme, "leaf"), "MONITOR_PASSWORD": "leaf-5be1", "SSL_CERT_FILE": str(own.ca)}
+    inside = {
+        "HUB_URL": hub.url(scheme, "leaf"),
+        "MONITOR_PASSWORD": "leaf-5be1",
+        "SSL_CERT_FILE": str(own.ca),
+    }
     leaf: Server = server("nats-leaf.conf", **inside)
     wait_for(lambda: hub.leaves() == leaf.leaves() == 1)
     login = {"user": "monitor", "pass": "leaf-5be1"}
@@ -415,11 +570,18 @@ def test_a_monitor_behind_a_leaf_takes_part_and_hears_nobody_else(
     for subject in ELSEWHERE:
         assert "Permissions Violation for Publish" in spy.publish(subject).refusals()[0]
     spy.subscribe(STATS).settle()
-    exchange(station(leaf.url(), federation_nats_user="monitor", federation_nats_password="leaf-5be1"), hub)
+    exchange(
+        station(leaf.url(), federation_nats_user="monitor", federation_nats_password="leaf-5be1"),
+        hub,
+    )
     hub.client().publish(RECEIVED, b"of another").settle()
     assert [one.payload for one in spy.wait(1)] == [b"no statistics"]
     wait_for(lambda: state(hub.client("aggregator"))["messages"] == 2)
-    for refused in ({"name": "x"}, {"user": "monitor", "pass": MONITOR}, {"user": "aggregator", "pass": AGGREGATOR}):
+    for refused in (
+        {"name": "x"},
+        {"user": "monitor", "pass": MONITOR},
+        {"user": "aggregator", "pass": AGGREGATOR},
+    ):
         assert leaf.log_in(**refused).refusals() == ["Authorization Violation"]
 
 
@@ -438,10 +600,17 @@ def hostile_leaf(server: Make, folder: Path, url: str) -> Server:
 
 
 @pytest.mark.parametrize("kind", ["server", "raw"])
-def test_a_hostile_leaf_can_do_no_more_than_a_monitor(plain: Server, server: Make, tmp_path: Path, kind: str) -> None:
-    """A nats-server in which everybody may do everything, and a leaf that says what no server would."""
+def test_a_hostile_leaf_can_do_no_more_than_a_monitor(
+    plain: Server, server: Make, tmp_path: Path, kind: str
+) -> None:
+    """A nats-server in which everybody may do everything, and a leaf that says what no server
+    would.
+    """
     aggregator = plain.client("aggregator").subscribe(QUESTION, INBOX, "truebit.heartbeat").settle()
-    listener, before = plain.client().subscribe(STATS).settle(), [state(aggregator, name) for name in STREAMS]
+    listener, before = (
+        plain.client().subscribe(STATS).settle(),
+        [state(aggregator, name) for name in STREAMS],
+    )
     leaf = hostile_leaf(server, tmp_path, plain.url("nats", "leaf")) if kind == "server" else None
     wait_for(lambda: leaf is None or leaf.leaves() == 1)
 
@@ -457,11 +626,17 @@ def test_a_hostile_leaf_can_do_no_more_than_a_monitor(plain: Server, server: Mak
     assert state(aggregator) == grown(before[0], len(ELSEWHERE) - (len(UNTAKEN) if leaf else 0))
     assert state(aggregator, PRESENCE) == grown(before[1], 1)
     for another in (plain.client(), plain.raw_leaf()):
-        another.publish(RECEIVED, b"of another").publish("truebit.heartbeat", b"of another").settle()
-    plain.client("aggregator").publish(QUESTION, b"?", INBOX).publish(INBOX, b"?").publish(STATS, b"end").settle()
+        another.publish(RECEIVED, b"of another").publish(
+            "truebit.heartbeat", b"of another"
+        ).settle()
+    plain.client("aggregator").publish(QUESTION, b"?", INBOX).publish(INBOX, b"?").publish(
+        STATS, b"end"
+    ).settle()
     assert [one.payload for one in listener.wait(1)] == [b"end"]
     wait_for(lambda: b"end" in [one.payload for one in spies[-1].settle().heard])
-    assert {b"of another", b"?"}.isdisjoint(one.payload for spy in spies for one in spy.settle().heard)
+    assert {b"of another", b"?"}.isdisjoint(
+        one.payload for spy in spies for one in spy.settle().heard
+    )
 
 
 def refused_login(leaf: Server) -> bool:
@@ -483,7 +658,9 @@ def test_a_leaf_tells_its_password_to_no_hub_without_tls(
     plain: Server, server: Make, listening: Make, scheme: str
 ) -> None:
     tap = listening(TapOf(plain.address, LEAVES if scheme == "tls" else WEB))
-    leaf: Server = server("nats-leaf.conf", HUB_URL=f"{scheme}://leaf:{MONITOR}@{LOOPBACK}:{tap.port}")
+    leaf: Server = server(
+        "nats-leaf.conf", HUB_URL=f"{scheme}://leaf:{MONITOR}@{LOOPBACK}:{tap.port}"
+    )
     wait_for(lambda: len(tap.said) >= 2)  # it has tried, and tries again
     assert leaf.leaves() == 0
     assert all(word not in tap.everything for word in (MONITOR.encode(), b"CONNECT", b"leaf"))
@@ -497,8 +674,14 @@ def cluster(server: Make) -> list[Server]:
     addresses = [free_address() for _ in range(3)]
     made = []
     for one in addresses:
-        routes = ", ".join(f"nats://route:route-3c7d@{other}:{ROUTES}" for other in addresses if other != one)
-        more = {"SERVER_NAME": f"hub-{one}", "CLUSTER_PASSWORD": "route-3c7d", "ROUTES": f"[{routes}]"}
+        routes = ", ".join(
+            f"nats://route:route-3c7d@{other}:{ROUTES}" for other in addresses if other != one
+        )
+        more = {
+            "SERVER_NAME": f"hub-{one}",
+            "CLUSTER_PASSWORD": "route-3c7d",
+            "ROUTES": f"[{routes}]",
+        }
         made.append(server("nats-cluster.conf", address=one, **more))
     wait_for(lambda: all(agreed(one) for one in made), 30)
     return made
@@ -518,7 +701,10 @@ class Load:
 
     def send(self, via: Server, left: list[Server]) -> None:
         """Send through one server, and wait until the others have it."""
-        monitor, fresh = via.client(), [b"%d" % number for number in range(len(self.sent), len(self.sent) + 200)]
+        monitor, fresh = (
+            via.client(),
+            [b"%d" % number for number in range(len(self.sent), len(self.sent) + 200)],
+        )
         for payload in fresh:
             monitor.publish(RECEIVED, payload)
         assert monitor.refusals() == []
@@ -527,7 +713,9 @@ class Load:
 
     def consume(self, left: list[Server], count: int) -> None:
         while len(self.seen) < count:
-            self.seen.update(consume(*left, count=1 if len(self.seen) == count else count - len(self.seen)))
+            self.seen.update(
+                consume(*left, count=1 if len(self.seen) == count else count - len(self.seen))
+            )
 
 
 def tasks_at(servers: list[Server]) -> dict[str, Any]:

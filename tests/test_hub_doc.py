@@ -45,7 +45,9 @@ def test_every_published_field_is_explained() -> None:
 
 
 def test_every_shipped_configuration_is_named() -> None:
-    assert words(first_table("## The hub")) == {path.name for path in (ROOT / "deploy").glob("nats-*.conf")}
+    assert words(first_table("## The hub")) == {
+        path.name for path in (ROOT / "deploy").glob("nats-*.conf")
+    }
 
 
 def test_the_reasons_are_the_programs() -> None:
@@ -55,22 +57,32 @@ def test_the_reasons_are_the_programs() -> None:
         counts[counts.index("def refusal") : counts.index("def prune")],
         gate[gate.index("def refusal_of") : gate.index("# 6. Federation")],
     )
-    said = {one for part in parts for one in re.findall(r'"((?:it |its |the |too |there )[^"]+)"', part)}
-    said = {re.sub(r"value of (\{[^}]*\}|nodeId or timestamp)", "value of ...", one) for one in said}
+    said = {
+        one for part in parts for one in re.findall(r'"((?:it |its |the |too |there )[^"]+)"', part)
+    }
+    said = {
+        re.sub(r"value of (\{[^}]*\}|nodeId or timestamp)", "value of ...", one) for one in said
+    }
     assert said == words(first_table("## What counts"))
 
 
 def test_the_figures_named_are_the_programs() -> None:
     for phrase, value in (
         ("remembers 10 million ids", aggregator.MAX_KEYS == 10_000_000),
-        ("more than 200,000 in two days", (aggregator.MAX_NODES, aggregator.NODE_MS) == (200_000, 2 * tbmon.DAY_MS)),
+        (
+            "more than 200,000 in two days",
+            (aggregator.MAX_NODES, aggregator.NODE_MS) == (200_000, 2 * tbmon.DAY_MS),
+        ),
         ("more than 1 KiB", aggregator.MESSAGE_BYTES == 1024),
-        ("more than 8 days before, or 10 minutes after",
-         (aggregator.OLDEST_MS, aggregator.NEWEST_MS) == (8 * tbmon.DAY_MS, 10 * tbmon.MINUTE_MS)),
+        (
+            "more than 8 days before, or 10 minutes after",
+            (aggregator.OLDEST_MS, aggregator.NEWEST_MS)
+            == (8 * tbmon.DAY_MS, 10 * tbmon.MINUTE_MS),
+        ),
         ("at most 500 installations", aggregator.MAX_PEERS == 500),
         ("(8 days, 4 GiB)", aggregator.STREAMS["TRUEBIT_TASKS"][1:] == (8 * 86400, 4 * 1024**3)),
         ("(2 hours, 1 GiB)", aggregator.STREAMS["TRUEBIT_PRESENCE"][1:] == (2 * 3600, 1024**3)),
-    ):  # fmt: skip
+    ):
         assert phrase in FLAT
         assert value, phrase
 

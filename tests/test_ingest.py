@@ -1,4 +1,6 @@
-"""What ingest makes of the node's words: tasks, invoices, trust and privacy, from files and from the engine."""
+"""What ingest makes of the node's words: tasks, invoices, trust and privacy, from files and from
+the engine.
+"""
 
 from __future__ import annotations
 
@@ -44,16 +46,33 @@ def received(name: str, **message: Any) -> str:
 
 
 def output(name: str | None = None, code: int = 0, steps: int = 5, elapsed_ms: int = 1500) -> str:
-    body = {"elapsed": str(elapsed_ms * 10**6), "wasi": {"exitCode": code}, "metering": {"last": {"steps": steps}}}
-    return "Command execution stdout: " + json.dumps({**body, **({"executionId": name} if name else {})})
+    body = {
+        "elapsed": str(elapsed_ms * 10**6),
+        "wasi": {"exitCode": code},
+        "metering": {"last": {"steps": steps}},
+    }
+    return "Command execution stdout: " + json.dumps(
+        {**body, **({"executionId": name} if name else {})}
+    )
 
 
 def invoice(name: str, own: str, number: str = "7123456717698608000004") -> dict[str, Any]:
     items = [
-        {"operation": "charge", "account": REQUESTER, "total_steps_computed": 9, "peak_memory_used": 87},
+        {
+            "operation": "charge",
+            "account": REQUESTER,
+            "total_steps_computed": 9,
+            "peak_memory_used": 87,
+        },
         {"operation": own, "account": WALLET, "total_steps_computed": 7, "peak_memory_used": 88},
     ]
-    return {"type": "invoice", "executionId": name, "invoiceId": number, "stepGasPrice": 2, "lineItem": items}
+    return {
+        "type": "invoice",
+        "executionId": name,
+        "invoiceId": number,
+        "stepGasPrice": 2,
+        "lineItem": items,
+    }
 
 
 def story(watch: Watch, *steps: str) -> None:
@@ -72,12 +91,25 @@ def test_a_task_goes_from_received_to_completed_with_the_times_of_the_log(files:
         assert files.task(IDS[0]).status == "received"
         write(files, header("Starting task execution", at + 1))
         wait_for(lambda: files.task(IDS[0]).status == "executing")
-        write(files, header(output(steps=28_584_970_692), at + 14), header(f"Execution {IDS[0]} completed", at + 15))
+        write(
+            files,
+            header(output(steps=28_584_970_692), at + 14),
+            header(f"Execution {IDS[0]} completed", at + 15),
+        )
         wait_for(lambda: files.task(IDS[0]).status == "completed")
         task = files.task(IDS[0])
-    assert (task.received_at, task.started_at, task.completed_at) == (at * 1000, (at + 1) * 1000, (at + 15) * 1000)
+    assert (task.received_at, task.started_at, task.completed_at) == (
+        at * 1000,
+        (at + 1) * 1000,
+        (at + 15) * 1000,
+    )
     assert (task.gas_used, task.elapsed_ms, task.exit_code) == (28_584_970_692, 1500, 0)
-    assert (task.gas_limit, task.memory_limit, task.chain_id, task.block_number) == (60_000_000_000, 1024, "43114", 7)
+    assert (task.gas_limit, task.memory_limit, task.chain_id, task.block_number) == (
+        60_000_000_000,
+        1024,
+        "43114",
+        7,
+    )
 
 
 def test_of_four_tasks_at_once_each_gets_its_own_metrics_or_none(files: Watch) -> None:
@@ -88,12 +120,13 @@ def test_of_four_tasks_at_once_each_gets_its_own_metrics_or_none(files: Watch) -
             output(IDS[2], steps=2),  # names its task
             output(steps=1),  # belongs to the completion that follows
             f"Execution {IDS[1]} completed",
-            output(steps=71), output(steps=72),  # two pending: whose is whose?
+            output(steps=71),
+            output(steps=72),  # two pending: whose is whose?
             f"Execution {IDS[0]} completed",
             f"Execution {IDS[2]} completed",
             output(steps=3),  # the only task left in work
             f"Execution {IDS[3]} completed",
-        )  # fmt: skip
+        )
         wait_for(lambda: files.task(IDS[3]).status == "completed")
         assert [files.task(name).gas_used for name in IDS[:4]] == [None, 1, 2, 3]
         assert {files.task(name).status for name in IDS[:4]} == {"completed"}
@@ -103,11 +136,17 @@ def test_failures_stay_failures(files: Watch) -> None:
     with files:
         story(
             files,
-            received(IDS[0]), output(code=3), f"Execution {IDS[0]} completed",
-            received(IDS[1]), f"Execution {IDS[1]} failed: memory limit exceeded", f"Execution {IDS[1]} completed",
-            received(IDS[2]), "InvoiceSubscriber got " + json.dumps(invoice(IDS[2], "penalty")),
-            received(IDS[3]), "InvoiceSubscriber got " + json.dumps(invoice(IDS[3], "pay", "9")),
-        )  # fmt: skip
+            received(IDS[0]),
+            output(code=3),
+            f"Execution {IDS[0]} completed",
+            received(IDS[1]),
+            f"Execution {IDS[1]} failed: memory limit exceeded",
+            f"Execution {IDS[1]} completed",
+            received(IDS[2]),
+            "InvoiceSubscriber got " + json.dumps(invoice(IDS[2], "penalty")),
+            received(IDS[3]),
+            "InvoiceSubscriber got " + json.dumps(invoice(IDS[3], "pay", "9")),
+        )
         wait_for(lambda: files.task(IDS[3]).status == "completed")
         found = [(files.task(name).status, files.task(name).error) for name in IDS[:3]]
     assert found == [("failed", "exit_code"), ("failed", "memory_limit"), ("failed", "penalty")]
@@ -115,7 +154,11 @@ def test_failures_stay_failures(files: Watch) -> None:
 
 def test_a_task_that_is_never_heard_of_again_is_lost_until_it_is(files: Watch) -> None:
     at = time.time() - 1000
-    write(files, header(received(IDS[0], econParams={"executionTimeout": 30_000}), at), header("one", at + 80))
+    write(
+        files,
+        header(received(IDS[0], econParams={"executionTimeout": 30_000}), at),
+        header("one", at + 80),
+    )
     with files:
         wait_for(lambda: files.count() == 2)
         assert files.task(IDS[0]).status == "received"
@@ -140,10 +183,13 @@ def test_a_task_in_work_when_the_container_restarts_is_lost(node: Node, watch: W
 def test_lines_that_a_task_prints_change_nothing(node: Node, watch: Watch) -> None:
     other = f"0x{'d' * 40}"
     forged = [
-        f"Execution {IDS[0]} failed: forged", f"Execution {IDS[0]} completed", f"Node with address {OTHER} registered",
-        "InvoiceSubscriber got " + json.dumps(invoice(IDS[0], "penalty")), received(IDS[5]),
+        f"Execution {IDS[0]} failed: forged",
+        f"Execution {IDS[0]} completed",
+        f"Node with address {OTHER} registered",
+        "InvoiceSubscriber got " + json.dumps(invoice(IDS[0], "penalty")),
+        received(IDS[5]),
         "Semaphore InvoiceSubscriber processing started - Using slot 4/4",
-    ]  # fmt: skip
+    ]
     node.run()
     node.say(header("Starting services"))
     node.say(header(f"Node with address {WALLET} registered successfully"))
@@ -163,7 +209,11 @@ def test_lines_that_a_task_prints_change_nothing(node: Node, watch: Watch) -> No
         task, facts = watch.task(IDS[0]), watch.store.node()
         assert (task.status, task.gas_used, watch.task(IDS[5])) == ("received", None, None)
         assert watch.store.first("invoice_count") == 0
-        assert (facts["registered"], facts["current InvoiceSubscriber"], facts["version"]) == (True, 1, VERSION)
+        assert (facts["registered"], facts["current InvoiceSubscriber"], facts["version"]) == (
+            True,
+            1,
+            VERSION,
+        )
         assert dict(map(tuple, watch.store.get("counters")))["suspect"] == 3 * len(forged)
         node.say(header(f"Execution {IDS[0]} completed"))
         wait_for(lambda: watch.task(IDS[0]).status == "completed")
@@ -180,22 +230,38 @@ def test_the_event_database_and_the_log_complete_each_other(files: Watch) -> Non
     message = {"taskId": TASK, "input": "not {json", "limits": {"gas": "77"}}
     failing = {"type": "task_created", "executionId": IDS[1], "message": {"taskId": TASK}}
     records = [
-        {"payload": {"type": "computed_outcome", "executionId": IDS[0], "senderAddress": WALLET}},  # before its task
-        {"payload": {**created, "message": message}}, {"payload": failing}, {"payload": invoice(IDS[0], "pay")},
+        {
+            "payload": {"type": "computed_outcome", "executionId": IDS[0], "senderAddress": WALLET}
+        },  # before its task
+        {"payload": {**created, "message": message}},
+        {"payload": failing},
+        {"payload": invoice(IDS[0], "pay")},
         {"payload": {"type": "computed_outcome", "executionId": IDS[1], "senderAddress": WALLET}},
-        {"payload": {"type": "solutions_revealed"}}, "odd",
-    ]  # fmt: skip
+        {"payload": {"type": "solutions_revealed"}},
+        "odd",
+    ]
     with files:
-        story(files, received(IDS[1]), output(code=2), "InvoiceSubscriber got " + json.dumps(invoice(IDS[0], "pay")))
+        story(
+            files,
+            received(IDS[1]),
+            output(code=2),
+            "InvoiceSubscriber got " + json.dumps(invoice(IDS[0], "pay")),
+        )
         path = Path(files.config.log_dir) / "any-eventDB.json"
         path.write_text(json.dumps({"records": records}))
         wait_for(lambda: files.task(IDS[0]) and files.task(IDS[0]).status == "completed")
         task, failed = files.task(IDS[0]), files.task(IDS[1])
-        assert (task.received_at, task.gas_limit, task.completed_at) == (1_767_225_600_000, 77, None)
+        assert (task.received_at, task.gas_limit, task.completed_at) == (
+            1_767_225_600_000,
+            77,
+            None,
+        )
         assert (failed.status, failed.exit_code) == ("failed", 2)
         assert files.store.get("task_data", IDS[0])[0]["input"] == "not {json"
         rows = files.store.read("SELECT * FROM invoice")
-        assert [(row["operation"], row["steps"], row["confirmed"]) for row in rows] == [("pay", 7, 1)]
+        assert [(row["operation"], row["steps"], row["confirmed"]) for row in rows] == [
+            ("pay", 7, 1)
+        ]
 
 
 def test_rotated_files_are_known_again(files: Watch) -> None:
@@ -263,12 +329,22 @@ def canaries() -> list[str]:
     forms = []
     for wallet in (WALLET, REQUESTER):
         digits = wallet[2:]
-        forms += [wallet, digits, wallet.lower(), digits.upper(), "0X" + digits, f"<{wallet}>", f"x{digits}x"]
+        forms += [
+            wallet,
+            digits,
+            wallet.lower(),
+            digits.upper(),
+            "0X" + digits,
+            f"<{wallet}>",
+            f"x{digits}x",
+        ]
         forms += ["\x1b[1m".join((wallet[:20], wallet[20:])), "\x1b[31m" + wallet + "\x1b[0m"]
     return forms
 
 
-def test_wallets_never_reach_the_disk(node: Node, program: Callable[..., Program], tmp_path: Path) -> None:
+def test_wallets_never_reach_the_disk(
+    node: Node, program: Callable[..., Program], tmp_path: Path
+) -> None:
     lines = [header(f"seen {form} there") for form in canaries()]
     lines += canaries()
     lines += [header(f"Node with address {WALLET} registered successfully")]
@@ -276,10 +352,21 @@ def test_wallets_never_reach_the_disk(node: Node, program: Callable[..., Program
     lines += [header("InvoiceSubscriber got " + json.dumps(invoice(IDS[0], "pay")))]
     lines += [header(received(IDS[0], senderAddress=WALLET, taskId=f"js_{WALLET}"))]
     lines += [header("Command execution stderr: " + REQUESTER)]
-    records = [{"payload": {"type": "computed_outcome", "executionId": IDS[0], "senderAddress": WALLET.upper()}}]
+    records = [
+        {
+            "payload": {
+                "type": "computed_outcome",
+                "executionId": IDS[0],
+                "senderAddress": WALLET.upper(),
+            }
+        }
+    ]
     records += [{"payload": invoice(IDS[0], "pay")}]
     node.run()
-    node.put(f"/app/logs/@truebit/worker-runner-node-{WALLET}/debug/x.log", "\n".join(lines).encode() + b"\n")
+    node.put(
+        f"/app/logs/@truebit/worker-runner-node-{WALLET}/debug/x.log",
+        "\n".join(lines).encode() + b"\n",
+    )
     node.put(f"/app/build/datadb/{WALLET}-eventDB.json", json.dumps({"records": records}).encode())
     tbmon = program(CONTAINER_NAME=node.name, NODE_ENV="development").start()
     for line in lines:
@@ -295,29 +382,43 @@ def test_wallets_never_reach_the_disk(node: Node, program: Callable[..., Program
     assert tbmon.end() == 0
     stopped = {path.name: path.read_bytes() for path in tbmon.folder.iterdir() if path.is_file()}
     assert "t.db-wal" in running
-    everything = b"".join([*running.values(), *stopped.values(), json.dumps(answers).encode()]).lower()
+    everything = b"".join(
+        [*running.values(), *stopped.values(), json.dumps(answers).encode()]
+    ).lower()
     assert b"wallet:" in everything
-    assert [address for address in (WALLET, REQUESTER) if address[2:].lower().encode() in everything] == []
+    assert [
+        address for address in (WALLET, REQUESTER) if address[2:].lower().encode() in everything
+    ] == []
     assert answers[0]["node"]["address"] == "wallet:self"
-    assert {item["account"] == "wallet:self" for item in answers[2]["invoices"][0]["line_items"]} == {True, False}
+    assert {
+        item["account"] == "wallet:self" for item in answers[2]["invoices"][0]["line_items"]
+    } == {True, False}
 
 
 def test_history_gives_old_tasks_but_no_old_log_rows(node: Node, watch: Watch) -> None:
     old = time.time() - 40 * 86400
     lines = [header(received(IDS[0]), old), header(f"Execution {IDS[0]} completed", old + 9)]
     node.run()
-    node.put("/app/logs/@truebit/worker-runner-node/debug/worker-2026-01-01.log", "\n".join(lines).encode() + b"\n")
+    node.put(
+        "/app/logs/@truebit/worker-runner-node/debug/worker-2026-01-01.log",
+        "\n".join(lines).encode() + b"\n",
+    )
     with watch:
         node.say(header("now"))
         wait_for(lambda: watch.task(IDS[0]) and watch.task(IDS[0]).status == "completed")
         wait_for(lambda: watch.messages() == ["now"])
 
 
-def test_lines_without_an_id_are_bound_across_the_seam_of_history_and_engine(node: Node, watch: Watch) -> None:
+def test_lines_without_an_id_are_bound_across_the_seam_of_history_and_engine(
+    node: Node, watch: Watch
+) -> None:
     now = time.time()
     history = [header(received(IDS[0]), now - 30), header(output(steps=11), now - 20)]
     node.run()
-    node.put("/app/logs/@truebit/worker-runner-node/debug/worker-2026-01-01.log", "\n".join(history).encode() + b"\n")
+    node.put(
+        "/app/logs/@truebit/worker-runner-node/debug/worker-2026-01-01.log",
+        "\n".join(history).encode() + b"\n",
+    )
     node.say(header(f"Execution {IDS[0]} completed", now - 19))  # all that the engine still holds
     with watch:
         wait_for(lambda: watch.task(IDS[0]) and watch.task(IDS[0]).status == "completed")

@@ -1,4 +1,6 @@
-"""The layout of the source: sections use only what stands above them and have only the effect they name."""
+"""The layout of the source: sections use only what stands above them and have only the effect
+they name.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,16 @@ STATIC = ROOT / "static"
 
 RULE = "# " + "-" * 75
 BANNER = re.compile(rf"^{RULE}\n# (\d+)\. (\S.*?)\s+\(([a-z ]+)\)\n{RULE}$", re.M)
-LABELS = {"environment", "pure", "disk", "network out", "docker socket", "threads", "listens", "process"}
+LABELS = {
+    "environment",
+    "pure",
+    "disk",
+    "network out",
+    "docker socket",
+    "threads",
+    "listens",
+    "process",
+}
 
 ALLOWED = {  # module or builtin -> labels of the sections that may use it
     "sqlite3": {"disk"},
@@ -32,7 +43,12 @@ ALLOWED = {  # module or builtin -> labels of the sections that may use it
     "aiohttp": {"network out"},
     "asyncio": {"network out"},
     "ssl": {"network out"},
-    "socket": {"network out", "docker socket", "listens", "process"},  # process: systemd's notify socket
+    "socket": {
+        "network out",
+        "docker socket",
+        "listens",
+        "process",
+    },  # process: systemd's notify socket
     "http": {"docker socket", "process"},  # process: the health check on the loopback address
     "urllib": {"process"},
     "bottle": {"listens"},
@@ -42,15 +58,20 @@ ALLOWED = {  # module or builtin -> labels of the sections that may use it
     "__import__": set[str](),
     "eval": set[str](),
     "exec": set[str](),
-    **dict.fromkeys(("os", "fcntl", "open", "pathlib", "queue", "random", "threading", "time"), LABELS - {"pure"}),
+    **dict.fromkeys(
+        ("os", "fcntl", "open", "pathlib", "queue", "random", "threading", "time"),
+        LABELS - {"pure"},
+    ),
     **dict.fromkeys(("datetime.datetime.now", "datetime.datetime.today"), LABELS - {"pure"}),
 }
 HARMLESS = re.compile(
-    r"sqlite3\.(Connection|Row|\w*Error)|urllib\.parse(\.\w+)*|http\.HTTPStatus(\.\w+)*|importlib\.util\.find_spec"
+    r"sqlite3\.(Connection|Row|\w*Error)|urllib\.parse(\.\w+)*|http\.HTTPStatus(\.\w+)*|"
+    r"importlib\.util\.find_spec"
 )
 STATEMENT = re.compile(
     r"\s*(?:(?:SELECT|INSERT|UPDATE|DELETE|CREATE|PRAGMA)\s|(?:BEGIN|COMMIT|ROLLBACK)\b"
-    r"|(?i:select\s.*\sfrom\s|insert\s+(?:or\s+\w+\s+)?into\s|delete\s+from\s|update\s+\w+\s+set\s))",
+    r"|(?i:select\s.*\sfrom\s|insert\s+(?:or\s+\w+\s+)?into\s|delete\s+from\s|"
+    r"update\s+\w+\s+set\s))",
     re.S,
 )
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -67,7 +88,10 @@ class Section(NamedTuple):
 
 def sections(source: str) -> list[Section]:
     """The sections that the banners of `source` begin, in the order they stand in."""
-    return [Section(source.count("\n", 0, b.start()) + 1, int(b[1]), b[2], b[3]) for b in BANNER.finditer(source)]
+    return [
+        Section(source.count("\n", 0, b.start()) + 1, int(b[1]), b[2], b[3])
+        for b in BANNER.finditer(source)
+    ]
 
 
 def imported_names(tree: ast.AST) -> dict[str, str]:
@@ -76,24 +100,44 @@ def imported_names(tree: ast.AST) -> dict[str, str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names.update({alias.asname: alias.name for alias in node.names if alias.asname})
-            names.update({(top := alias.name.split(".")[0]): top for alias in node.names if not alias.asname})
+            names.update(
+                {(top := alias.name.split(".")[0]): top for alias in node.names if not alias.asname}
+            )
         elif isinstance(node, ast.ImportFrom):
-            names.update({alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names})
+            names.update(
+                {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            )
     return names
 
 
 def bound_names(node: ast.AST) -> set[str]:
     """The names that a function, lambda, comprehension or class binds for itself."""
-    names = {child.id for child in ast.walk(node) if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store)}
+    names = {
+        child.id
+        for child in ast.walk(node)
+        if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store)
+    }
     names |= {child.arg for child in ast.walk(node) if isinstance(child, ast.arg)}
-    names |= {child.name for child in ast.walk(node) if isinstance(child, ast.ExceptHandler) and child.name}
-    inner = [child for child in ast.walk(node) if isinstance(child, Function | ast.ClassDef) and child is not node]
+    names |= {
+        child.name
+        for child in ast.walk(node)
+        if isinstance(child, ast.ExceptHandler) and child.name
+    }
+    inner = [
+        child
+        for child in ast.walk(node)
+        if isinstance(child, Function | ast.ClassDef) and child is not node
+    ]
     names |= {child.name for child in inner}
-    return names - {name for child in ast.walk(node) if isinstance(child, ast.Global) for name in child.names}
+    return names - {
+        name for child in ast.walk(node) if isinstance(child, ast.Global) for name in child.names
+    }
 
 
 class Uses(ast.NodeVisitor):
-    """Collects (line, dotted name) of whatever the source takes from its top level, its imports and builtins."""
+    """Collects (line, dotted name) of whatever the source takes from its top level, its imports
+    and builtins.
+    """
 
     def __init__(self, tree: ast.Module) -> None:
         self.imports = imported_names(tree)
@@ -108,8 +152,14 @@ class Uses(ast.NodeVisitor):
         self.scopes.pop()
 
     def visit_scope(self, node: ast.AST) -> None:
-        body = [child for name in ("body", "generators", "elt", "key", "value") for child in parts(node, name)]
-        for child in ast.iter_child_nodes(node):  # decorators, defaults, annotations and bases belong outside
+        body = [
+            child
+            for name in ("body", "generators", "elt", "key", "value")
+            for child in parts(node, name)
+        ]
+        for child in ast.iter_child_nodes(
+            node
+        ):  # decorators, defaults, annotations and bases belong outside
             if child not in body:
                 self.visit(child)
         self.within(bound_names(node), body)
@@ -121,7 +171,12 @@ class Uses(ast.NodeVisitor):
         functions = [child for child in node.body if isinstance(child, Function)]
         for child in (*node.decorator_list, *node.bases, *node.keywords, *functions):
             self.visit(child)  # a class's own names are not seen inside its functions
-        own = {name for child in node.body if not isinstance(child, Function) for name in bound_names(child)}
+        own = {
+            name
+            for child in node.body
+            if not isinstance(child, Function)
+            for name in bound_names(child)
+        }
         self.within(own, [child for child in node.body if not isinstance(child, Function)])
 
     def visit_Name(self, node: ast.Name) -> None:
@@ -138,7 +193,9 @@ class Uses(ast.NodeVisitor):
 
     def use(self, node: ast.Name, dotted: str) -> None:
         if isinstance(node.ctx, ast.Load) and not any(node.id in scope for scope in self.scopes):
-            self.found.append((node.lineno, self.imports.get(node.id, node.id) + dotted[len(node.id) :]))
+            self.found.append(
+                (node.lineno, self.imports.get(node.id, node.id) + dotted[len(node.id) :])
+            )
 
 
 def parts(node: ast.AST, name: str) -> list[ast.AST]:
@@ -172,23 +229,32 @@ def imports_within(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def text_of(node: ast.expr) -> str:
-    """The text of a string constant, or of an f-string with `x` for what is filled in; else empty."""
+    """The text of a string constant, or of an f-string with `x` for what is filled in; else
+    empty.
+    """
     if isinstance(node, ast.JoinedStr):
         return "".join(text_of(part) or "x" for part in node.values)
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
 def findings(source: str) -> list[str]:
-    """Every use of a later section, stray effect and stray SQL statement in `source`, as sentences."""
+    """Every use of a later section, stray effect and stray SQL statement in `source`, as
+    sentences.
+    """
     tree, banners = ast.parse(source), sections(source)
     homes, found = top_names(tree), []
 
     def at(line: int) -> Section:
-        return max((s for s in banners if s.line <= line), default=Section(0, 0, "Header", "header"))
+        return max(
+            (s for s in banners if s.line <= line), default=Section(0, 0, "Header", "header")
+        )
 
     for line, dotted in Uses(tree).found:
         if dotted in homes and at(homes[dotted]).number > at(line).number:
-            found.append(f"line {line}: section {at(line).number} uses {dotted} of section {at(homes[dotted]).number}")
+            found.append(
+                f"line {line}: section {at(line).number} uses {dotted} of section "
+                f"{at(homes[dotted]).number}"
+            )
         elif dotted not in homes and not is_allowed(dotted, at(line).label):
             found.append(f"line {line}: {dotted} in a section labelled {at(line).label}")
     for line, dotted in imports_within(tree):
@@ -199,7 +265,11 @@ def findings(source: str) -> list[str]:
         if isinstance(node, ast.expr) and node not in prose and at(node.lineno).label != "disk":
             if STATEMENT.match(text_of(node)):
                 found.append(f"line {node.lineno}: SQL outside the store")
-            if isinstance(node, ast.Attribute) and node.attr in ("execute", "executemany", "executescript"):
+            if isinstance(node, ast.Attribute) and node.attr in (
+                "execute",
+                "executemany",
+                "executescript",
+            ):
                 found.append(f"line {node.lineno}: {node.attr}() outside the store")
     return found
 
@@ -207,7 +277,8 @@ def findings(source: str) -> list[str]:
 def nodes(tree: ast.AST, begin: int = 1, end: int = sys.maxsize) -> int:
     """How much code there is from line `begin` to before line `end`, in syntax nodes.
 
-    Those are counted that stand on a line. Blank lines, comments, long names and the formatter's layout add nothing.
+    Those are counted that stand on a line. Blank lines, comments, long names and the formatter's
+    layout add nothing.
     """
     return sum(begin <= node.lineno < end for node in ast.walk(tree) if hasattr(node, "lineno"))
 
@@ -219,7 +290,9 @@ def functions(tree: ast.AST) -> dict[str, int]:
 
 
 def undocumented(tree: ast.Module) -> list[str]:
-    """Public functions and classes of the top level of over 70 nodes, a few lines, and no docstring."""
+    """Public functions and classes of the top level of over 70 nodes, a few lines, and no
+    docstring.
+    """
     return [
         node.name
         for node in tree.body
@@ -236,8 +309,14 @@ def static_files(pattern: str = "*") -> list[Path]:
 
 def matches(pattern: bytes, paths: list[Path]) -> list[str]:
     """`file:line` of every line in which `pattern` is found."""
-    lines = [(path, number, line) for path in paths for number, line in enumerate(path.read_bytes().splitlines(), 1)]
-    return [f"{path.name}:{number}" for path, number, line in lines if re.search(pattern, line, re.I)]
+    lines = [
+        (path, number, line)
+        for path in paths
+        for number, line in enumerate(path.read_bytes().splitlines(), 1)
+    ]
+    return [
+        f"{path.name}:{number}" for path, number, line in lines if re.search(pattern, line, re.I)
+    ]
 
 
 def test_sections_are_numbered_upwards_and_name_a_known_effect() -> None:
@@ -245,7 +324,9 @@ def test_sections_are_numbered_upwards_and_name_a_known_effect() -> None:
     numbers = [section.number for section in found]
     assert len(found) >= 4 and numbers == sorted(set(numbers))
     assert {section.label for section in found} <= LABELS
-    assert len(re.findall(r"^# -{5,}.*$", SOURCE, re.M)) == 2 * len(found), "a banner that is not of the usual form"
+    assert len(re.findall(r"^# -{5,}.*$", SOURCE, re.M)) == 2 * len(found), (
+        "a banner that is not of the usual form"
+    )
 
 
 def test_the_store_is_the_only_section_labelled_disk() -> None:
@@ -291,14 +372,26 @@ def test_the_checker_finds_no_fault_in_a_clean_source() -> None:
         ("def bad() -> Late | None: ...", "section 1 uses Late of section 2"),
         ("bad: Late", "section 1 uses Late of section 2"),
         ("class Bad(Late): ...", "section 1 uses Late of section 2"),
-        ("class Bad:\n    later = 1\n    def bad(self): return later", "section 1 uses later of section 2"),
+        (
+            "class Bad:\n    later = 1\n    def bad(self): return later",
+            "section 1 uses later of section 2",
+        ),
         ("def bad(): return plug.socket()", "socket.socket in a section labelled pure"),
         ("def bad(): return clock()", "time.time in a section labelled pure"),
-        ("def bad(): return request.urlopen('x')", "urllib.request.urlopen in a section labelled pure"),
+        (
+            "def bad(): return request.urlopen('x')",
+            "urllib.request.urlopen in a section labelled pure",
+        ),
         ("def bad(): return open('x')", "open in a section labelled pure"),
         ("def bad(): return __import__('nats')", "__import__ in a section labelled pure"),
-        ("def bad():\n    import docker.errors", "import of docker.errors in a section labelled pure"),
-        ("def bad():\n    from http import client", "import of http.client in a section labelled pure"),
+        (
+            "def bad():\n    import docker.errors",
+            "import of docker.errors in a section labelled pure",
+        ),
+        (
+            "def bad():\n    from http import client",
+            "import of http.client in a section labelled pure",
+        ),
         ("def bad(): return sqlite3.connect('x')", "sqlite3.connect in a section labelled pure"),
         ("def bad(db: sqlite3.Cursor): ...", "sqlite3.Cursor in a section labelled pure"),
         ("def bad(db): db.execute(LIMIT)", "execute() outside the store"),
@@ -312,7 +405,10 @@ def test_the_checker_reports_a_planted_fault(line: str, expected: str) -> None:
 
 
 def test_importing_tbmon_has_no_side_effect_and_loads_nothing_heavy(tmp_path: Path) -> None:
-    watched = "socket. subprocess. sqlite3. os.mkdir os.rename os.remove os.system os.putenv signal. shutil. tempfile."
+    watched = (
+        "socket. subprocess. sqlite3. os.mkdir os.rename os.remove os.system os.putenv "
+        "signal. shutil. tempfile."
+    )
     code = f"""
 import json, sys, threading
 sys.path.insert(0, {str(ROOT)!r})
@@ -326,7 +422,9 @@ import tbmon
 heavy = set(sys.modules) & {{"docker", "requests", "nats", "aiohttp", "asyncio", "bottle", "waitress"}}
 print(json.dumps([events, sorted(heavy), threading.active_count(), tbmon.log.handlers + tbmon.log.root.handlers]))
 """
-    done = subprocess.run([sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert done.stderr == ""
     assert json.loads(done.stdout) == [[], [], 1, []]
     assert list(tmp_path.iterdir()) == []
@@ -334,7 +432,10 @@ print(json.dumps([events, sorted(heavy), threading.active_count(), tbmon.log.han
 
 def test_blank_lines_comments_and_long_names_are_no_code() -> None:
     dense = "def f(a):\n    return a + 1\n"
-    airy = '# Why.\n\n\ndef plus_one(\n    number_of_tasks,\n):\n\n    return number_of_tasks + 1  # so\n'
+    airy = (
+        "# Why.\n\n\ndef plus_one(\n    number_of_tasks,\n):\n\n    return number_of_tasks + 1 "
+        " # so\n"
+    )
     assert nodes(ast.parse(dense)) == nodes(ast.parse(airy)) == 6
     assert nodes(ast.parse(dense), begin=2) == 4 and functions(ast.parse(dense)) == {"f:1": 6}
 
@@ -358,7 +459,9 @@ def test_functions_are_short() -> None:
 
 def test_whatever_is_public_and_longer_than_a_few_lines_has_a_docstring() -> None:
     assert undocumented(TREE) == []
-    assert undocumented(ast.parse("def f():\n" + " x = 1\n" * 24 + "def g():\n" + " x = 1\n" * 20)) == ["f"]
+    assert undocumented(
+        ast.parse("def f():\n" + " x = 1\n" * 24 + "def g():\n" + " x = 1\n" * 20)
+    ) == ["f"]
 
 
 def test_the_page_never_makes_markup_or_code_out_of_text(tmp_path: Path) -> None:

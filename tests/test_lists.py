@@ -1,4 +1,6 @@
-"""The lists over real HTTP: filters, pages, CSV, what is unchanged or compressed; and the invoices' sums."""
+"""The lists over real HTTP: filters, pages, CSV, what is unchanged or compressed; and the invoices'
+sums.
+"""
 
 from __future__ import annotations
 
@@ -40,18 +42,42 @@ IDS = [f"{number:08x}-5b7a-4c11-9a60-0d5e8f7a1b2c" for number in range(12)]
 STRANGER = "99999999-5b7a-4c11-9a60-0d5e8f7a1b2c"  # an execution that only invoices know
 FORMULA = f"-1+2_{HASH}".replace("+", ":")  # a task id that a spreadsheet would compute
 NEEDLES = [
-    "100%", "%", "a_b", "_", "Wow!", "!%", "!_", "\\", "'", '"--', "Größe", "größe", "ÄÖ", "日本", "🔑", "a+b&c=d",
-]  # fmt: skip
+    "100%",
+    "%",
+    "a_b",
+    "_",
+    "Wow!",
+    "!%",
+    "!_",
+    "\\",
+    "'",
+    '"--',
+    "Größe",
+    "größe",
+    "ÄÖ",
+    "日本",
+    "🔑",
+    "a+b&c=d",
+]
 DECOYS = ["100 percent", "aXb", "wow", "grosse", "äö"]
 
 
-def bill(number: str, name: str | None, operation: str, steps: int, price: float, when: str | None = None) -> str:
+def bill(
+    number: str, name: str | None, operation: str, steps: int, price: float, when: str | None = None
+) -> str:
     """An invoice as the node writes it; that of another's operation names no wallet of ours."""
     account = REQUESTER if operation == "charge" else WALLET
-    item = {"operation": operation, "account": account, "total_steps_computed": steps, "peak_memory_used": 88}
+    item = {
+        "operation": operation,
+        "account": account,
+        "total_steps_computed": steps,
+        "peak_memory_used": 88,
+    }
     told = {"executionId": name, "taskCreated_timeStamp": when}
     body = {"type": "invoice", "invoiceId": number, "stepGasPrice": price, "lineItem": [item]}
-    return json.dumps({**body, **{name: value for name, value in told.items() if value is not None}})
+    return json.dumps(
+        {**body, **{name: value for name, value in told.items() if value is not None}}
+    )
 
 
 LANGUAGES = ["js", "js", "py", "rs", "cpp", "c", "api", "js", "zz", "js", "js", "js"]
@@ -77,9 +103,15 @@ def story() -> Iterator[str]:
     """Tasks, invoices, and messages to be searched, a second apart."""
     for number, (name, language) in enumerate(zip(IDS, LANGUAGES, strict=True)):
         task = f"{FORMULA}" if number == 11 else f"{language}_{HASH}"
-        yield header(received(name, language, taskId=task, limits={"gas": str(HUGE)}), START + number)
+        yield header(
+            received(name, language, taskId=task, limits={"gas": str(HUGE)}), START + number
+        )
         if number in ENDS:
-            yield header(f"Execution {name} {ENDS[number]}", START + 20 + number, "error" if number == 2 else "info")
+            yield header(
+                f"Execution {name} {ENDS[number]}",
+                START + 20 + number,
+                "error" if number == 2 else "info",
+            )
     yield header(f"Starting task execution {IDS[9]}", START + 40)
     for number, text in enumerate(BILLS):
         yield header(f"InvoiceSubscriber got {text}", START + 50 + number)
@@ -87,11 +119,17 @@ def story() -> Iterator[str]:
         yield header(f"needle <{words}> end", START + 70 + number, "warn")
 
 
-def fetch(program: Program, path: str, method: str = "GET", password: str = PASSWORD, **headers: str) -> Answer:
+def fetch(
+    program: Program, path: str, method: str = "GET", password: str = PASSWORD, **headers: str
+) -> Answer:
     """Ask with the given headers; the body as it came, what it holds checked."""
-    connection = http.client.HTTPConnection("127.0.0.1", program.port, timeout=10, source_address=elsewhere())
+    connection = http.client.HTTPConnection(
+        "127.0.0.1", program.port, timeout=10, source_address=elsewhere()
+    )
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    connection.request(method, path, headers={"X-Task-Data-Password": password, **named} if password else named)
+    connection.request(
+        method, path, headers={"X-Task-Data-Password": password, **named} if password else named
+    )
     answer = connection.getresponse()
     body = answer.read()
     connection.close()
@@ -115,7 +153,9 @@ def listed(program: Program, path: str, **query: str) -> list[dict[str, Any]]:
     return rows
 
 
-def followed(program: Program, path: str, query: str, between: Callable[[], None] = lambda: None) -> list[Any]:
+def followed(
+    program: Program, path: str, query: str, between: Callable[[], None] = lambda: None
+) -> list[Any]:
     """The pages of a list, by its cursors; `between` two of them something may happen."""
     pages, asked = [], query
     while asked:
@@ -138,14 +178,29 @@ def refused(program: Program) -> bool:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     """A monitor that has read `story` and the event database, and whose node does nothing more."""
     program = over_files(tmp_path_factory.mktemp("lists"))
-    records = [{"messageId": f"m{number}", "payload": json.loads(text)} for number, text in enumerate(CONFIRMED)]
+    records = [
+        {"messageId": f"m{number}", "payload": json.loads(text)}
+        for number, text in enumerate(CONFIRMED)
+    ]
     (Path(program.env["LOG_DIR"]) / "a-eventDB.json").write_text(json.dumps({"records": records}))
     write(program, *story())
     program.start()
-    wait_for(lambda: len(listed(program, "/api/invoices")) == 9 and len(listed(program, "/api/tasks")) == len(IDS))
+    wait_for(
+        lambda: (
+            len(listed(program, "/api/invoices")) == 9
+            and len(listed(program, "/api/tasks")) == len(IDS)
+        )
+    )
     wait_for(lambda: len(listed(program, "/api/logs", type="info")) == len(NEEDLES) + len(DECOYS))
-    wait_for(lambda: (program.get("/api/status")[1]["verdict"] or {}).get("state") == "degraded")  # its last verdict
-    wait_for(lambda: refused(program) and len({row["timestamp"] for row in listed(program, "/api/audit-log")}) > 3)
+    wait_for(
+        lambda: (program.get("/api/status")[1]["verdict"] or {}).get("state") == "degraded"
+    )  # its last verdict
+    wait_for(
+        lambda: (
+            refused(program)
+            and len({row["timestamp"] for row in listed(program, "/api/audit-log")}) > 3
+        )
+    )
     yield program
     end(program)
 
@@ -156,39 +211,82 @@ SINCE, UNTIL = "2026-01-31T23:59:59.999Z", "2026-02-14T12:00:00Z"
 KNOWN, PAID_FOR = set(IDS), {json.loads(text).get("executionId") for text in (*BILLS, *CONFIRMED)}
 Row = dict[str, Any]
 CHOICES: list[tuple[str, dict[str, str], Callable[[Row], bool]]] = [
-    *(("/api/tasks", {"status": one}, lambda row, one=one: row["status"] == one)
-      for one in ("received", "executing", "completed", "failed")),
-    *(("/api/tasks", {"type": one}, lambda row, one=one: row["task_type"] == one)
-      for one in ("javascript", "python", "rust", "c", "cpp", "api", "other")),
+    *(
+        ("/api/tasks", {"status": one}, lambda row, one=one: row["status"] == one)
+        for one in ("received", "executing", "completed", "failed")
+    ),
+    *(
+        ("/api/tasks", {"type": one}, lambda row, one=one: row["task_type"] == one)
+        for one in ("javascript", "python", "rust", "c", "cpp", "api", "other")
+    ),
     ("/api/tasks", {"execution_id": IDS[3]}, lambda row: row["execution_id"] == IDS[3]),
     ("/api/tasks", {"execution_id": IDS[10].upper()}, lambda row: row["execution_id"] == IDS[10]),
     ("/api/tasks", {"matched": "true"}, lambda row: row["execution_id"] in PAID_FOR),
     ("/api/tasks", {"matched": "false"}, lambda row: row["execution_id"] not in PAID_FOR),
-    ("/api/tasks", {"matched": "false", "status": "completed"},
-     lambda row: row["execution_id"] not in PAID_FOR and row["status"] == "completed"),
-    ("/api/tasks", {"since": at(4), "until": at(8)}, lambda row: at(4) <= row["received_at"] < at(8)),
-    ("/api/tasks", {"since": str(START + 4), "type": "javascript"},
-     lambda row: row["received_at"] >= at(4) and row["task_type"] == "javascript"),
+    (
+        "/api/tasks",
+        {"matched": "false", "status": "completed"},
+        lambda row: row["execution_id"] not in PAID_FOR and row["status"] == "completed",
+    ),
+    (
+        "/api/tasks",
+        {"since": at(4), "until": at(8)},
+        lambda row: at(4) <= row["received_at"] < at(8),
+    ),
+    (
+        "/api/tasks",
+        {"since": str(START + 4), "type": "javascript"},
+        lambda row: row["received_at"] >= at(4) and row["task_type"] == "javascript",
+    ),
     ("/api/invoices", {"operation": "pay"}, lambda row: row["operation"] == "pay"),
     ("/api/invoices", {"operation": "penalty"}, lambda row: row["operation"] == "penalty"),
     ("/api/invoices", {"execution_id": STRANGER}, lambda row: row["execution_id"] == STRANGER),
     ("/api/invoices", {"matched": "true"}, lambda row: row["execution_id"] in KNOWN),
     ("/api/invoices", {"matched": "false"}, lambda row: row["execution_id"] not in KNOWN),
-    ("/api/invoices", {"matched": "false", "operation": "pay"}, lambda row: row["execution_id"] == STRANGER),
+    (
+        "/api/invoices",
+        {"matched": "false", "operation": "pay"},
+        lambda row: row["execution_id"] == STRANGER,
+    ),
     ("/api/invoices", {"since": SINCE}, lambda row: (row["timestamp"] or "") >= SINCE),
     ("/api/invoices", {"until": SINCE}, lambda row: (row["timestamp"] or "") < SINCE),
-    ("/api/invoices", {"since": SINCE, "until": UNTIL},
-     lambda row: SINCE <= (row["timestamp"] or "") < UNTIL.replace("Z", ".000Z")),
-    *(("/api/logs", {"level": one}, lambda row, one=one: row["level"] == one) for one in ("error", "warn", "info")),
-    *(("/api/logs", {"type": one}, lambda row, one=one: row["type"] == one)
-      for one in ("task_received", "task_completed", "task_failed", "task_start", "invoice", "info")),
+    (
+        "/api/invoices",
+        {"since": SINCE, "until": UNTIL},
+        lambda row: SINCE <= (row["timestamp"] or "") < UNTIL.replace("Z", ".000Z"),
+    ),
+    *(
+        ("/api/logs", {"level": one}, lambda row, one=one: row["level"] == one)
+        for one in ("error", "warn", "info")
+    ),
+    *(
+        ("/api/logs", {"type": one}, lambda row, one=one: row["type"] == one)
+        for one in (
+            "task_received",
+            "task_completed",
+            "task_failed",
+            "task_start",
+            "invoice",
+            "info",
+        )
+    ),
     ("/api/logs", {"execution_id": IDS[2]}, lambda row: row["execution_id"] == IDS[2]),
-    ("/api/logs", {"execution_id": IDS[2].upper(), "level": "error"},
-     lambda row: row["execution_id"] == IDS[2] and row["level"] == "error"),
-    ("/api/logs", {"since": at(40), "until": at(75)}, lambda row: at(40) <= row["timestamp"] < at(75)),
-    ("/api/logs", {"search": "got {", "until": at(53)},
-     lambda row: "got {" in row["message"] and row["timestamp"] < at(53)),
-]  # fmt: skip
+    (
+        "/api/logs",
+        {"execution_id": IDS[2].upper(), "level": "error"},
+        lambda row: row["execution_id"] == IDS[2] and row["level"] == "error",
+    ),
+    (
+        "/api/logs",
+        {"since": at(40), "until": at(75)},
+        lambda row: at(40) <= row["timestamp"] < at(75),
+    ),
+    (
+        "/api/logs",
+        {"search": "got {", "until": at(53)},
+        lambda row: "got {" in row["message"] and row["timestamp"] < at(53),
+    ),
+]
 
 
 @pytest.mark.parametrize(("path", "query", "good"), CHOICES)
@@ -226,25 +324,61 @@ def test_the_audit_log_is_filtered_by_time(site: Program) -> None:
 
 LISTS = ["/api/tasks", "/api/invoices", "/api/logs", "/api/audit-log"]
 WRONG = [
-    "limit=0", "limit=1001", "limit=ten", "limit=5&limit=5", "offset=-1", "offset=100001", "cursor=x", "since=never",
-    "since=2026-13-01T00:00:00Z", "since=2026-01-01T00:00:00Z&since=2026-01-01T00:00:00Z", "until=", "until=-1",
-    "until=9999-01-01T00:00:00Z", "order=asc", "Limit=1", "limit%00=1", "password=open+sesame",
-]  # fmt: skip
+    "limit=0",
+    "limit=1001",
+    "limit=ten",
+    "limit=5&limit=5",
+    "offset=-1",
+    "offset=100001",
+    "cursor=x",
+    "since=never",
+    "since=2026-13-01T00:00:00Z",
+    "since=2026-01-01T00:00:00Z&since=2026-01-01T00:00:00Z",
+    "until=",
+    "until=-1",
+    "until=9999-01-01T00:00:00Z",
+    "order=asc",
+    "Limit=1",
+    "limit%00=1",
+    "password=open+sesame",
+]
 OWN_WRONG = [
-    ("/api/tasks", "status=done"), ("/api/tasks", "status=Failed"), ("/api/tasks", "status="),
-    ("/api/tasks", "status=failed&status=lost"), ("/api/tasks", "type=js"), ("/api/tasks", "level=info"),
-    ("/api/tasks", "search=x"), ("/api/tasks", "operation=pay"), ("/api/tasks", "execution_id=1"),
-    ("/api/tasks", f"execution_id={IDS[0]}0"), ("/api/tasks", "matched=yes"), ("/api/tasks", "matched=1"),
-    ("/api/tasks", "matched=true&matched=true"), ("/api/tasks", "format=xml"), ("/api/tasks", "format=CSV"),
-    ("/api/invoices", "operation=charge"), ("/api/invoices", "status=paid"), ("/api/invoices", "matched="),
-    ("/api/invoices", "execution_id="), ("/api/invoices", "format=csv&format=csv"), ("/api/logs", "level=fatal"),
-    ("/api/logs", "level=error&level=warn"), ("/api/logs", "type=javascript"), ("/api/logs", "execution_id=%25"),
-    ("/api/logs", "search=a&search=b"), ("/api/logs", "status=failed"), ("/api/logs", "format=csv"),
-    ("/api/logs", "matched=true"), ("/api/audit-log", "format=csv"), ("/api/audit-log", "event=login"),
-]  # fmt: skip
+    ("/api/tasks", "status=done"),
+    ("/api/tasks", "status=Failed"),
+    ("/api/tasks", "status="),
+    ("/api/tasks", "status=failed&status=lost"),
+    ("/api/tasks", "type=js"),
+    ("/api/tasks", "level=info"),
+    ("/api/tasks", "search=x"),
+    ("/api/tasks", "operation=pay"),
+    ("/api/tasks", "execution_id=1"),
+    ("/api/tasks", f"execution_id={IDS[0]}0"),
+    ("/api/tasks", "matched=yes"),
+    ("/api/tasks", "matched=1"),
+    ("/api/tasks", "matched=true&matched=true"),
+    ("/api/tasks", "format=xml"),
+    ("/api/tasks", "format=CSV"),
+    ("/api/invoices", "operation=charge"),
+    ("/api/invoices", "status=paid"),
+    ("/api/invoices", "matched="),
+    ("/api/invoices", "execution_id="),
+    ("/api/invoices", "format=csv&format=csv"),
+    ("/api/logs", "level=fatal"),
+    ("/api/logs", "level=error&level=warn"),
+    ("/api/logs", "type=javascript"),
+    ("/api/logs", "execution_id=%25"),
+    ("/api/logs", "search=a&search=b"),
+    ("/api/logs", "status=failed"),
+    ("/api/logs", "format=csv"),
+    ("/api/logs", "matched=true"),
+    ("/api/audit-log", "format=csv"),
+    ("/api/audit-log", "event=login"),
+]
 
 
-@pytest.mark.parametrize(("path", "query"), [*((path, query) for path in LISTS for query in WRONG), *OWN_WRONG])
+@pytest.mark.parametrize(
+    ("path", "query"), [*((path, query) for path in LISTS for query in WRONG), *OWN_WRONG]
+)
 def test_what_a_list_does_not_know_is_refused_by_name(site: Program, path: str, query: str) -> None:
     answer = ask(site, f"{path}?{query}", password=PASSWORD)
     assert (answer.status, list(answer.json)) == (400, ["error"])
@@ -334,7 +468,9 @@ def test_the_pages_of_a_filtered_list_are_complete_and_in_order_while_rows_arriv
 
 
 @pytest.mark.parametrize("letter", ["x", "ü", "🔑"])
-def test_a_page_of_long_log_entries_is_cut_and_its_cursors_give_every_one_once(tmp_path: Path, letter: str) -> None:
+def test_a_page_of_long_log_entries_is_cut_and_its_cursors_give_every_one_once(
+    tmp_path: Path, letter: str
+) -> None:
     program, many = over_files(tmp_path, API_RATE_LIMIT="0"), 1 + tbmon.PAGE_BYTES // 30_000
     long = letter * (60_000 // len(letter.encode()))
     said = ["000", *(f"{number:03d} {long}" for number in range(1, many))]
@@ -389,9 +525,12 @@ def test_csv_holds_what_the_json_list_holds(
 
 
 @pytest.mark.parametrize(
-    ("path", "column", "text"), [("/api/tasks", "task_id", FORMULA), ("/api/invoices", "invoice_id", "-705")]
+    ("path", "column", "text"),
+    [("/api/tasks", "task_id", FORMULA), ("/api/invoices", "invoice_id", "-705")],
 )
-def test_a_text_from_the_node_cannot_become_a_formula(site: Program, path: str, column: str, text: str) -> None:
+def test_a_text_from_the_node_cannot_become_a_formula(
+    site: Program, path: str, column: str, text: str
+) -> None:
     names, *rows = csv_rows(fetch(site, f"{path}?format=csv"))
     assert text in [row[column] for row in listed(site, path)]
     assert f"'{text}" in [row[names.index(column)] for row in rows]
@@ -405,7 +544,8 @@ def test_whatever_begins_a_formula_gets_an_apostrophe_and_numbers_do_not(text: s
 
 
 @pytest.mark.parametrize(
-    "query", ["limit=2&format=csv", "format=csv&limit=2&offset=1", "format=csv&limit=1&operation=pay"]
+    "query",
+    ["limit=2&format=csv", "format=csv&limit=2&offset=1", "format=csv&limit=1&operation=pay"],
 )
 def test_the_link_to_the_next_page_is_followed_to_the_end(site: Program, query: str) -> None:
     asked = dict(urllib.parse.parse_qsl(query))
@@ -425,7 +565,9 @@ def test_the_link_to_the_next_page_is_followed_to_the_end(site: Program, query: 
 
 
 @pytest.mark.parametrize(("query", "headers"), WAYS)
-def test_csv_has_a_thousand_rows_if_not_told_otherwise(busy: Program, query: str, headers: dict[str, str]) -> None:
+def test_csv_has_a_thousand_rows_if_not_told_otherwise(
+    busy: Program, query: str, headers: dict[str, str]
+) -> None:
     path, until = "/api/tasks", f"until={at(1000)}"  # leaves out what other tests let arrive
     answer = fetch(busy, f"{path}?{until}&{query}", **headers)
     names, *rows = csv_rows(answer)
@@ -441,11 +583,17 @@ def test_csv_has_a_thousand_rows_if_not_told_otherwise(busy: Program, query: str
 @pytest.mark.parametrize(
     ("path", "accept"),
     [
-        ("/api/tasks?format=json", "text/csv"), ("/api/tasks", "*/*"), ("/api/tasks", "application/json"),
-        ("/api/tasks", "text/csv;q=0"), ("/api/logs", "text/csv"), ("/api/audit-log", "text/csv"),
+        ("/api/tasks?format=json", "text/csv"),
+        ("/api/tasks", "*/*"),
+        ("/api/tasks", "application/json"),
+        ("/api/tasks", "text/csv;q=0"),
+        ("/api/logs", "text/csv"),
+        ("/api/audit-log", "text/csv"),
     ],
-)  # fmt: skip
-def test_what_is_not_to_be_had_or_not_wanted_as_csv_stays_json(site: Program, path: str, accept: str) -> None:
+)
+def test_what_is_not_to_be_had_or_not_wanted_as_csv_stays_json(
+    site: Program, path: str, accept: str
+) -> None:
     answer = fetch(site, path, Accept=accept)
     assert (answer.status, answer.json["pagination"]["limit"]) == (200, 50)
 
@@ -453,10 +601,25 @@ def test_what_is_not_to_be_had_or_not_wanted_as_csv_stays_json(site: Program, pa
 # What has not changed
 
 POLLED = [
-    "/health", "/api/status", "/api/status/stats", "/api/tasks", f"/api/tasks/{IDS[0]}", "/api/tasks/stats/summary",
-    "/api/invoices", "/api/invoices/count", "/api/invoices/summary", "/api/logs", "/api/logs/status",
-    "/api/tasks?format=csv", "/api/openapi.json", "/", "/index.html", "/app.js", "/style.css", "/favicon.svg",
-]  # fmt: skip
+    "/health",
+    "/api/status",
+    "/api/status/stats",
+    "/api/tasks",
+    f"/api/tasks/{IDS[0]}",
+    "/api/tasks/stats/summary",
+    "/api/invoices",
+    "/api/invoices/count",
+    "/api/invoices/summary",
+    "/api/logs",
+    "/api/logs/status",
+    "/api/tasks?format=csv",
+    "/api/openapi.json",
+    "/",
+    "/index.html",
+    "/app.js",
+    "/style.css",
+    "/favicon.svg",
+]
 
 
 @pytest.mark.parametrize("path", POLLED)
@@ -477,7 +640,9 @@ def test_what_a_client_has_already_is_not_sent_again(site: Program, path: str) -
 @pytest.mark.parametrize("path", ["/health", "/api/status", "/api/status/stats"])
 def test_the_time_of_the_answer_alone_is_no_news(site: Program, path: str) -> None:
     first = fetch(site, path)
-    moved = wait_for(lambda: (one := fetch(site, path)).json["timestamp"] > first.json["timestamp"] and one)
+    moved = wait_for(
+        lambda: (one := fetch(site, path)).json["timestamp"] > first.json["timestamp"] and one
+    )
     assert moved.headers["ETag"] == first.headers["ETag"]
     assert fetch(site, path, If_None_Match=first.headers["ETag"]).status == 304
 
@@ -485,13 +650,26 @@ def test_the_time_of_the_answer_alone_is_no_news(site: Program, path: str) -> No
 @pytest.mark.parametrize(
     ("given", "status"),
     [
-        ("{tag}", 304), ('W/"other", {tag}', 304), ('{tag},"other"', 304), ('"a,b" ,  {tag}', 304), ("{strong}", 304),
-        ('"other", {strong}', 304), ("*", 304), ('W/"other"', 200), ('"other", W/"another"', 200), ("", 200),
-        ("{bare}", 200), ("nonsense", 200), ('W/"x{bare}"', 200), ('W/"{bare}x"', 200),
+        ("{tag}", 304),
+        ('W/"other", {tag}', 304),
+        ('{tag},"other"', 304),
+        ('"a,b" ,  {tag}', 304),
+        ("{strong}", 304),
+        ('"other", {strong}', 304),
+        ("*", 304),
+        ('W/"other"', 200),
+        ('"other", W/"another"', 200),
+        ("", 200),
+        ("{bare}", 200),
+        ("nonsense", 200),
+        ('W/"x{bare}"', 200),
+        ('W/"{bare}x"', 200),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("path", ["/api/tasks", "/app.js"])
-def test_one_of_several_tags_is_enough_a_wrong_one_is_not(site: Program, path: str, given: str, status: int) -> None:
+def test_one_of_several_tags_is_enough_a_wrong_one_is_not(
+    site: Program, path: str, given: str, status: int
+) -> None:
     tag = fetch(site, path).headers["ETag"]
     strong = tag.removeprefix("W/")
     sent = given.format(tag=tag, strong=strong, bare=strong.strip('"'))
@@ -502,7 +680,14 @@ def test_a_change_is_sent(tmp_path: Path) -> None:
     program = over_files(tmp_path)
     write(program, *numbered(1, START))
     program.start()
-    paths = ["/api/status", "/api/status/stats", "/api/tasks", "/api/invoices", "/api/tasks?format=csv", "/api/logs"]
+    paths = [
+        "/api/status",
+        "/api/status/stats",
+        "/api/tasks",
+        "/api/invoices",
+        "/api/tasks?format=csv",
+        "/api/logs",
+    ]
     try:
         wait_for(lambda: program.get("/api/invoices/count")[1]["count"] == 1)
         before = {path: fetch(program, path).headers["ETag"] for path in paths}
@@ -518,18 +703,27 @@ def test_a_change_is_sent(tmp_path: Path) -> None:
 def test_a_known_tag_opens_nothing_and_a_refusal_has_none(site: Program) -> None:
     tag = fetch(site, "/api/logs").headers["ETag"]
     answers = [
-        *(fetch(site, "/api/logs", password=password, If_None_Match=tag) for password in ("", "wrong")),
+        *(
+            fetch(site, "/api/logs", password=password, If_None_Match=tag)
+            for password in ("", "wrong")
+        ),
         *(fetch(site, path, If_None_Match="*") for path in ("/api/nothing", "/api/tasks?limit=0")),
     ]
     assert [(answer.status, answer.headers["ETag"]) for answer in answers] == [
-        (401, None), (401, None), (404, None), (400, None),
-    ]  # fmt: skip
+        (401, None),
+        (401, None),
+        (404, None),
+        (400, None),
+    ]
 
 
 def test_json_and_csv_of_one_path_are_told_apart(site: Program) -> None:
     as_json, as_csv = fetch(site, "/api/tasks"), fetch(site, "/api/tasks", Accept="text/csv")
     assert as_json.headers["ETag"] != as_csv.headers["ETag"]
-    assert fetch(site, "/api/tasks", Accept="text/csv", If_None_Match=as_json.headers["ETag"]).status == 200
+    assert (
+        fetch(site, "/api/tasks", Accept="text/csv", If_None_Match=as_json.headers["ETag"]).status
+        == 200
+    )
     for answer in (as_json, as_csv):
         assert "Accept" in [name.strip() for name in answer.headers["Vary"].split(",")]
 
@@ -537,8 +731,12 @@ def test_json_and_csv_of_one_path_are_told_apart(site: Program) -> None:
 # Compression
 
 
-@pytest.mark.parametrize("path", [path for path in POLLED if "status" not in path and path != "/health"])
-def test_an_answer_above_one_kilobyte_is_compressed_for_who_takes_it(site: Program, path: str) -> None:
+@pytest.mark.parametrize(
+    "path", [path for path in POLLED if "status" not in path and path != "/health"]
+)
+def test_an_answer_above_one_kilobyte_is_compressed_for_who_takes_it(
+    site: Program, path: str
+) -> None:
     plain, packed = fetch(site, path), fetch(site, path, Accept_Encoding="gzip")
     assert plain.headers["Content-Encoding"] is None
     assert packed.headers["Content-Encoding"] == ("gzip" if len(plain.body) > 1024 else None)
@@ -546,7 +744,9 @@ def test_an_answer_above_one_kilobyte_is_compressed_for_who_takes_it(site: Progr
     content = gzip.decompress(packed.body) if len(plain.body) > 1024 else packed.body
     assert content == plain.body
     for answer in (plain, packed):
-        assert {"Accept-Encoding", "Origin"} <= {name.strip() for name in answer.headers["Vary"].split(",")}
+        assert {"Accept-Encoding", "Origin"} <= {
+            name.strip() for name in answer.headers["Vary"].split(",")
+        }
     head = fetch(site, path, "HEAD", Accept_Encoding="gzip")
     assert head.headers["Content-Encoding"] == packed.headers["Content-Encoding"]
     known = fetch(site, path, Accept_Encoding="gzip", If_None_Match=plain.headers["ETag"])
@@ -561,12 +761,22 @@ def test_the_paths_above_are_of_both_sizes(site: Program) -> None:
 @pytest.mark.parametrize(
     ("accepted", "packed"),
     [
-        ("gzip", True), ("deflate, gzip", True), ("gzip;q=1.0, br", True), ("br,gzip;q=0.001", True),
-        ("deflate;q=0, gzip;q=0.5", True), ("identity", False), ("br, deflate", False), ("", False),
-        ("gzip;q=0", False), ("gzip; q=0", False), ("gzip ;q=0.0, deflate", False), ("br, gzip;q=0.000", False),
-        ("gzip;q=0,br", False), ("gzipped", False),
+        ("gzip", True),
+        ("deflate, gzip", True),
+        ("gzip;q=1.0, br", True),
+        ("br,gzip;q=0.001", True),
+        ("deflate;q=0, gzip;q=0.5", True),
+        ("identity", False),
+        ("br, deflate", False),
+        ("", False),
+        ("gzip;q=0", False),
+        ("gzip; q=0", False),
+        ("gzip ;q=0.0, deflate", False),
+        ("br, gzip;q=0.000", False),
+        ("gzip;q=0,br", False),
+        ("gzipped", False),
     ],
-)  # fmt: skip
+)
 def test_only_who_says_so_gets_it_compressed(site: Program, accepted: str, packed: bool) -> None:
     answer = fetch(site, "/api/tasks", Accept_Encoding=accepted)
     assert (answer.status, answer.headers["Content-Encoding"]) == (200, "gzip" if packed else None)
@@ -587,7 +797,9 @@ def shown(value: Fraction) -> int | float | str:
 
 
 def gas_units(rows: list[Row]) -> int | float | str:
-    return shown(sum((Fraction(row["step_gas_price"]) * int(row["steps"]) for row in rows), Fraction()))
+    return shown(
+        sum((Fraction(row["step_gas_price"]) * int(row["steps"]) for row in rows), Fraction())
+    )
 
 
 def test_the_months_are_the_sums_of_the_list(site: Program) -> None:
@@ -595,12 +807,18 @@ def test_the_months_are_the_sums_of_the_list(site: Program) -> None:
     assert [month["month"] for month in found["months"]] == ["2026-02", "2026-01", None]
     for month in found["months"]:
         own = [row for row in rows if (row["timestamp"] or "")[:7] == (month["month"] or "")]
-        paid, penalised = ([row for row in own if row["operation"] == one] for one in ("pay", "penalty"))
+        paid, penalised = (
+            [row for row in own if row["operation"] == one] for one in ("pay", "penalty")
+        )
         assert month == {
-            "month": month["month"], "invoices": len(own), "paid": len(paid), "penalised": len(penalised),
+            "month": month["month"],
+            "invoices": len(own),
+            "paid": len(paid),
+            "penalised": len(penalised),
             "steps": shown(Fraction(sum(int(row["steps"]) for row in own))),
-            "gas_units_paid": gas_units(paid), "gas_units_penalised": gas_units(penalised),
-        }  # fmt: skip
+            "gas_units_paid": gas_units(paid),
+            "gas_units_penalised": gas_units(penalised),
+        }
 
 
 def test_the_counts_agree_with_the_lists(site: Program) -> None:
@@ -608,18 +826,30 @@ def test_the_counts_agree_with_the_lists(site: Program) -> None:
     counts = {name: found[name] for name in ("total", "paid", "penalised", "confirmed")}
     assert counts == {"total": 9, "paid": 5, "penalised": 2, "confirmed": 3}
     assert counts["confirmed"] == sum(row["confirmed"] for row in listed(site, "/api/invoices"))
-    assert found["tasks_without_invoice"] == len(listed(site, "/api/tasks", matched="false", status="completed")) == 2
-    assert found["invoices_without_task"] == len(listed(site, "/api/invoices", matched="false")) == 4
+    assert (
+        found["tasks_without_invoice"]
+        == len(listed(site, "/api/tasks", matched="false", status="completed"))
+        == 2
+    )
+    assert (
+        found["invoices_without_task"] == len(listed(site, "/api/invoices", matched="false")) == 4
+    )
 
 
 @pytest.mark.parametrize(
     ("number", "month", "units"),
     [
-        ("700", "2026-01", str(3 * HUGE)), ("701", "2026-01", str(HALF)), ("702", "2026-01", str(7 * HUGE)),
-        ("703", "2026-02", 4.5), ("704", "2026-02", str(HUGE)), ("-705", "2026-02", 2.5), ("706", "2026-02", 22),
-        ("707", None, 10), ("708", None, 2**40),
+        ("700", "2026-01", str(3 * HUGE)),
+        ("701", "2026-01", str(HALF)),
+        ("702", "2026-01", str(7 * HUGE)),
+        ("703", "2026-02", 4.5),
+        ("704", "2026-02", str(HUGE)),
+        ("-705", "2026-02", 2.5),
+        ("706", "2026-02", 22),
+        ("707", None, 10),
+        ("708", None, 2**40),
     ],
-)  # fmt: skip
+)
 def test_gas_units_are_exact_and_a_month_ends_at_midnight_utc(
     site: Program, number: str, month: str | None, units: float | str
 ) -> None:
@@ -628,18 +858,27 @@ def test_gas_units_are_exact_and_a_month_ends_at_midnight_utc(
 
 
 def test_sums_of_whole_products_are_exact_beyond_2_to_the_53(site: Program) -> None:
-    january = next(month for month in allowed_summary(site)["months"] if month["month"] == "2026-01")
-    assert (january["gas_units_paid"], january["gas_units_penalised"]) == (str(3 * HUGE + HALF), str(7 * HUGE))
+    january = next(
+        month for month in allowed_summary(site)["months"] if month["month"] == "2026-01"
+    )
+    assert (january["gas_units_paid"], january["gas_units_penalised"]) == (
+        str(3 * HUGE + HALF),
+        str(7 * HUGE),
+    )
 
 
 def test_without_invoices_there_are_no_months(tmp_path: Path) -> None:
     program = over_files(tmp_path)
-    write(program, header(received(IDS[0]), START), header(f"Execution {IDS[0]} completed", START + 1))
+    write(
+        program, header(received(IDS[0]), START), header(f"Execution {IDS[0]} completed", START + 1)
+    )
     program.start()
     try:
         wait_for(lambda: program.get("/api/tasks/stats/summary")[1]["completed"] == 1)
         found = allowed_summary(program)
         assert (found.pop("months"), found.pop("tasks_without_invoice")) == ([], 1)
-        assert found == dict.fromkeys(("total", "paid", "penalised", "confirmed", "invoices_without_task"), 0)
+        assert found == dict.fromkeys(
+            ("total", "paid", "penalised", "confirmed", "invoices_without_task"), 0
+        )
     finally:
         end(program)

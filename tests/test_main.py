@@ -36,14 +36,18 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run the program to its end with its environment and return what it said."""
     command, env = (sys.executable, *python, PROGRAM, *words), {**program.env, **settings}
-    return subprocess.run(command, env=env, cwd=program.folder, capture_output=True, text=True, timeout=20)
+    return subprocess.run(
+        command, env=env, cwd=program.folder, capture_output=True, text=True, timeout=20
+    )
 
 
 def begin(program: Program, *command: str) -> Program:
     """Start without waiting for an answer; `command` is what Python is given."""
     with program.log.open("ab") as log:
         words = (sys.executable, *(command or (PROGRAM,)))
-        program.process = subprocess.Popen(words, env=program.env, cwd=program.folder, stdout=log, stderr=log)
+        program.process = subprocess.Popen(
+            words, env=program.env, cwd=program.folder, stdout=log, stderr=log
+        )
     return program
 
 
@@ -94,9 +98,16 @@ def test_an_unknown_command_is_refused(program: Make, words: tuple[str, ...]) ->
 @pytest.mark.parametrize("command", ["serve", "demo", "doctor", "healthcheck"])
 def test_one_message_names_every_bad_setting(program: Make, command: str) -> None:
     bad = {
-        "PORT": "x", "LOG_RETENTION_DAYS": "0", "NODE_TIMEZONE": "Mars/Base", "NODE_ENV": "test", "MAX_DB_BYTES": "1G",
-        "DOCKER_HOST": "ssh://host", "CONTAINER_NAME": "a b", "DOCKER_TLS_VERIFY": "maybe", "API_KEY_FILE": "/no/file",
-    }  # fmt: skip
+        "PORT": "x",
+        "LOG_RETENTION_DAYS": "0",
+        "NODE_TIMEZONE": "Mars/Base",
+        "NODE_ENV": "test",
+        "MAX_DB_BYTES": "1G",
+        "DOCKER_HOST": "ssh://host",
+        "CONTAINER_NAME": "a b",
+        "DOCKER_TLS_VERIFY": "maybe",
+        "API_KEY_FILE": "/no/file",
+    }
     one = program(**bad)
     done = run(one, command)
     assert (done.returncode, done.stdout) == (2, "")
@@ -119,8 +130,12 @@ def test_missing_packages_are_told_in_one_sentence(program: Make, command: str) 
     assert all(name in said for name in ("bottle", "waitress", "docker", "requirements.txt"))
 
 
-@pytest.mark.parametrize(("words", "code"), [(("--version",), 0), (("--help",), 0), (("healthcheck",), 1)])
-def test_what_needs_no_package_works_without(program: Make, words: tuple[str, ...], code: int) -> None:
+@pytest.mark.parametrize(
+    ("words", "code"), [(("--version",), 0), (("--help",), 0), (("healthcheck",), 1)]
+)
+def test_what_needs_no_package_works_without(
+    program: Make, words: tuple[str, ...], code: int
+) -> None:
     done = run(program(), *words, python=("-I", "-S"))
     assert (done.returncode, done.stderr) == (code, "")
 
@@ -137,12 +152,19 @@ def test_what_needs_no_package_works_without(program: Make, words: tuple[str, ..
         ({"DB_PATH": "/proc/none/t.db"}, "/proc/none"),
         ({"KEY_DIR": PROGRAM}, PROGRAM),
         (
-            {"LOG_DIR": "", "DOCKER_HOST": "tcp://127.0.0.1:9", "DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": "/none"},
+            {
+                "LOG_DIR": "",
+                "DOCKER_HOST": "tcp://127.0.0.1:9",
+                "DOCKER_TLS_VERIFY": "1",
+                "DOCKER_CERT_PATH": "/none",
+            },
             "DOCKER_CERT_PATH",
         ),
     ],
 )
-def test_what_cannot_be_had_is_told_in_one_sentence(program: Make, settings: dict[str, str], words: str) -> None:
+def test_what_cannot_be_had_is_told_in_one_sentence(
+    program: Make, settings: dict[str, str], words: str
+) -> None:
     one = over_files(program)
     one.env |= settings
     assert words in sentence(run(one))
@@ -204,7 +226,10 @@ def end_soon_after_start(one: Program, number: int, delays: tuple[float, ...]) -
         wait_for(lambda: has_handlers(one))
         threading.Event().wait(delay)
         asked = time.monotonic()
-        assert (one.end(number), time.monotonic() - asked < 10) == (0, True), (delay, one.log.read_text())
+        assert (one.end(number), time.monotonic() - asked < 10) == (0, True), (
+            delay,
+            one.log.read_text(),
+        )
     said = one.log.read_text()
     assert "Traceback" not in said and "CRITICAL" not in said
     assert [name for name in names_in(one.folder) if "damaged" in name] == []
@@ -216,13 +241,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 @pytest.mark.parametrize("number", SIGNALS)
 def test_signals_end_it_well_from_the_start_on_with_log_files(program: Make, number: int) -> None:
     one = over_files(program)
-    lines = "".join(header(f"line {count}", time.time() - 9000 + count) + "\n" for count in range(8_000))
+    lines = "".join(
+        header(f"line {count}", time.time() - 9000 + count) + "\n" for count in range(8_000)
+    )
     (one.folder / "logs" / "worker-2026-01-01.log").write_text(lines)
     end_soon_after_start(one, number, (0.0, 0.02, 0.1, 0.5))
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_signals_end_it_well_from_the_start_on_with_a_container(node: Node, program: Make, number: int) -> None:
+def test_signals_end_it_well_from_the_start_on_with_a_container(
+    node: Node, program: Make, number: int
+) -> None:
     node.run()
     node.say(header("Starting services"))
     end_soon_after_start(program(CONTAINER_NAME=node.name), number, (0.0, 0.3))
@@ -274,7 +303,9 @@ tbmon.main(["serve"])
 
 def test_a_signal_between_the_threads_does_not_condemn_the_database(program: Make) -> None:
     one = over_files(program, PYTHONPATH=str(ROOT))
-    lines = "".join(header(f"line {count}", time.time() - 9000 + count / 5) + "\n" for count in range(20_000))
+    lines = "".join(
+        header(f"line {count}", time.time() - 9000 + count / 5) + "\n" for count in range(20_000)
+    )
     (one.folder / "logs" / "worker-2026-01-01.log").write_text(lines)
     assert begin(one, "-c", CUT).process.wait(15) == 0
     assert "CRITICAL" not in one.log.read_text()
@@ -306,7 +337,9 @@ def test_a_thread_that_dies_of_a_bug_ends_the_process(program: Make, line: str, 
 
 
 def raising(error: str, first: str = "") -> str:
-    """A program in which the upkeep thread meets this error of SQLite, after what is to be done first."""
+    """A program in which the upkeep thread meets this error of SQLite, after what is to be done
+    first.
+    """
     return f"""
 import sqlite3, sys, tbmon
 def fail(monitor):
@@ -319,16 +352,25 @@ sys.exit(tbmon.main(["serve"]))
 
 @pytest.mark.parametrize(
     ("error", "kept"),
-    [("DatabaseError", False), ("OperationalError", True), ("ProgrammingError", True), ("IntegrityError", True)],
+    [
+        ("DatabaseError", False),
+        ("OperationalError", True),
+        ("ProgrammingError", True),
+        ("IntegrityError", True),
+    ],
 )
-def test_only_a_damaged_database_is_moved_aside_at_the_next_start(program: Make, error: str, kept: bool) -> None:
+def test_only_a_damaged_database_is_moved_aside_at_the_next_start(
+    program: Make, error: str, kept: bool
+) -> None:
     one = over_files(program, PYTHONPATH=str(ROOT))
     assert begin(one, "-c", raising(error)).process.wait(15) == 1
     assert one.start().answers()
     assert ([name for name in names_in(one.folder) if "t.db.damaged-" in name] == []) is kept
 
 
-def test_a_file_whose_damage_is_met_while_stopping_is_moved_aside_at_the_next_start(program: Make) -> None:
+def test_a_file_whose_damage_is_met_while_stopping_is_moved_aside_at_the_next_start(
+    program: Make,
+) -> None:
     one = over_files(program, PYTHONPATH=str(ROOT))
     begin(one, "-c", raising("DatabaseError", "monitor.stop.wait()"))
     wait_for(one.answers)
@@ -338,14 +380,18 @@ def test_a_file_whose_damage_is_met_while_stopping_is_moved_aside_at_the_next_st
 
 
 @pytest.mark.parametrize("place", [0, 4096, "cut", "all"])
-def test_a_database_damaged_while_it_was_stopped_is_moved_aside(program: Make, place: int | str) -> None:
+def test_a_database_damaged_while_it_was_stopped_is_moved_aside(
+    program: Make, place: int | str
+) -> None:
     one = over_files(program).start()
     assert one.end() == 0
     path = Path(one.env["DB_PATH"])
     content = bytearray(path.read_bytes())
     if isinstance(place, int):
         content[place : place + 4000] = b"\xa5" * 4000
-    path.write_bytes(content if isinstance(place, int) else content[:5000] if place == "cut" else b"\xa5" * 9000)
+    path.write_bytes(
+        content if isinstance(place, int) else content[:5000] if place == "cut" else b"\xa5" * 9000
+    )
     damaged = path.read_bytes()
     assert one.start().answers()
     (moved,) = one.folder.glob("t.db.damaged-*Z")
@@ -459,7 +505,11 @@ def test_keys_are_private_and_the_password_is_made_once_and_shown(program: Make)
     one.start()
     assert one.get("/api/logs")[0] == 401
     assert one.get("/api/logs", X_Task_Data_Password=shown[0])[0] == 200
-    kept = {path.name: mode(path) for path in one.folder.iterdir() if path.suffix in (".key", ".password", ".db")}
+    kept = {
+        path.name: mode(path)
+        for path in one.folder.iterdir()
+        if path.suffix in (".key", ".password", ".db")
+    }
     assert kept == {"local.key": 0o600, "task-data.password": 0o600, "t.db": 0o600}
 
 
@@ -470,7 +520,10 @@ def test_key_dir_takes_the_keys_and_another_installation_has_others(program: Mak
         one.env["KEY_DIR"] = str(one.folder / "keys")
         assert one.start().end() == 0
         assert names_in(one.folder / "keys") == {"local.key", "task-data.password"}
-    assert len({(one.folder / "keys" / name).read_bytes() for one in ones for name in ("local.key",)}) == 2
+    assert (
+        len({(one.folder / "keys" / name).read_bytes() for one in ones for name in ("local.key",)})
+        == 2
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"  \r\n"])
@@ -480,7 +533,9 @@ def test_an_empty_password_file_opens_nothing(program: Make, content: bytes) -> 
     (one.folder / "task-data.password").write_bytes(content)
     one.start()
     if one.process.poll() is None:
-        assert [one.get("/api/logs", **given)[0] for given in ({}, {"X_Task_Data_Password": ""})] == [401, 401]
+        assert [
+            one.get("/api/logs", **given)[0] for given in ({}, {"X_Task_Data_Password": ""})
+        ] == [401, 401]
     else:
         assert one.process.returncode == 2 and "task-data.password" in one.log.read_text()
 
@@ -493,9 +548,15 @@ def test_the_password_may_come_from_a_file(program: Make, password: str) -> None
     (one.folder / "secret").write_text(password + "\n", "utf-8")
     one.start()
     sent = password.encode().decode("latin-1")
-    assert [one.get("/api/logs", X_Task_Data_Password=given)[0] for given in (sent, sent + "x")] == [200, 401]
+    assert [
+        one.get("/api/logs", X_Task_Data_Password=given)[0] for given in (sent, sent + "x")
+    ] == [200, 401]
     said = one.log.read_text()
-    assert password not in said and "\N{KEY}" not in said and not (one.folder / "task-data.password").exists()
+    assert (
+        password not in said
+        and "\N{KEY}" not in said
+        and not (one.folder / "task-data.password").exists()
+    )
 
 
 # Healthcheck and doctor
@@ -579,18 +640,31 @@ def test_doctor_finds_a_good_node_good(node: Node, program: Make) -> None:
     for words in ("Starting services", "Heartbeat sent"):
         node.say(header(words))
     one = program(CONTAINER_NAME=node.name)
-    done = wait_for(lambda: done if "2 of the last 2" in (done := run(one, "doctor")).stdout else None)
+    done = wait_for(
+        lambda: done if "2 of the last 2" in (done := run(one, "doctor")).stdout else None
+    )
     assert (done.returncode, set(findings(done))) == (0, {"OK"})
-    for words in ("engine", f"container {node.name} is running", "log driver", "2 of the last 2", "event database"):
+    for words in (
+        "engine",
+        f"container {node.name} is running",
+        "log driver",
+        "2 of the last 2",
+        "event database",
+    ):
         assert re.search(f"^OK   .*{words}", done.stdout, re.M)
     assert names_in(one.folder) == set()
 
 
-def test_doctor_warns_of_what_it_does_not_know_and_of_a_stopped_node(node: Node, program: Make) -> None:
+def test_doctor_warns_of_what_it_does_not_know_and_of_a_stopped_node(
+    node: Node, program: Make
+) -> None:
     node.run(script="for n in 1 2 3 4 5 6 7 8 9; do echo what is this; done")
     one = program(CONTAINER_NAME=node.name)
     done = wait_for(lambda: done if "exited" in (done := run(one, "doctor")).stdout else None)
-    assert (done.returncode, findings(done)["WARN"]) == (0, 3)  # stopped, not recognised, no event database
+    assert (done.returncode, findings(done)["WARN"]) == (
+        0,
+        3,
+    )  # stopped, not recognised, no event database
     assert f"docker start {node.name}" in done.stdout and "0 of the last" in done.stdout
 
 
@@ -674,7 +748,11 @@ def test_the_simulated_log_is_in_order_of_time_and_reaches_from_days_ago_to_now(
 
 @pytest.mark.parametrize("seed", [7, 8, 9])
 def test_live_tasks_come_within_a_minute_and_go_on(seed: int) -> None:
-    tasks = [at - LIVE for at, text in script(3600, seed) if " Message received from task_created" in text]
+    tasks = [
+        at - LIVE
+        for at, text in script(3600, seed)
+        if " Message received from task_created" in text
+    ]
     live = [0.0, *(at for at in tasks if at > 0), 3600.0]
     assert live[1] < 60
     assert max(after - before for before, after in itertools.pairwise(live)) < 90
@@ -683,7 +761,13 @@ def test_live_tasks_come_within_a_minute_and_go_on(seed: int) -> None:
 def test_the_demo_goes_on_as_its_clock_does(tmp_path: Path) -> None:
     store, now, failures = tbmon.Store(tmp_path / "t.db", b"k" * 32), [float(LIVE)], list[str]()
     monitor = tbmon.Monitor(
-        tbmon.Config(), store, tbmon.Redactor(b"k" * 32), None, threading.Event(), clock=lambda: now[0], demo=True
+        tbmon.Config(),
+        store,
+        tbmon.Redactor(b"k" * 32),
+        None,
+        threading.Event(),
+        clock=lambda: now[0],
+        demo=True,
     )
     thread = tbmon.start_thread(monitor, "demo", tbmon.play_demo, failures)
     tasks: Callable[[], int] = lambda: int(store.read("SELECT COUNT(*) FROM task")[0][0])  # noqa: E731

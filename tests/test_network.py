@@ -1,4 +1,6 @@
-"""The federation whole: monitors on stand-in nodes, the shipped hub, an aggregator, and what the monitors then show."""
+"""The federation whole: monitors on stand-in nodes, the shipped hub, an aggregator, and what the
+monitors then show.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,20 @@ from test_federation import change, connected, see, soon
 
 __all__ = ["stepped"]  # a fixture
 AT_ONCE = "tbmon.due_after = lambda at, level, share: at"  # a delay takes an hour, or a day
-TASKS = (("rs", 0, False), ("rs", 0, True), ("py", 0, False), ("js", 1, False))  # language, exit code, cached
+TASKS = (
+    ("rs", 0, False),
+    ("rs", 0, True),
+    ("py", 0, False),
+    ("js", 1, False),
+)  # language, exit code, cached
 NODES, BEATS, WORK = 10_000, 2, 10_000  # what such a network says in a minute
 
 
 @pytest.fixture
 def network(tmp_path: Path) -> Iterator[tuple[Server, Aggregation]]:
-    """The shipped hub, and an aggregator of a federation of one's own, so that its figures are exact."""
+    """The shipped hub, and an aggregator of a federation of one's own, so that its figures are
+    exact.
+    """
     server = Server(tmp_path)
     made = Aggregation(tmp_path / "aggregator", server.url(), PUBLISH_INTERVAL="1100")
     with contextlib.ExitStack() as stack:
@@ -52,9 +61,11 @@ def execute(node: Node, *numbers: int) -> None:
         language, code, cached = TASKS[number]
         name = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{node.name} {number}"))
         for line in (
-            received(name, language), output(cached, code, executionId=name), f"Execution {name} completed",
+            received(name, language),
+            output(cached, code, executionId=name),
+            f"Execution {name} completed",
             invoice(name, "pay", str(int(name[:8], 16))),
-        ):  # fmt: skip
+        ):
             node.say(header(line, soon()))
 
 
@@ -71,8 +82,11 @@ def test_three_monitors_are_shown_the_right_numbers_of_all_of_them(
     network: tuple[Server, Aggregation], nodes: list[Node], stepped: Any
 ) -> None:
     server, aggregator = network
-    hub = {"FEDERATION_NATS_URL": server.url("ws"), "FEDERATION_NATS_USER": "monitor",
-           "FEDERATION_NATS_PASSWORD": MONITOR}  # fmt: skip
+    hub = {
+        "FEDERATION_NATS_URL": server.url("ws"),
+        "FEDERATION_NATS_USER": "monitor",
+        "FEDERATION_NATS_PASSWORD": MONITOR,
+    }
     programs = [stepped(AT_ONCE, **hub) for _ in nodes]
     for program, node in zip(programs, nodes, strict=True):
         program.env |= {"LOG_DIR": "", "CONTAINER_NAME": node.name}
@@ -89,11 +103,15 @@ def test_three_monitors_are_shown_the_right_numbers_of_all_of_them(
     for program in programs:
         wait_for(functools.partial(has, program, totalInvoices=7, completedTasks=5, totalTasks=7))
     found = figures(programs[0])
-    assert has(programs[0], status="connected", activeNodes=3, failedTasks=2, cachedTasks=2, tasksLast24h=7)
+    assert has(
+        programs[0], status="connected", activeNodes=3, failedTasks=2, cachedTasks=2, tasksLast24h=7
+    )
     assert found["successRate"] == pytest.approx(100 * 5 / 7, abs=0.01)
     assert {name: count for name, count in found["taskTypeDistribution"].items() if count} == {
-        "rust": 4, "python": 1, "javascript": 2,
-    }  # fmt: skip
+        "rust": 4,
+        "python": 1,
+        "javascript": 2,
+    }
     spreads = ("executionTimeDistribution", "gasUsageDistribution", "memoryUsedDistribution")
     assert sum(sum(found[name].values()) for name in spreads) == 7
     assert found["stepsComputedDistribution"][">100B"] == 7
@@ -109,10 +127,14 @@ def test_three_monitors_are_shown_the_right_numbers_of_all_of_them(
     assert "Traceback" not in aggregator.text()
 
 
-def test_of_what_ten_thousand_nodes_say_in_a_minute_nothing_is_lost(network: tuple[Server, Aggregation]) -> None:
+def test_of_what_ten_thousand_nodes_say_in_a_minute_nothing_is_lost(
+    network: tuple[Server, Aggregation],
+) -> None:
     server, aggregator = network
     feed, now = Feed(3, NODES), int(time.time() * 1000)
-    said = [feed.beat(node, now) for node in feed.nodes * BEATS] + [feed.work(now) for _ in range(WORK)]
+    said = [feed.beat(node, now) for node in feed.nodes * BEATS] + [
+        feed.work(now) for _ in range(WORK)
+    ]
     feed.dice.shuffle(said)
     publisher = Publisher(server.address)
     for start in range(0, len(said), 1000):

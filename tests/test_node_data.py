@@ -1,4 +1,6 @@
-"""Section 3, from bytes to entries: headers, whole entries with their facts, and damage of every kind."""
+"""Section 3, from bytes to entries: headers, whole entries with their facts, and damage of every
+kind.
+"""
 
 from __future__ import annotations
 
@@ -47,29 +49,119 @@ FACTS: list[tuple[str, str, str, str, dict[str, object] | None]] = [
     ("no suffix, beta", "13:40:03", "info", "info", None),
     ("registration requested", "13:40:05", "info", "registration", {"registered": False}),
     ("registration confirmed", "13:40:19", "info", "registration", {"registered": True}),
-    ("NOT a slot change", "13:42:08", "info", "semaphore", {"subscriber": "InvoiceSubscriber", "current": None}),
-    ("acquire", "13:42:08", "info", "semaphore", {"subscriber": "InvoiceSubscriber", "current": 1, "total": 4}),
-    ("all free", "13:42:08", "info", "semaphore", {"subscriber": "InvoiceSubscriber", "current": 0, "total": 4}),
+    (
+        "NOT a slot change",
+        "13:42:08",
+        "info",
+        "semaphore",
+        {"subscriber": "InvoiceSubscriber", "current": None},
+    ),
+    (
+        "acquire",
+        "13:42:08",
+        "info",
+        "semaphore",
+        {"subscriber": "InvoiceSubscriber", "current": 1, "total": 4},
+    ),
+    (
+        "all free",
+        "13:42:08",
+        "info",
+        "semaphore",
+        {"subscriber": "InvoiceSubscriber", "current": 0, "total": 4},
+    ),
     ("legitimate repeat", "13:42:08", "info", "semaphore", {"current": 1}),
-    ("task subscriber receives", "13:55:34", "info", "semaphore", {"subscriber": "TaskSubscriber", "current": None}),
-    ("task subscriber acquires", "13:55:34", "info", "semaphore", {"subscriber": "TaskSubscriber", "current": 1}),
-    ("JSON on the header", "13:55:34", "info", "task_received", {"id": FIRST, "task_type": "javascript"}),
-    ("plain string", "14:10:00", "info", "task_received", {"id": SECOND, "input": "some message to hash"}),
-    ("JS-object style", "14:20:00", "info", "task_received", {"id": THIRD, "input": "data/frame1.csv"}),
+    (
+        "task subscriber receives",
+        "13:55:34",
+        "info",
+        "semaphore",
+        {"subscriber": "TaskSubscriber", "current": None},
+    ),
+    (
+        "task subscriber acquires",
+        "13:55:34",
+        "info",
+        "semaphore",
+        {"subscriber": "TaskSubscriber", "current": 1},
+    ),
+    (
+        "JSON on the header",
+        "13:55:34",
+        "info",
+        "task_received",
+        {"id": FIRST, "task_type": "javascript"},
+    ),
+    (
+        "plain string",
+        "14:10:00",
+        "info",
+        "task_received",
+        {"id": SECOND, "input": "some message to hash"},
+    ),
+    (
+        "JS-object style",
+        "14:20:00",
+        "info",
+        "task_received",
+        {"id": THIRD, "input": "data/frame1.csv"},
+    ),
     ("download", "13:55:35", "info", "task_download", {"task_id": "js_" + "4be1" * 16}),
     ("start", "13:55:35", "info", "task_start", {"id": None}),
-    ("not cached", "13:55:48", "info", "execution_output", {"elapsed_ms": 12873, "exit_code": 0, "cached": False}),
+    (
+        "not cached",
+        "13:55:48",
+        "info",
+        "execution_output",
+        {"elapsed_ms": 12873, "exit_code": 0, "cached": False},
+    ),
     ("completed", "13:55:48", "info", "task_completed", {"id": FIRST, "error_text": None}),
     ("published", "13:55:48", "info", "task_published", None),
-    ("release after the task", "13:55:48", "info", "semaphore", {"subscriber": "TaskSubscriber", "current": 0}),
-    ("cached run", "14:10:02", "info", "execution_output", {"elapsed_ms": 184, "memory_peak": 17, "cached": True}),
+    (
+        "release after the task",
+        "13:55:48",
+        "info",
+        "semaphore",
+        {"subscriber": "TaskSubscriber", "current": 0},
+    ),
+    (
+        "cached run",
+        "14:10:02",
+        "info",
+        "execution_output",
+        {"elapsed_ms": 184, "memory_peak": 17, "cached": True},
+    ),
     ("exitCode 1", "14:20:09", "info", "execution_output", {"exit_code": 1, "gas_used": 812}),
     ("stack lines", "14:20:09", "error", "execution_output", {}),
-    ("limit exceeded", "14:25:41", "error", "task_failed", {"id": THIRD, "error_text": "gas limit exceeded"}),
+    (
+        "limit exceeded",
+        "14:25:41",
+        "error",
+        "task_failed",
+        {"id": THIRD, "error_text": "gas limit exceeded"},
+    ),
     ("warn level", "14:30:00", "warn", "info", None),
-    ("without header", "14:30:00", "", "execution_output", {"exit_code": 0, "gas_used": 2023950200}),
-    ("charge + pay(own)", "13:55:52", "info", "invoice", {"id": FIRST, "invoice_id": "7123456717698608000004"}),
-    ("own node penalised", "14:26:10", "info", "invoice", {"id": THIRD, "invoice_id": "7250990117639940001204"}),
+    (
+        "without header",
+        "14:30:00",
+        "",
+        "execution_output",
+        {"exit_code": 0, "gas_used": 2023950200},
+    ),
+    (
+        "charge + pay(own)",
+        "13:55:52",
+        "info",
+        "invoice",
+        {"id": FIRST, "invoice_id": "7123456717698608000004"},
+    ),
+    (
+        "own node penalised",
+        "14:26:10",
+        "info",
+        "invoice",
+        {"id": THIRD, "invoice_id": "7250990117639940001204"},
+    ),
     ("ANSI-coloured level", "14:31:00", "info", "info", None),
     ("whole line ANSI", "14:31:05", "warn", "info", None),
     ("compose prefix", "14:31:10", "info", "task_start", {}),
@@ -93,11 +185,18 @@ def test_the_sample_log_gives_what_every_note_says() -> None:
         entries, NOTES, facts(entries, redactor), FACTS, strict=True
     ):
         assert word in note["note"]
-        assert (second_text(entry.second)[11:], entry.head.level if entry.head else "") == (stamp, level), word
+        assert (second_text(entry.second)[11:], entry.head.level if entry.head else "") == (
+            stamp,
+            level,
+        ), word
         assert entry.type == kind, word
         assert is_recognised(entry.type, entry.text) is (kind != "raw"), word
         found = {"id": fact.execution_id, **fact.fields} if fact else None
-        assert found is None if fields is None else found is not None and fields.items() <= found.items(), word
+        assert (
+            found is None
+            if fields is None
+            else found is not None and fields.items() <= found.items()
+        ), word
 
 
 @pytest.mark.parametrize("note", NOTES, ids=[note["note"][:40] for note in NOTES])
@@ -112,17 +211,25 @@ def test_an_entry_holds_all_words_after_its_header_and_no_others(note: dict[str,
 def test_stderr_keeps_its_stack_lines() -> None:
     entry = next(entry for entry in parse(WHOLE_LOG) if "panic" in entry.text)
     fact = read_event(entry.type, entry.text, entry.raw, str)
-    words = "panic: index out of range\n    at main (task.wasm:0x1f3)\n    at _start (task.wasm:0x0a1)"
+    words = (
+        "panic: index out of range\n    at main (task.wasm:0x1f3)\n    at _start (task.wasm:0x0a1)"
+    )
     assert fact is not None
     assert fact.fields == {"error_text": words}
 
 
-@pytest.mark.parametrize("level", ["error", "warn", "info", "http", "verbose", "debug", "silly", "INFO"])
-@pytest.mark.parametrize("version", ["1.119.2", "1.120.0-beta.275", "1.121.0-rc.1", "v2.0", "3.0.0-alpha+7", "12"])
+@pytest.mark.parametrize(
+    "level", ["error", "warn", "info", "http", "verbose", "debug", "silly", "INFO"]
+)
+@pytest.mark.parametrize(
+    "version", ["1.119.2", "1.120.0-beta.275", "1.121.0-rc.1", "v2.0", "3.0.0-alpha+7", "12"]
+)
 @pytest.mark.parametrize("name", ["worker-runner-node", "hub.client", "Runner_2"])
 def test_every_level_version_and_logger_makes_a_header(level: str, version: str, name: str) -> None:
     for address in ("", "-0x558f", f"-0x{OWN}", f"-{OWN}"):
-        (entry,) = parse(f"2025-11-24 13:55:34 {level}: @truebit/{name}{address}:{version} Heartbeat sent")
+        (entry,) = parse(
+            f"2025-11-24 13:55:34 {level}: @truebit/{name}{address}:{version} Heartbeat sent"
+        )
         assert entry.head is not None
         assert entry.head[::2] == (level.lower(), version)
         assert (entry.head.suffix is None) is (address == "")
@@ -171,12 +278,19 @@ def test_a_header_without_words_is_an_entry() -> None:
         ("\x1b(B\x1b[m", "\x1b(B\x1b[m"),
     ],
 )
-def test_what_is_put_around_a_header_changes_neither_entry_nor_identity(before: str, after: str) -> None:
-    (plain,), (dressed,) = parse(HEADER + "Heartbeat sent"), parse(before + HEADER + "Heartbeat sent" + after)
+def test_what_is_put_around_a_header_changes_neither_entry_nor_identity(
+    before: str, after: str
+) -> None:
+    (plain,), (dressed,) = (
+        parse(HEADER + "Heartbeat sent"),
+        parse(before + HEADER + "Heartbeat sent" + after),
+    )
     assert dressed == plain
 
 
-@pytest.mark.parametrize("before", ["", "runner-node  | ", ENGINE_STAMP, "runner-node-1  | " + ENGINE_STAMP])
+@pytest.mark.parametrize(
+    "before", ["", "runner-node  | ", ENGINE_STAMP, "runner-node-1  | " + ENGINE_STAMP]
+)
 @pytest.mark.parametrize("after", ["", "\r", "\x1b[0m"])
 @pytest.mark.parametrize("at", [11, 12, 19, 26], ids=["JSON", "JS", "stdout", "invoice"])
 def test_a_payload_over_several_lines_is_one_entry_whatever_stands_before_each_line(
@@ -203,7 +317,9 @@ def test_a_payload_over_several_lines_is_one_entry_whatever_stands_before_each_l
         ("  \x01\x02", True),
     ],
 )
-def test_after_a_complete_entry_only_an_indented_line_goes_on_with_it(line: str, alone: bool) -> None:
+def test_after_a_complete_entry_only_an_indented_line_goes_on_with_it(
+    line: str, alone: bool
+) -> None:
     assert len(parse(f"{HEADER}Starting services\n{line}")) == (2 if alone else 1)
 
 
@@ -225,8 +341,12 @@ def test_an_open_payload_takes_lines_that_are_not_indented(words: str, opens: bo
     assert len(parse(f"{HEADER}{words}\nrest")) == (1 if opens else 2)
 
 
-def test_a_line_before_any_header_takes_the_engines_stamp_or_none_and_its_place_tells_it_apart() -> None:
-    first, second = Assembler(Redactor(KEY)).feed([(b"panic", 1763992533912, b"a"), (b"panic", None, b"b")])
+def test_a_line_before_any_header_takes_the_engines_stamp_or_none_and_its_place_tells_it_apart() -> (
+    None
+):
+    first, second = Assembler(Redactor(KEY)).feed(
+        [(b"panic", 1763992533912, b"a"), (b"panic", None, b"b")]
+    )
     assert (first.second, first.stamped, second.second) == (1763992533, False, 0)
     assert first.header_id != second.header_id
     (again,) = Assembler(Redactor(KEY), last_second=7).feed([(b"panic", 1763992533912, b"a")])
@@ -240,25 +360,34 @@ def test_an_entry_is_handed_out_at_once_and_again_only_when_it_grows() -> None:
     assert assembler.feed(lines("{")) == [entry]
     assert entry.text.endswith(":\n{")
     assert assembler.feed(lines(f"}}\n{HEADER}Heartbeat sent"))[0] is entry
-    assert [other.text for other in assembler.feed(lines(f"{HEADER}Starting services"))] == ["Starting services"]
+    assert [other.text for other in assembler.feed(lines(f"{HEADER}Starting services"))] == [
+        "Starting services"
+    ]
 
 
 def test_equal_headers_are_equal_in_identity_and_different_ones_are_not() -> None:
     entries = [entry for entry in parse(WHOLE_LOG) if entry.head]
     headers = {(entry.head, entry.text.partition("\n")[0]) for entry in entries}
     assert len({entry.header_id for entry in entries}) == len(headers) == len(entries) - 4
-    assert [entry.header_id for entry in entries] == [entry.header_id for entry in parse(WHOLE_LOG) if entry.head]
+    assert [entry.header_id for entry in entries] == [
+        entry.header_id for entry in parse(WHOLE_LOG) if entry.head
+    ]
 
 
 def test_identity_does_not_depend_on_which_wallet_is_written_nor_on_continuations() -> None:
-    text = f"2025-11-24 13:40:05 info: @truebit/x-0x{OWN}:1.0.0 Node with address 0x{OWN} registered successfully"
+    text = (
+        f"2025-11-24 13:40:05 info: @truebit/x-0x{OWN}:1.0.0 Node with address 0x{OWN} "
+        f"registered successfully"
+    )
     (entry,), (other,) = parse(text), parse(text.replace(OWN, PEER.lower()) + "\n  more")
     assert other.header_id == entry.header_id
     assert parse(text.replace(" registered", " deregistered"))[0].header_id != entry.header_id
 
 
 def test_an_entry_is_bounded_and_its_identity_covers_the_whole_header() -> None:
-    first, second = (parse(HEADER + "x" * ENTRY_BYTES + end + "\n  y" * ENTRY_BYTES)[0] for end in "ab")
+    first, second = (
+        parse(HEADER + "x" * ENTRY_BYTES + end + "\n  y" * ENTRY_BYTES)[0] for end in "ab"
+    )
     assert len(first.text) <= ENTRY_BYTES
     assert first.header_id != second.header_id
 
@@ -268,7 +397,9 @@ CHUNKS = st.lists(
         st.sampled_from(WHOLE_LOG.split(b"\n")),
         st.binary(max_size=60),
         st.text("{}[]\"'\\:,| \ta1x\x1b[m\r", max_size=30).map(str.encode),
-        st.tuples(st.sampled_from(WHOLE_LOG.split(b"\n")), st.integers(0, 400)).map(lambda cut: cut[0][cut[1] :]),
+        st.tuples(st.sampled_from(WHOLE_LOG.split(b"\n")), st.integers(0, 400)).map(
+            lambda cut: cut[0][cut[1] :]
+        ),
     ).map(lambda line: line.replace(b"\n", b"")),
     max_size=12,
 )
@@ -321,7 +452,9 @@ def test_any_bytes_parse_to_something(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("note", NOTES, ids=[note["note"][:40] for note in NOTES])
-def test_every_prefix_of_a_sample_parses_and_does_not_swallow_the_next_header(note: dict[str, str]) -> None:
+def test_every_prefix_of_a_sample_parses_and_does_not_swallow_the_next_header(
+    note: dict[str, str],
+) -> None:
     data = note["line"].encode()
     for end in range(len(data)):
         entries = check(data[:end] + LAST.encode())
@@ -332,8 +465,8 @@ def test_every_prefix_of_a_sample_parses_and_does_not_swallow_the_next_header(no
 
 @pytest.mark.parametrize("note", NOTES, ids=[note["note"][:40] for note in NOTES])
 def test_every_byte_of_a_sample_may_be_damaged(note: dict[str, str]) -> None:
-    # A quote in place of each byte and, in turn, a line break or what is no UTF-8 stand for all values. Every sample
-    # is damaged by itself, so that it stays at 22,000 short parses.
+    # A quote in place of each byte and, in turn, a line break or what is no UTF-8 stand for all
+    # values. Every sample is damaged by itself, so that it stays at 22,000 short parses.
     data = note["line"].encode()
     for at in range(len(data)):
         for damage in (b'"', b"\n" if at % 2 else b"\xff"):
@@ -351,6 +484,18 @@ def test_counting_brackets_is_linear_in_the_text(quote: str) -> None:
 
 def test_a_long_line_of_anything_takes_bounded_time() -> None:
     start = time.thread_time()
-    for unit in (b"a", b"|", b" ", b"\x1b[", b"\x1b]", b"0x", b"@truebit/-0xa", b"a1" * 20 + b" ", b"Semaphore "):
-        parse(HEADER.encode() + unit * (500_000 // len(unit)) + b"\n" + unit * (500_000 // len(unit)))
+    for unit in (
+        b"a",
+        b"|",
+        b" ",
+        b"\x1b[",
+        b"\x1b]",
+        b"0x",
+        b"@truebit/-0xa",
+        b"a1" * 20 + b" ",
+        b"Semaphore ",
+    ):
+        parse(
+            HEADER.encode() + unit * (500_000 // len(unit)) + b"\n" + unit * (500_000 // len(unit))
+        )
     assert time.thread_time() - start < 5

@@ -15,7 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from node_samples import FIRST, KEY, MORE, OWN, PEER, RECORDS, REQUESTER, SECOND, SOME, THIRD
 
-from tbmon import PAYLOAD_DEPTH, Event, Redactor, read_event, read_inspect, read_payload, record_event
+from tbmon import (
+    PAYLOAD_DEPTH,
+    Event,
+    Redactor,
+    read_event,
+    read_inspect,
+    read_payload,
+    record_event,
+)
 
 REDACTOR = Redactor(KEY)
 STEPS = 1998161723
@@ -38,11 +46,19 @@ def fields(kind: str, text: str) -> dict[str, Any]:
 # Payloads
 
 LEAVES = st.one_of(
-    st.none(), st.booleans(), st.integers(-(2**63), 2**63), st.text(max_size=12), st.floats(allow_nan=False)
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**63),
+    st.text(max_size=12),
+    st.floats(allow_nan=False),
 )
-NAMES = st.sampled_from(["executionId", "message", "a", "x1", "$y", "with blank", "it's", 'say "x"', "k:v", "ä", ""])
+NAMES = st.sampled_from(
+    ["executionId", "message", "a", "x1", "$y", "with blank", "it's", 'say "x"', "k:v", "ä", ""]
+)
 VALUES = st.recursive(
-    LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4), max_leaves=20
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=20,
 )
 OBJECTS = st.dictionaries(NAMES, VALUES, max_size=5)
 
@@ -59,7 +75,10 @@ def inspect(value: object) -> str:
         return "[ " + ", ".join(map(inspect, value)) + " ]" if value else "[]"
     if isinstance(value, dict):
         named = (
-            f"{name if re.fullmatch(r'[A-Za-z_$][A-Za-z0-9_$]*', name) else quoted(name)}: {inspect(inner)}"
+            (
+                f"{name if re.fullmatch(r'[A-Za-z_$][A-Za-z0-9_$]*', name) else quoted(name)}: "
+                f"{inspect(inner)}"
+            )
             for name, inner in value.items()
         )
         return "{\n  " + ",\n  ".join(named) + "\n}" if value else "{}"
@@ -68,7 +87,9 @@ def inspect(value: object) -> str:
 
 @SOME
 @given(OBJECTS, st.sampled_from([None, 2]), st.booleans())
-def test_json_is_read_back_however_it_is_laid_out(value: dict[str, Any], indent: int | None, ascii_only: bool) -> None:
+def test_json_is_read_back_however_it_is_laid_out(
+    value: dict[str, Any], indent: int | None, ascii_only: bool
+) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
     assert read_payload(f"Message received from task_created: {text} and more") == value
 
@@ -84,12 +105,21 @@ def test_javascript_inspect_text_is_read_back(value: dict[str, Any]) -> None:
     ("text", "value"),
     [
         ("{ a: [Object], b: 'x' }", {"a": None, "b": "x"}),
-        ("{ a: [Array], b: [Function: main], c: [Circular *1], d: 1 }", {"a": None, "b": None, "c": None, "d": 1}),
+        (
+            "{ a: [Array], b: [Function: main], c: [Circular *1], d: 1 }",
+            {"a": None, "b": None, "c": None, "d": 1},
+        ),
         ("<ref *1> { a: { b: [ 1, 2 ] } }", {"a": {"b": [1, 2]}}),
-        ("{ id: 72508152n, t: undefined, n: null, y: true }", {"id": 72508152, "t": None, "n": None, "y": True}),
+        (
+            "{ id: 72508152n, t: undefined, n: null, y: true }",
+            {"id": 72508152, "t": None, "n": None, "y": True},
+        ),
         ("{ at: 2025-11-24T13:55:33.912Z }", {"at": "2025-11-24T13:55:33.912Z"}),
         ("{ p: 5e-7, m: -1.5, big: 1e+21 }", {"p": 5e-7, "m": -1.5, "big": 1e21}),
-        ("{ a: 'one ' +\n    'two', b: \"it's\", c: `x'\"` }", {"a": "one two", "b": "it's", "c": "x'\""}),
+        (
+            "{ a: 'one ' +\n    'two', b: \"it's\", c: `x'\"` }",
+            {"a": "one two", "b": "it's", "c": "x'\""},
+        ),
         (r"{ a: 'it\'s', b: 'x\ny', c: '\u0041\x42' }", {"a": "it's", "b": "x\ny", "c": "AB"}),
         ("{ a: 1, a: 2 }", {"a": 1}),
         ("{ a: { b: 'x', c: [ { d: 1", {"a": {"b": "x", "c": [{"d": 1}]}}),
@@ -134,7 +164,13 @@ def test_nesting_is_followed_to_a_bounded_depth_and_what_comes_after_it_is_not_l
 
 @pytest.mark.parametrize(
     ("unit", "size"),
-    [("[", 1_000_000), *((unit, 100_000) for unit in ("{a:", "[1,", "'a'+", '"\\"', "'", "a:", "[]", "`", "\\", "+"))],
+    [
+        ("[", 1_000_000),
+        *(
+            (unit, 100_000)
+            for unit in ("{a:", "[1,", "'a'+", '"\\"', "'", "a:", "[]", "`", "\\", "+")
+        ),
+    ],
 )
 def test_reading_inspect_text_takes_time_in_proportion(unit: str, size: int) -> None:
     start = time.thread_time()
@@ -167,7 +203,12 @@ CREATED = {
 
 
 def item(operation: str, account: str, steps: int | None, pages: int | None) -> dict[str, object]:
-    return {"operation": operation, "account": wallet(account), "steps": steps, "memory_peak": pages}
+    return {
+        "operation": operation,
+        "account": wallet(account),
+        "steps": steps,
+        "memory_peak": pages,
+    }
 
 
 EVENT_DB = [
@@ -233,8 +274,15 @@ def test_the_sample_event_database_gives_exactly_these_columns(number: int) -> N
 
 
 def test_log_and_event_database_tell_the_same_of_a_task_and_of_an_invoice() -> None:
-    for number, kind, words in ((0, "task_received", "Message received from task_created:"), (3, "invoice", "Invoice")):
-        for text in (json.dumps(RECORDS[number]), json.dumps(RECORDS[number], indent=2), inspect(RECORDS[number])):
+    for number, kind, words in (
+        (0, "task_received", "Message received from task_created:"),
+        (3, "invoice", "Invoice"),
+    ):
+        for text in (
+            json.dumps(RECORDS[number]),
+            json.dumps(RECORDS[number], indent=2),
+            inspect(RECORDS[number]),
+        ):
             told, stored = event(kind, f"{words} {text}"), EVENT_DB[number]
             assert told is not None
             assert stored is not None
@@ -243,16 +291,40 @@ def test_log_and_event_database_tell_the_same_of_a_task_and_of_an_invoice() -> N
 
 def paths(value: object, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The way to every value inside `value`."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for name, below in inner:
         yield (*before, name)
         yield from paths(below, (*before, name))
 
 
 ODD: list[Any] = [
-    None, True, -1, 1.5, 2**63, 10**400, float("nan"), float("inf"), "", " ", "x" * 200, "\ud800", "9" * 5000, "1.0.0",
-    [], [[]], {}, {"x": {}}, OWN, "0x" + OWN,
-]  # fmt: skip
+    None,
+    True,
+    -1,
+    1.5,
+    2**63,
+    10**400,
+    float("nan"),
+    float("inf"),
+    "",
+    " ",
+    "x" * 200,
+    "\ud800",
+    "9" * 5000,
+    "1.0.0",
+    [],
+    [[]],
+    {},
+    {"x": {}},
+    OWN,
+    "0x" + OWN,
+]
 
 
 @pytest.mark.parametrize("number", range(6))
@@ -267,7 +339,10 @@ def test_any_field_of_a_record_may_hold_anything(number: int) -> None:
             found = record_event(record, REDACTOR.clean)
             told = {**found.fields, "input": ""} if found else {}
             assert OWN.lower() not in repr(told).lower()
-            for value in (*told.values(), *itertools.chain(*(line.values() for line in told.get("line_items", ())))):
+            for value in (
+                *told.values(),
+                *itertools.chain(*(line.values() for line in told.get("line_items", ()))),
+            ):
                 assert not isinstance(value, int) or 0 <= value < 2**63, path
                 assert not isinstance(value, str) or value.isascii(), path
 
@@ -276,7 +351,13 @@ def test_any_field_of_a_record_may_hold_anything(number: int) -> None:
 @given(VALUES)
 def test_any_record_is_an_event_or_nothing(record: object) -> None:
     for kind in ("task_created", "invoice", "computed_outcome"):
-        whole = {"type": kind, "executionId": FIRST, "invoiceId": record, "message": record, "lineItem": [record]}
+        whole = {
+            "type": kind,
+            "executionId": FIRST,
+            "invoiceId": record,
+            "message": record,
+            "lineItem": [record],
+        }
         for given_record in (record, {"payload": record}, whole, {"payload": whole}):
             found = record_event(given_record, REDACTOR.clean)
             assert found is None or found.kind == kind or given_record is record
@@ -289,14 +370,21 @@ def test_a_record_as_deep_as_it_parses_is_still_read() -> None:
             message = json.loads('{"input":' + deep + "}")
         except RecursionError:
             break
-        found = record_event({"type": "task_created", "executionId": FIRST, "message": message}, str)
+        found = record_event(
+            {"type": "task_created", "executionId": FIRST, "message": message}, str
+        )
         assert found is not None
         assert found.fields["input"] in (deep, None)
 
 
-@pytest.mark.parametrize("given_id", ["fa", "", FIRST[:-1], FIRST + "0", "x" + FIRST, FIRST.replace("-", ""), None, 5])
+@pytest.mark.parametrize(
+    "given_id", ["fa", "", FIRST[:-1], FIRST + "0", "x" + FIRST, FIRST.replace("-", ""), None, 5]
+)
 def test_without_a_whole_execution_id_there_is_no_task(given_id: object) -> None:
-    text = f"Message received from task_created: {json.dumps({'executionId': given_id, 'message': {'input': 'x'}})}"
+    text = (
+        f"Message received from task_created: "
+        f"{json.dumps({'executionId': given_id, 'message': {'input': 'x'}})}"
+    )
     assert event("task_received", text) is None
 
 
@@ -306,13 +394,18 @@ def test_without_a_whole_execution_id_there_is_no_task(given_id: object) -> None
         (f"{{ payload: {{ executionId: '{FIRST.upper()}'", {"input": None}),
         (f'{{"message": {{"executionId": "{FIRST}", "input": 5', {"input": "5"}),
         (f'{{"executionId": "{FIRST}", "input": {{"a": 1}}}}', {"input": '{"a": 1}'}),
-        (f'{{"executionId": "{FIRST}", "message": {{"executionTimeout": 30000}}}}', {"timeout_ms": 30000}),
+        (
+            f'{{"executionId": "{FIRST}", "message": {{"executionTimeout": 30000}}}}',
+            {"timeout_ms": 30000},
+        ),
         (f"executionId={FIRST}, rest unknown", {}),
         (f'{{ executionId : "{FIRST}" broken {{ \'x', {}),
         (f"[ {{ executionId: '{FIRST}' }} ]", {}),
     ],
 )
-def test_a_task_is_read_from_what_there_is_of_its_payload(text: str, told: dict[str, object]) -> None:
+def test_a_task_is_read_from_what_there_is_of_its_payload(
+    text: str, told: dict[str, object]
+) -> None:
     found = event("task_received", f"Message received from task_created: {text}")
     assert found is not None
     assert found.execution_id == FIRST
@@ -333,28 +426,51 @@ def test_a_task_is_read_from_what_there_is_of_its_payload(text: str, told: dict[
         ("", None, None),
     ],
 )
-def test_the_task_id_tells_type_and_hash(task_id: str, kind: str | None, digits: str | None) -> None:
-    told = fields("task_received", json.dumps({"executionId": FIRST, "message": {"taskId": task_id}}))
+def test_the_task_id_tells_type_and_hash(
+    task_id: str, kind: str | None, digits: str | None
+) -> None:
+    told = fields(
+        "task_received", json.dumps({"executionId": FIRST, "message": {"taskId": task_id}})
+    )
     assert (told["task_type"], told["task_hash"]) == (kind, digits)
 
 
 @pytest.mark.parametrize(
     ("payload", "told"),
     [
-        ("{ elapsed: '12873456789', wasi: { exitCode: 0 } }", {"elapsed_ms": 12873, "exit_code": 0, "gas_used": None}),
+        (
+            "{ elapsed: '12873456789', wasi: { exitCode: 0 } }",
+            {"elapsed_ms": 12873, "exit_code": 0, "gas_used": None},
+        ),
         ("{ elapsed: 12873456789 }", {"elapsed_ms": 12873, "exit_code": None, "cached": None}),
         ('{"elapsed": 999999, "wasi": {"exitCode": -9}}', {"elapsed_ms": 0, "exit_code": -9}),
         ('{"wasi": {"exitCode": "3"}}', {"elapsed_ms": None, "exit_code": 3}),
-        ('{"metering": {"limits": {"gas": "1099511627776", "memory": 9}}}', {"gas_limit": 2**40, "memory_limit": 9}),
-        ('{"metering": {"last": {"steps": 28584970692}, "peak": {"memory": 87.0}}}', {"gas_used": 28584970692}),
-        ('{"elapsed": -5, "metering": {"last": {"steps": 1e30}}}', {"elapsed_ms": None, "gas_used": None}),
-        ('{"execution": {"prepare": {"cached": 1}, "wasm": {"hash": "7d"}}}', {"cached": None, "wasm_hash": None}),
+        (
+            '{"metering": {"limits": {"gas": "1099511627776", "memory": 9}}}',
+            {"gas_limit": 2**40, "memory_limit": 9},
+        ),
+        (
+            '{"metering": {"last": {"steps": 28584970692}, "peak": {"memory": 87.0}}}',
+            {"gas_used": 28584970692},
+        ),
+        (
+            '{"elapsed": -5, "metering": {"last": {"steps": 1e30}}}',
+            {"elapsed_ms": None, "gas_used": None},
+        ),
+        (
+            '{"execution": {"prepare": {"cached": 1}, "wasm": {"hash": "7d"}}}',
+            {"cached": None, "wasm_hash": None},
+        ),
         ("plain words", {"elapsed_ms": None, "output": "plain words"}),
         (f"0x{OWN}", {"output": f"0x{OWN}"}),
     ],
 )
-def test_what_an_output_says_is_kept_and_what_it_does_not_say_is_unknown(payload: str, told: dict[str, object]) -> None:
-    assert told.items() <= fields("execution_output", f"Command execution stdout: {payload}").items()
+def test_what_an_output_says_is_kept_and_what_it_does_not_say_is_unknown(
+    payload: str, told: dict[str, object]
+) -> None:
+    assert (
+        told.items() <= fields("execution_output", f"Command execution stdout: {payload}").items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -367,7 +483,9 @@ def test_what_an_output_says_is_kept_and_what_it_does_not_say_is_unknown(payload
         ("processing completed - Released slot (0/16 now active) - All slots available", 0, 16),
     ],
 )
-def test_a_semaphore_line_tells_the_slots_of_any_subscriber(words: str, current: int | None, total: int) -> None:
+def test_a_semaphore_line_tells_the_slots_of_any_subscriber(
+    words: str, current: int | None, total: int
+) -> None:
     for name in ("InvoiceSubscriber", "TaskSubscriber", "Anything2"):
         told = fields("semaphore", f"Semaphore {name} {words}")
         assert told == {"subscriber": name, "current": current, "total": total}

@@ -1,4 +1,6 @@
-"""Section 3, what facts add up to: the state of a task, its error, the node's own pay, and the verdict."""
+"""Section 3, what facts add up to: the state of a task, its error, the node's own pay, and the
+verdict.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ DONE, BROKEN, IN_DB = COMPLETED_LINE, FAILED_LINE, IN_EVENT_DB
         (LOST | BROKEN, {}, "failed"),
     ],
 )
-def test_the_status_follows_from_all_evidence(evidence: int, found: dict[str, int], status: str) -> None:
+def test_the_status_follows_from_all_evidence(
+    evidence: int, found: dict[str, int], status: str
+) -> None:
     task = merge_task(TOLD, evidence, **found)
     assert (task.status, task_status(task)) == (status, status)
 
@@ -74,7 +78,9 @@ def test_later_evidence_revives_a_lost_task() -> None:
     lost = merge_task(merge_task(TOLD, IN_LOG, received_at=1), LOST)
     assert lost.status == "lost"
     assert merge_task(lost, started_at=2).status == "lost"
-    assert [merge_task(lost, bit).status for bit in (DONE, OUTCOME, PAID, BROKEN)] == ["completed"] * 3 + ["failed"]
+    assert [merge_task(lost, bit).status for bit in (DONE, OUTCOME, PAID, BROKEN)] == [
+        "completed"
+    ] * 3 + ["failed"]
     assert merge_task(merge_task(lost, DONE), LOST).status == "completed"
 
 
@@ -106,16 +112,30 @@ def test_the_logs_time_of_receipt_goes_before_the_event_databases() -> None:
 @MORE
 @given(
     st.permutations(
-        [(IN_DB, {"received_at": 1}), (IN_LOG, {"received_at": 2}), (0, {"started_at": 3}), (0, {"gas_used": 4})]
+        [
+            (IN_DB, {"received_at": 1}),
+            (IN_LOG, {"received_at": 2}),
+            (0, {"started_at": 3}),
+            (0, {"gas_used": 4}),
+        ]
     ),
     st.lists(
         st.sampled_from(
-            [(0, {"exit_code": 0}), (0, {"exit_code": 7}), (DONE, {}), (BROKEN, {}), (PAID, {}), (LOST, {})]
+            [
+                (0, {"exit_code": 0}),
+                (0, {"exit_code": 7}),
+                (DONE, {}),
+                (BROKEN, {}),
+                (PAID, {}),
+                (LOST, {}),
+            ]
         )
     ),
     st.randoms(use_true_random=False),
 )
-def test_the_order_of_evidence_does_not_matter(told: list[Any], ends: list[Any], random: Any) -> None:
+def test_the_order_of_evidence_does_not_matter(
+    told: list[Any], ends: list[Any], random: Any
+) -> None:
     def merged(found: list[tuple[int, dict[str, int]]]) -> Task:
         task = TOLD
         for evidence, news in found:
@@ -125,7 +145,11 @@ def test_the_order_of_evidence_does_not_matter(told: list[Any], ends: list[Any],
     every = [*told, *ends]
     shuffled = random.sample(every, len(every))
     first, second = merged(every), merged(shuffled)
-    assert (first.status, first.exit_code, first.received_at) == (second.status, second.exit_code, second.received_at)
+    assert (first.status, first.exit_code, first.received_at) == (
+        second.status,
+        second.exit_code,
+        second.received_at,
+    )
 
 
 @pytest.mark.parametrize(
@@ -143,7 +167,9 @@ def test_the_order_of_evidence_does_not_matter(told: list[Any], ends: list[Any],
         (None, "other"),
     ],
 )
-def test_the_error_of_a_task_is_one_of_few_words_never_the_logs_own(words: str | None, reason: str) -> None:
+def test_the_error_of_a_task_is_one_of_few_words_never_the_logs_own(
+    words: str | None, reason: str
+) -> None:
     assert failure_reason(words) == reason
     assert merge_task(TOLD, BROKEN, error=words).error == reason
 
@@ -158,14 +184,25 @@ def test_the_first_reason_of_a_failure_stays_and_other_states_have_none() -> Non
 
 @pytest.mark.parametrize(
     ("found", "deadline"),
-    [({}, None), ({"received_at": 5}, 5 + 11 * MINUTE_MS), ({"received_at": 5, "timeout_ms": 27000}, 87_005)],
+    [
+        ({}, None),
+        ({"received_at": 5}, 5 + 11 * MINUTE_MS),
+        ({"received_at": 5, "timeout_ms": 27000}, 87_005),
+    ],
 )
-def test_a_task_is_overdue_a_minute_after_its_timeout_or_ten(found: dict[str, int], deadline: object) -> None:
+def test_a_task_is_overdue_a_minute_after_its_timeout_or_ten(
+    found: dict[str, int], deadline: object
+) -> None:
     assert merge_task(TOLD, **found).deadline == deadline
 
 
 def test_the_nodes_own_item_is_its_penalty_else_its_pay_never_the_charge() -> None:
-    told = [("charge", "wallet:self"), ("pay", "wallet:peer"), ("pay", "wallet:self"), ("penalty", "wallet:self")]
+    told = [
+        ("charge", "wallet:self"),
+        ("pay", "wallet:peer"),
+        ("pay", "wallet:self"),
+        ("penalty", "wallet:self"),
+    ]
     items = [{"operation": operation, "account": account} for operation, account in told]
     assert own_item(items, {"wallet:self"}) == items[3]
     assert own_item(items[:3], {"wallet:self"}) == items[2]
@@ -180,7 +217,9 @@ WELL = Symptoms(NOW, None, "running", True, NOW - 1, NOW - 1, ["completed"] * 20
 
 
 def test_the_first_that_holds_of_blind_down_degraded_working_idle_is_said() -> None:
-    seen = Symptoms(NOW, "no access to the engine", "exited", True, None, None, ["failed"] * 20, 9, 0.1)
+    seen = Symptoms(
+        NOW, "no access to the engine", "exited", True, None, None, ["failed"] * 20, 9, 0.1
+    )
     healed: list[tuple[dict[str, Any], str, str]] = [
         ({}, "blind", "no access to the engine"),
         ({"problem": None}, "down", "exited"),

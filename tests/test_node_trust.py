@@ -25,7 +25,9 @@ from tbmon import Assembler, Entry, Redactor, Trust, read_event, record_event, s
 # Wallets
 
 
-FORMS = [before + digits for before in ("", "0x", "0X") for digits in (OWN, OWN.lower(), OWN.upper())]
+FORMS = [
+    before + digits for before in ("", "0x", "0X") for digits in (OWN, OWN.lower(), OWN.upper())
+]
 PLACES = [
     "Connected to {}",
     "Node with address {} registered successfully",
@@ -36,7 +38,10 @@ PLACES = [
     f"Execution {FIRST} failed: no funds on {{}}",
     f"Message received from task_created: {{{{ executionId: '{FIRST}', sender: '{{}}', message: "
     "{{ taskId: 'js_{}', chainId: '{}', blockHash: '{}' }} }}",
-    "InvoiceSubscriber got {{ invoiceId: '{}', taskId: '{}', lineItem: [ {{ account: '{}', operation: '{}' }} ] }}",
+    (
+        "InvoiceSubscriber got {{ invoiceId: '{}', taskId: '{}', lineItem: [ {{ account: '{}', "
+        "operation: '{}' }} ] }}"
+    ),
     "Task {} downloaded successfully",
     "Semaphore {} processing started - Using slot 1/4",
 ]
@@ -46,7 +51,9 @@ PLACES = [
 @pytest.mark.parametrize("form", [*FORMS, *(form.replace(OWN, PEER) for form in FORMS[::3])])
 def test_no_wallet_leaves_the_parser_in_any_form_from_any_place(place: str, form: str) -> None:
     redactor = Redactor(KEY)
-    entries = parse(HEADER + place.replace("{}", form).replace("{{", "{").replace("}}", "}"), redactor)
+    entries = parse(
+        HEADER + place.replace("{}", form).replace("{{", "{").replace("}}", "}"), redactor
+    )
     spoken = said(entries, facts(entries, redactor))
     assert OWN.lower() not in spoken
     assert PEER.lower() not in spoken
@@ -54,7 +61,18 @@ def test_no_wallet_leaves_the_parser_in_any_form_from_any_place(place: str, form
 
 
 @pytest.mark.parametrize(
-    "code", ["\x1b[0m", "\x1b[1;31m", "\x1b[38:2:255:0m", "\x1b[K", "\x1b]8;;\x07", "\x1bM", "\x1b(B", "\x1b7", "\x1b="]
+    "code",
+    [
+        "\x1b[0m",
+        "\x1b[1;31m",
+        "\x1b[38:2:255:0m",
+        "\x1b[K",
+        "\x1b]8;;\x07",
+        "\x1bM",
+        "\x1b(B",
+        "\x1b7",
+        "\x1b=",
+    ],
 )
 def test_no_wallet_leaves_the_parser_split_by_an_escape_sequence(code: str) -> None:
     for wallet in (OWN, PEER):
@@ -65,7 +83,9 @@ def test_no_wallet_leaves_the_parser_split_by_an_escape_sequence(code: str) -> N
             assert entry.text == f"Connected to {hidden} now\n  and {hidden}"
 
 
-@pytest.mark.parametrize("around", ["{}00", "ff{}", "0" * 24 + "{}", "0x" + "0" * 24 + "{}", "_{}_", "é{}", "0x0x{}"])
+@pytest.mark.parametrize(
+    "around", ["{}00", "ff{}", "0" * 24 + "{}", "0x" + "0" * 24 + "{}", "_{}_", "é{}", "0x0x{}"]
+)
 def test_the_nodes_own_digits_are_found_inside_longer_runs_too(around: str) -> None:
     for digits in (OWN, OWN.upper()):
         (entry,) = parse(f"{HEADER}x {around.format(digits)}")
@@ -86,7 +106,9 @@ def test_the_nodes_own_digits_do_not_hide_in_a_hash() -> None:
         assert OWN.lower() not in said(entries, facts(entries, redactor))
 
 
-@pytest.mark.parametrize("tail", ["node:0x{}", "node:1-0x{}", "node:1.{}", "node-0x{}-x:1.0", "0x{}/node:1.0"])
+@pytest.mark.parametrize(
+    "tail", ["node:0x{}", "node:1-0x{}", "node:1.{}", "node-0x{}-x:1.0", "0x{}/node:1.0"]
+)
 def test_no_wallet_leaves_the_parser_in_what_a_header_says_of_its_writer(tail: str) -> None:
     line = f"2025-11-24 13:40:05 info: @truebit/worker-runner-{tail.format(OWN)} Starting services"
     assert OWN.lower() not in said(parse(line), [])
@@ -99,13 +121,23 @@ def test_own_digits_are_hidden_from_the_moment_they_are_known_also_in_words_seen
 
 
 def test_hashes_and_shorter_or_longer_runs_are_no_wallets() -> None:
-    for words in ("5e" * 32, "0x" + "5e" * 32, "0x" + "a" * 39, "a" * 39, "a" * 41, "0x" + "a" * 41, FIRST):
+    for words in (
+        "5e" * 32,
+        "0x" + "5e" * 32,
+        "0x" + "a" * 39,
+        "a" * 39,
+        "a" * 41,
+        "0x" + "a" * 41,
+        FIRST,
+    ):
         assert parse(HEADER + words)[0].text == words
 
 
 def test_a_pseudonym_is_the_same_for_every_form_and_depends_on_the_key() -> None:
     assert len({parse(f"{HEADER}x {form}")[0].text for form in FORMS}) == 1
-    assert parse(f"{HEADER}x {OWN}", Redactor(b"other"))[0].text != parse(f"{HEADER}x {OWN}")[0].text
+    assert (
+        parse(f"{HEADER}x {OWN}", Redactor(b"other"))[0].text != parse(f"{HEADER}x {OWN}")[0].text
+    )
     assert re.fullmatch(r"wallet:[0-9a-f]{16}", Redactor(KEY).pseudonym(OWN))
 
 
@@ -113,12 +145,18 @@ def test_a_pseudonym_cannot_be_written_by_a_task() -> None:
     forged = Redactor(KEY).pseudonym(PEER)
     redactor = Redactor(KEY)
     invoice = {"invoiceId": "1", "lineItem": [{"operation": "pay", "account": forged}]}
-    words = (f"Node with address {forged} registered successfully", f"InvoiceSubscriber {json.dumps(invoice)}")
+    words = (
+        f"Node with address {forged} registered successfully",
+        f"InvoiceSubscriber {json.dumps(invoice)}",
+    )
     for entry in parse("\n".join(HEADER + text for text in words), redactor):
         event = read_event(entry.type, entry.text, entry.raw, redactor.clean)
         assert event is not None
         assert event.fields.get("address") is None
-        assert forged not in (entry.text, *(item["account"] for item in event.fields.get("line_items", ())))
+        assert forged not in (
+            entry.text,
+            *(item["account"] for item in event.fields.get("line_items", ())),
+        )
 
 
 def test_the_samples_and_the_event_database_show_no_wallet() -> None:
@@ -136,7 +174,9 @@ def test_the_samples_and_the_event_database_show_no_wallet() -> None:
 NODE, FORGER = (OWN, "1.120.0-beta.275"), (PEER, "1.120.0-beta.275")
 
 
-def header(second: int, writer: tuple[str | None, str] = NODE, engine_ms: int | None = None) -> Entry:
+def header(
+    second: int, writer: tuple[str | None, str] = NODE, engine_ms: int | None = None
+) -> Entry:
     address, version = writer
     name = "@truebit/worker-runner-node" + (f"-0x{address}" if address else "")
     line = f"{second_text(second)} info: {name}:{version} Heartbeat sent".encode()
@@ -158,9 +198,18 @@ def test_of_the_samples_only_the_line_of_another_version_is_not_believed() -> No
 
 
 @pytest.mark.parametrize(
-    "writer", [FORGER, (OWN, "1.120.0"), (None, "1.120.0-beta.275"), (None, "1.119.2"), ("558f", "1.120.0-beta.275")]
+    "writer",
+    [
+        FORGER,
+        (OWN, "1.120.0"),
+        (None, "1.120.0-beta.275"),
+        (None, "1.119.2"),
+        ("558f", "1.120.0-beta.275"),
+    ],
 )
-def test_another_identity_is_not_believed_and_does_not_unseat_the_node(writer: tuple[str | None, str]) -> None:
+def test_another_identity_is_not_believed_and_does_not_unseat_the_node(
+    writer: tuple[str | None, str],
+) -> None:
     trust = settled()
     assert not trust.judge(header(700, writer))
     assert trust.judge(header(701))
@@ -202,7 +251,8 @@ def test_an_identity_taken_up_from_the_store_is_settled() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "step_s", "adopted"), [(20, 32, True), (19, 40, False), (20, 31, False), (100, 6, False), (101, 6, True)]
+    ("count", "step_s", "adopted"),
+    [(20, 32, True), (19, 40, False), (20, 31, False), (100, 6, False), (101, 6, True)],
 )
 def test_a_restart_nobody_reported_is_adopted_after_ten_minutes_and_twenty_headers(
     count: int, step_s: int, adopted: bool

@@ -1,4 +1,6 @@
-"""The page as it is sent: what stands in it without its script, what it weighs, and that words stay words."""
+"""The page as it is sent: what stands in it without its script, what it weighs, and that words stay
+words.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ def browser() -> Iterator[Any]:
 
 
 def task(name: str, **message: Any) -> str:
-    payload = {"type": "task_created", "executionId": name, "message": {"taskId": "js_" + "4b" * 32, **message}}
+    payload = {
+        "type": "task_created",
+        "executionId": name,
+        "message": {"taskId": "js_" + "4b" * 32, **message},
+    }
     return "Message received from task_created: " + json.dumps({"payload": payload})
 
 
@@ -62,7 +68,11 @@ def test_the_page_shows_the_verdict_and_the_task(browser: Any, site: Program) ->
 def test_the_verdict_stands_in_the_page_that_is_sent(browser: Any, site: Program) -> None:
     with Tab(browser, site, java_script_enabled=False) as tab:
         words = tab.page.locator("#verdict").inner_text()
-        assert "Working" in words and "It had a task within 24 hours." in words and "Nothing to do." in words
+        assert (
+            "Working" in words
+            and "It had a task within 24 hours." in words
+            and "Nothing to do." in words
+        )
         assert tab.page.locator("#verdict use:visible").count() == 1
 
 
@@ -74,17 +84,32 @@ def test_what_is_not_open_to_the_reader_is_not_in_the_page(program: Callable[...
     without, given = fetch(one, "/"), fetch(one, "/", **named)
     assert NAME.encode() not in without.body and b"Working" not in without.body
     assert NAME.encode() in given.body and b">Working<" in given.body
-    assert (without.headers["Cache-Control"], given.headers["Cache-Control"]) == ("no-store", "no-store")
+    assert (without.headers["Cache-Control"], given.headers["Cache-Control"]) == (
+        "no-store",
+        "no-store",
+    )
 
 
 def test_a_page_of_another_site_gets_nothing_but_the_shell(site: Program) -> None:
     strange = fetch(site, "/", Sec_Fetch_Site="cross-site", Origin="https://evil.example")
-    assert strange.status == 200 and NAME.encode() not in strange.body and NAME.encode() in fetch(site, "/").body
+    assert (
+        strange.status == 200
+        and NAME.encode() not in strange.body
+        and NAME.encode() in fetch(site, "/").body
+    )
 
 
 def test_the_colours_chosen_are_in_the_page_that_is_sent(site: Program) -> None:
-    assert b'<html lang="en" data-theme="dark">' in fetch(site, "/", Cookie="a=b; tbmon-theme=dark").body
-    for cookie in ("tbmon-theme=", "tbmon-theme=darker", 'tbmon-theme="dark"><script>', "x-tbmon-theme=dark"):
+    assert (
+        b'<html lang="en" data-theme="dark">'
+        in fetch(site, "/", Cookie="a=b; tbmon-theme=dark").body
+    )
+    for cookie in (
+        "tbmon-theme=",
+        "tbmon-theme=darker",
+        'tbmon-theme="dark"><script>',
+        "x-tbmon-theme=dark",
+    ):
         assert b'<html lang="en">' in fetch(site, "/", Cookie=cookie).body
 
 
@@ -94,7 +119,10 @@ def test_the_first_load_is_light(browser: Any, site: Program) -> None:
         tab.page.wait_for_load_state("load")
         first = [url.removeprefix(tab.base) for url in tab.asked if "/api/" not in url]
         assert sorted(set(first) | {"favicon.svg"}) == ["", "app.js", "favicon.svg", "style.css"]
-    sent = [fetch(site, f"/{path}", Accept_Encoding="gzip").body for path in ("", "app.js", "style.css", "favicon.svg")]
+    sent = [
+        fetch(site, f"/{path}", Accept_Encoding="gzip").body
+        for path in ("", "app.js", "style.css", "favicon.svg")
+    ]
     raw = [gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body for body in sent]
     assert sum(map(len, sent)) <= 35_000 and sum(map(len, raw)) <= 120_000
 
@@ -110,7 +138,11 @@ def test_the_log_opens_with_the_password_and_stays_text(browser: Any, site: Prog
     with Tab(browser, site) as tab:
         tab.go("logs").unlock()
         tab.see(f"a {CANARY} b")
-        assert (tab.complaints, "taken" in tab.page.title(), tab.page.locator("img").count()) == ([], False, 0)
+        assert (tab.complaints, "taken" in tab.page.title(), tab.page.locator("img").count()) == (
+            [],
+            False,
+            0,
+        )
 
 
 def test_no_words_of_a_log_become_markup(browser: Any, program: Callable[..., Program]) -> None:
@@ -118,11 +150,17 @@ def test_no_words_of_a_log_become_markup(browser: Any, program: Callable[..., Pr
     items = [{"operation": CANARY, "account": CANARY, "total_steps_computed": 9}]
     bill = {"executionId": NAME, "invoiceId": CANARY, "stepGasPrice": 1, "lineItem": items}
     one = follow(
-        program(), "Starting services", f"Node with address {CANARY} registered successfully", task(NAME, **planted),
-        f"Command execution stderr: {CANARY}", f"Execution {NAME} failed: {CANARY}",
-        f"Semaphore {CANARY} processing started - Using slot 1/4", f"InvoiceSubscriber got {json.dumps(bill)}",
-        f"Message received from {CANARY}: {{}}", f"</script>{CANARY}",
-    )  # fmt: skip
+        program(),
+        "Starting services",
+        f"Node with address {CANARY} registered successfully",
+        task(NAME, **planted),
+        f"Command execution stderr: {CANARY}",
+        f"Execution {NAME} failed: {CANARY}",
+        f"Semaphore {CANARY} processing started - Using slot 1/4",
+        f"InvoiceSubscriber got {json.dumps(bill)}",
+        f"Message received from {CANARY}: {{}}",
+        f"</script>{CANARY}",
+    )
     wait_for(lambda: one.get("/api/tasks/stats/summary")[1]["failed"] == 1)
     wait_for(lambda: b"</script>" in fetch(one, "/api/logs").body)
     with Tab(browser, one) as tab:
@@ -138,7 +176,9 @@ def test_no_words_of_a_log_become_markup(browser: Any, program: Callable[..., Pr
         assert seen and tab.complaints == []
 
 
-def test_the_page_says_that_tbmon_does_not_answer(browser: Any, program: Callable[..., Program]) -> None:
+def test_the_page_says_that_tbmon_does_not_answer(
+    browser: Any, program: Callable[..., Program]
+) -> None:
     one = follow(program(), "Starting services")
     with Tab(browser, one) as tab:
         tab.verdict("idle")

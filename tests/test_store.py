@@ -31,12 +31,29 @@ Row = tuple[bytes, int, int, int, int, int, int, str | None, str]
 
 
 def log_row(
-    second: int, number: int, message: str = "words", *, seq: int = 0, at: int | None = None,
-    source: int = tbmon.ENGINE, flags: int = 0, execution_id: str | None = None,
-) -> Row:  # fmt: skip
+    second: int,
+    number: int,
+    message: str = "words",
+    *,
+    seq: int = 0,
+    at: int | None = None,
+    source: int = tbmon.ENGINE,
+    flags: int = 0,
+    execution_id: str | None = None,
+) -> Row:
     """A row of the log; `number` tells its key from others of the same second."""
     key = tbmon.key_of(second, number.to_bytes(12, "big"))
-    return (key, seq, second * 1000 if at is None else at, 3, 1, source, flags, execution_id, message)
+    return (
+        key,
+        seq,
+        second * 1000 if at is None else at,
+        3,
+        1,
+        source,
+        flags,
+        execution_id,
+        message,
+    )
 
 
 def save(store: Store, *rows: Row) -> None:
@@ -48,7 +65,9 @@ def messages(store: Store, where: dict[str, object] | None = None) -> list[str]:
     return [row["message"] for row in store.entries(where or {}, 0, FOR_EVER, None, 1000)]
 
 
-def pages(store: Store, limit: int, since: int = 0, until: int = FOR_EVER) -> Iterator[list[sqlite3.Row]]:
+def pages(
+    store: Store, limit: int, since: int = 0, until: int = FOR_EVER
+) -> Iterator[list[sqlite3.Row]]:
     """Page after page, as a client asks for them, up to the first empty one."""
     before: tuple[bytes, int] | None = None
     while found := store.entries({}, since, until, before, limit):
@@ -60,9 +79,19 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def invoice(invoice_id: str | None, *accounts: tuple[str, str, int], execution_id: str = "e1") -> Event:
-    items = [{"operation": name, "account": who, "steps": steps, "memory_peak": 7} for name, who, steps in accounts]
-    fields: dict[str, Any] = {"invoice_id": invoice_id, "task_id": None, "at": 5, "step_gas_price": 0.5}
+def invoice(
+    invoice_id: str | None, *accounts: tuple[str, str, int], execution_id: str = "e1"
+) -> Event:
+    items = [
+        {"operation": name, "account": who, "steps": steps, "memory_peak": 7}
+        for name, who, steps in accounts
+    ]
+    fields: dict[str, Any] = {
+        "invoice_id": invoice_id,
+        "task_id": None,
+        "at": 5,
+        "step_gas_price": 0.5,
+    }
     return Event("invoice", execution_id, {**fields, "line_items": items})
 
 
@@ -70,7 +99,9 @@ def run_child(code: str, path: Path) -> subprocess.CompletedProcess[str]:
     """Run `code` in another process, with tbmon imported and `path` in hand."""
     head = f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\nimport pathlib, tbmon\n"
     head += f"path, key = pathlib.Path({str(path)!r}), {KEY!r}\n"
-    return subprocess.run([sys.executable, "-c", head + code], capture_output=True, text=True, timeout=30)
+    return subprocess.run(
+        [sys.executable, "-c", head + code], capture_output=True, text=True, timeout=30
+    )
 
 
 KILLED_IN_A_WRITE = """
@@ -99,8 +130,15 @@ def store(path: Path) -> Iterator[Store]:
 
 
 def test_a_new_file_carries_our_mark_and_schema(store: Store, path: Path) -> None:
-    pragmas = {name: store.read(f"PRAGMA {name}")[0][0] for name in ("user_version", "auto_vacuum", "journal_mode")}
-    assert pragmas == {"user_version": len(tbmon.MIGRATIONS), "auto_vacuum": 2, "journal_mode": "wal"}
+    pragmas = {
+        name: store.read(f"PRAGMA {name}")[0][0]
+        for name in ("user_version", "auto_vacuum", "journal_mode")
+    }
+    assert pragmas == {
+        "user_version": len(tbmon.MIGRATIONS),
+        "auto_vacuum": 2,
+        "journal_mode": "wal",
+    }
     assert path.read_bytes()[68:72] == b"tbmn"
     assert set(tbmon.TASK_COLUMNS) < {row["name"] for row in store.read("PRAGMA table_info(task)")}
     assert store.first("quick_check") == "ok"
@@ -114,9 +152,13 @@ def test_what_was_kept_is_there_after_reopening(path: Path) -> None:
         assert (store.first("state", "cursor"), store.own) == ("here", frozenset({"wallet:1"}))
 
 
-def test_a_failing_migration_leaves_the_schema_before_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_migration_leaves_the_schema_before_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Store(path, KEY).close()
-    monkeypatch.setattr(tbmon, "MIGRATIONS", (*tbmon.MIGRATIONS, "CREATE TABLE added (x); CREATE TABLE task (x)"))
+    monkeypatch.setattr(
+        tbmon, "MIGRATIONS", (*tbmon.MIGRATIONS, "CREATE TABLE added (x); CREATE TABLE task (x)")
+    )
     with pytest.raises(UserError, match="cannot be opened"):
         Store(path, KEY)
     monkeypatch.undo()
@@ -140,7 +182,9 @@ def test_any_file_name_can_be_used(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("marked", [False, True], ids=["first start", "after a file of ours"])
 @pytest.mark.parametrize("mode", ["delete", "wal"])
-def test_another_programs_database_is_refused_and_left_byte_for_byte(path: Path, mode: str, marked: bool) -> None:
+def test_another_programs_database_is_refused_and_left_byte_for_byte(
+    path: Path, mode: str, marked: bool
+) -> None:
     path.parent.mkdir()
     if marked:
         path.with_name("tbmon.db-ours").touch()
@@ -155,7 +199,9 @@ def test_another_programs_database_is_refused_and_left_byte_for_byte(path: Path,
 
 
 @pytest.mark.parametrize("content", [b"x", b"a diary\n" * 500, b"SQLite format 3\0", b"\0" * 4096])
-def test_a_file_that_is_no_database_is_refused_and_left_byte_for_byte(path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_database_is_refused_and_left_byte_for_byte(
+    path: Path, content: bytes
+) -> None:
     path.parent.mkdir()
     path.write_bytes(content)
     with pytest.raises(UserError, match="no SQLite database"):
@@ -198,7 +244,9 @@ def test_two_first_starts_at_once_agree_on_the_key(tmp_path: Path) -> None:
     barrier = threading.Barrier(2)
 
     def make() -> bytes:
-        with contextlib.suppress(threading.BrokenBarrierError):  # broken where only one of them makes a key
+        with contextlib.suppress(
+            threading.BrokenBarrierError
+        ):  # broken where only one of them makes a key
             barrier.wait(0.3)
         return secrets.token_bytes(32)
 
@@ -277,7 +325,13 @@ def damage(path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    ["middle overwritten", "cut off", "header overwritten", "only a few bytes left", "schema overwritten"],
+    [
+        "middle overwritten",
+        "cut off",
+        "header overwritten",
+        "only a few bytes left",
+        "schema overwritten",
+    ],
 )
 def test_a_damaged_database_is_moved_aside_for_a_fresh_one(
     path: Path, kind: str, caplog: pytest.LogCaptureFixture
@@ -288,7 +342,11 @@ def test_a_damaged_database_is_moved_aside_for_a_fresh_one(
     with contextlib.closing(Store(path, KEY)) as store:
         assert store.first("quick_check") == "ok" and messages(store) == []
         save(store, log_row(1, 1))
-    kept = [file for file in path.parent.glob("tbmon.db.damaged-*Z") if file.read_bytes()[4096:] == damaged[4096:]]
+    kept = [
+        file
+        for file in path.parent.glob("tbmon.db.damaged-*Z")
+        if file.read_bytes()[4096:] == damaged[4096:]
+    ]
     assert len(kept) == 1
     assert [r.levelno for r in caplog.records] == [logging.ERROR] and kept[0].name in caplog.text
     with contextlib.closing(Store(path, KEY)) as store:
@@ -301,7 +359,9 @@ def test_the_write_ahead_log_goes_with_its_damaged_database(path: Path) -> None:
     damage(path, "header overwritten")
     with contextlib.closing(Store(path, KEY)) as store:
         assert messages(store) == []
-    assert log and [file.read_bytes() for file in path.parent.glob("tbmon.db.damaged-*Z-wal")] == [log]
+    assert log and [file.read_bytes() for file in path.parent.glob("tbmon.db.damaged-*Z-wal")] == [
+        log
+    ]
 
 
 def test_damage_found_while_running_is_dealt_with_at_the_next_start(path: Path) -> None:
@@ -379,7 +439,12 @@ def test_nothing_of_a_block_is_seen_before_its_end(store: Store) -> None:
 
 @pytest.mark.parametrize(
     "statement",
-    ["DELETE FROM log", "INSERT INTO counter VALUES ('x', 1)", "CREATE TABLE x (y)", "PRAGMA user_version = 9"],
+    [
+        "DELETE FROM log",
+        "INSERT INTO counter VALUES ('x', 1)",
+        "CREATE TABLE x (y)",
+        "PRAGMA user_version = 9",
+    ],
 )
 def test_readers_cannot_write(store: Store, statement: str) -> None:
     save(store, log_row(1, 1))
@@ -431,9 +496,13 @@ def test_the_longest_message_of_an_entry_wins(store: Store, copies: list[str], k
 def test_an_entry_remembers_every_source_that_had_it(store: Store) -> None:
     save(store, log_row(1, 1, source=tbmon.ENGINE))
     key = log_row(1, 1)[0]
-    assert store.first("has_entry", key, tbmon.ENGINE) and not store.first("has_entry", key, tbmon.FILES)
+    assert store.first("has_entry", key, tbmon.ENGINE) and not store.first(
+        "has_entry", key, tbmon.FILES
+    )
     save(store, log_row(1, 1, source=tbmon.FILES))
-    assert store.first("has_entry", key, tbmon.ENGINE) and store.first("has_entry", key, tbmon.FILES)
+    assert store.first("has_entry", key, tbmon.ENGINE) and store.first(
+        "has_entry", key, tbmon.FILES
+    )
 
 
 @pytest.mark.parametrize(
@@ -445,7 +514,9 @@ def test_an_entry_remembers_every_source_that_had_it(store: Store) -> None:
         ([tbmon.SUSPECT | tbmon.UNRECOGNISED, tbmon.UNRECOGNISED], tbmon.UNRECOGNISED),
     ],
 )
-def test_a_believed_copy_clears_the_suspicion_for_good(store: Store, copies: list[int], left: int) -> None:
+def test_a_believed_copy_clears_the_suspicion_for_good(
+    store: Store, copies: list[int], left: int
+) -> None:
     for flags in copies:
         save(store, log_row(1, 1, flags=flags))
     assert [row["flags"] for row in store.entries({}, 0, FOR_EVER, None, 10)] == [left]
@@ -473,7 +544,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         yield opened
 
 
-places = st.tuples(st.integers(100, 103), st.integers(0, 4), st.integers(0, 20), st.integers(0, 999))
+places = st.tuples(
+    st.integers(100, 103), st.integers(0, 4), st.integers(0, 20), st.integers(0, 999)
+)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -491,16 +564,27 @@ def test_paging_shows_every_entry_once_newest_first(
         db.execute("DELETE FROM log")
         shared.save_entries(db, rows)
     shown = list(pages(shared, limit, since, until))
-    expected = sorted(((row[0][:4], row[1], row[0]) for row in rows if since <= row[2] < until), reverse=True)
+    expected = sorted(
+        ((row[0][:4], row[1], row[0]) for row in rows if since <= row[2] < until), reverse=True
+    )
     assert [(row["key"][:4], row["seq"], row["key"]) for page in shown for row in page] == expected
     assert all(len(page) == limit for page in shown[:-1])
 
 
 @pytest.mark.parametrize("limit", [1, 99, 100, 101, 299, 300, 301, 1000])
 def test_many_entries_of_one_second_page_without_loss(store: Store, limit: int) -> None:
-    save(store, *(log_row(second, n, f"{second}.{n}", seq=n * 7 % 100) for second in (7, 8, 9) for n in range(100)))
+    save(
+        store,
+        *(
+            log_row(second, n, f"{second}.{n}", seq=n * 7 % 100)
+            for second in (7, 8, 9)
+            for n in range(100)
+        ),
+    )
     shown = [row["message"] for page in pages(store, limit) for row in page]
-    order = sorted(((second, n * 7 % 100, n) for second in (7, 8, 9) for n in range(100)), reverse=True)
+    order = sorted(
+        ((second, n * 7 % 100, n) for second in (7, 8, 9) for n in range(100)), reverse=True
+    )
     assert shown == [f"{second}.{n}" for second, _, n in order]
 
 
@@ -517,7 +601,9 @@ def test_a_page_of_a_second_with_very_many_entries_takes_only_what_it_shows(path
     with contextlib.closing(Counting(path, KEY)) as store:
         save(store, *(log_row(7, n, seq=n * 7 % 3000) for n in range(3000)))
         taken.clear()
-        assert [row["seq"] for page in pages(store, 100) for row in page] == list(reversed(range(3000)))
+        assert [row["seq"] for page in pages(store, 100) for row in page] == list(
+            reversed(range(3000))
+        )
     assert max(taken) <= 101
 
 
@@ -526,7 +612,11 @@ def test_entries_that_arrive_while_paging_do_not_shift_the_pages(store: Store) -
     shown: list[str] = []
     for number, page in enumerate(pages(store, 3)):
         shown += [row["message"] for row in page]
-        save(store, log_row(5, 100 + number, "new", seq=100 + number), log_row(6 + number, 0, "newer"))
+        save(
+            store,
+            log_row(5, 100 + number, "new", seq=100 + number),
+            log_row(6 + number, 0, "newer"),
+        )
     assert shown == [str(n) for n in reversed(range(10))]
 
 
@@ -546,7 +636,9 @@ def overdue(store: Store, now: int, started_at: int = 0) -> list[str]:
     return sorted(row["execution_id"] for row in store.get("overdue", now, started_at))
 
 
-def test_overdue_tasks_are_the_unfinished_ones_past_their_time_or_before_the_nodes_start(store: Store) -> None:
+def test_overdue_tasks_are_the_unfinished_ones_past_their_time_or_before_the_nodes_start(
+    store: Store,
+) -> None:
     received = 1_000_000
     limit = received + tbmon.TASK_TIMEOUT_MS + tbmon.TASK_GRACE_MS
     tasks = [
@@ -554,7 +646,10 @@ def test_overdue_tasks_are_the_unfinished_ones_past_their_time_or_before_the_nod
         Task("started", received_at=received, started_at=received, status="executing"),
         Task("short", received_at=received, timeout_ms=1),
         Task("undated"),
-        *(Task(status, received_at=received, status=status) for status in ("completed", "failed", "lost")),
+        *(
+            Task(status, received_at=received, status=status)
+            for status in ("completed", "failed", "lost")
+        ),
     ]
     with store.write() as db:
         store.save_tasks(db, tasks)
@@ -589,15 +684,22 @@ def test_totals_are_those_of_a_recount_whatever_changes(store: Store, path: Path
         with store.write() as db:
             store.save_tasks(db, tasks)
     recount = (
-        "SELECT status, COUNT(*), SUM(IFNULL(cached, 0)), COUNT(elapsed_ms), IFNULL(SUM(elapsed_ms), 0),"
+        "SELECT status, COUNT(*), SUM(IFNULL(cached, 0)), COUNT(elapsed_ms), "
+        "IFNULL(SUM(elapsed_ms), 0),"
         " COUNT(gas_used), IFNULL(SUM(gas_used), 0) FROM task GROUP BY status ORDER BY status"
     )
     counted = [tuple(row) for row in store.read(recount)]
     assert [tuple(row) for row in store.get("task_totals") if row["tasks"]] == counted
     with store.write() as db:  # as a database of the schema before
-        for statement in ("DROP TRIGGER task_added", "DROP TRIGGER task_changed", "DROP TABLE total"):
+        for statement in (
+            "DROP TRIGGER task_added",
+            "DROP TRIGGER task_changed",
+            "DROP TABLE total",
+        ):
             db.execute(statement)
-        before = next(number for number, script in enumerate(tbmon.MIGRATIONS) if "task_added" in script)
+        before = next(
+            number for number, script in enumerate(tbmon.MIGRATIONS) if "task_added" in script
+        )
         db.execute(f"PRAGMA user_version = {before}")
     store.close()
     with contextlib.closing(Store(path, KEY)) as again:
@@ -654,7 +756,9 @@ def test_pages_of_tasks_are_stable_and_newest_first_undated_ones_last(store: Sto
     while rows := store.page("task", {}, before, 7, 0):
         shown += [row["execution_id"] for row in rows]
         before = rows[-1]["received_at"] or 0, rows[-1]["id"]
-    assert shown == [f"e{n}" for n in sorted(range(40), key=lambda n: ((0, 5, 5, 9)[n % 4], n), reverse=True)]
+    assert shown == [
+        f"e{n}" for n in sorted(range(40), key=lambda n: ((0, 5, 5, 9)[n % 4], n), reverse=True)
+    ]
 
 
 # Retention
@@ -687,7 +791,9 @@ def test_age_is_counted_in_utc_whatever_zone_the_stamps_are_in(store: Store) -> 
 
 
 @pytest.mark.parametrize("length", [300, 6000])
-def test_the_oldest_entries_go_and_the_file_shrinks_when_it_is_too_large(path: Path, length: int) -> None:
+def test_the_oldest_entries_go_and_the_file_shrinks_when_it_is_too_large(
+    path: Path, length: int
+) -> None:
     count, max_bytes = 20_000_000 // length, 8 * tbmon.MIB
     with contextlib.closing(Store(path, KEY)) as store:
         save(store, *(log_row(1000 + n, n, "m" * length) for n in range(count)))

@@ -1,4 +1,6 @@
-"""The live stream over real HTTP: what it tells and to whom, how it is taken up again, its limits and its ends."""
+"""The live stream over real HTTP: what it tells and to whom, how it is taken up again, its limits
+and its ends.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,32 @@ import contract
 import pytest
 import test_page
 from conftest import Node, Program, docker, figure_of, header, wait_for
-from test_api import HUGE, PASSWORD, Answer, allowed, ask, elsewhere, invoice, output, over_files, received, write
+from test_api import (
+    HUGE,
+    PASSWORD,
+    Answer,
+    allowed,
+    ask,
+    elsewhere,
+    invoice,
+    output,
+    over_files,
+    received,
+    write,
+)
 
 import tbmon
 
 browser = test_page.browser
 SHAPES = {
-    "task": "Task", "invoice": "Invoice", "log": "Entry", "semaphore": "Semaphore", "node_status": "Status",
-    "gap": "Gap", "reset": "Reset",
-}  # fmt: skip
+    "task": "Task",
+    "invoice": "Invoice",
+    "log": "Entry",
+    "semaphore": "Semaphore",
+    "node_status": "Status",
+    "gap": "Gap",
+    "reset": "Reset",
+}
 SECRETS = {"Authorization": "Bearer a key", "X-Stream-Token": "a token"}
 OPEN = {"X-Task-Data-Password": PASSWORD}
 REQUEST = b"GET /api/events HTTP/%s\r\nHost: localhost\r\nX-Task-Data-Password: open sesame\r\n\r\n"
@@ -80,12 +99,18 @@ class Stream(Parser):
     """A client of /api/events; a thread of its own reads what comes, unless `reads` is False."""
 
     def __init__(
-        self, program: Program, headers: Mapping[str, str] = NOTHING, last_id: str = "", address: str = "",
+        self,
+        program: Program,
+        headers: Mapping[str, str] = NOTHING,
+        last_id: str = "",
+        address: str = "",
         reads: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         source = (address, 0) if address else elsewhere()
-        self.connection = http.client.HTTPConnection("127.0.0.1", program.port, timeout=30, source_address=source)
+        self.connection = http.client.HTTPConnection(
+            "127.0.0.1", program.port, timeout=30, source_address=source
+        )
         resumed = {"Last-Event-ID": last_id} if last_id else NOTHING
         self.connection.request("GET", "/api/events", headers={**headers, **resumed})
         self.socket: socket.socket = self.connection.sock  # which http.client forgets
@@ -117,7 +142,9 @@ class Stream(Parser):
 
     def wait(self, name: str, **fields: Any) -> Any:
         """The first event of this name with these fields, as soon as it is there."""
-        return wait_for(lambda: [data for data in self.of(name) if fields.items() <= data.items()])[0]
+        return wait_for(lambda: [data for data in self.of(name) if fields.items() <= data.items()])[
+            0
+        ]
 
     def wait_for_message(self, message: str, timeout_s: float = 20) -> None:
         wait_for(lambda: message in self.messages(), timeout_s)
@@ -156,8 +183,12 @@ def check_events(parser: Parser) -> None:
 
 def post(program: Program, path: str, cookie: str = "", **body: str) -> tuple[Answer, str]:
     """The answer to a POST, and the cookie it sets."""
-    connection = http.client.HTTPConnection("127.0.0.1", program.port, timeout=10, source_address=elsewhere())
-    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json", "Cookie": cookie})
+    connection = http.client.HTTPConnection(
+        "127.0.0.1", program.port, timeout=10, source_address=elsewhere()
+    )
+    connection.request(
+        "POST", path, json.dumps(body), {"Content-Type": "application/json", "Cookie": cookie}
+    )
     answer = connection.getresponse()
     found = Answer(answer.status, answer.headers, answer.read())
     connection.close()
@@ -173,7 +204,9 @@ def login(program: Program, secret: str, cookie: str = "") -> str:
 
 def streams_of(program: Program, key: str = "") -> int:
     """How many streams the program says it has."""
-    found = re.search(r"^tbmon_streams (\d+)$", ask(program, "/metrics", key=key).body.decode(), re.M)
+    found = re.search(
+        r"^tbmon_streams (\d+)$", ask(program, "/metrics", key=key).body.decode(), re.M
+    )
     assert found is not None
     return int(found[1])
 
@@ -194,13 +227,18 @@ class Tuned(Program):
     def start(self, command: str = "serve") -> Program:
         with self.log.open("ab") as log:
             words = (sys.executable, "-c", self.CODE, command)
-            self.process = subprocess.Popen(words, env=self.env, cwd=self.folder, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                words, env=self.env, cwd=self.folder, stdout=log, stderr=log
+            )
         wait_for(self.answers)
         return self
 
 
 def live(
-    folder: Path, kind: type[Program] = Program, headers: Mapping[str, str] = NOTHING, **settings: str
+    folder: Path,
+    kind: type[Program] = Program,
+    headers: Mapping[str, str] = NOTHING,
+    **settings: str,
 ) -> Program:
     """A monitor that has read MANY lines of history: what is written from now on is told."""
     (folder / "logs").mkdir(parents=True)
@@ -253,20 +291,30 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
 # What is told
 
 
-@pytest.mark.parametrize("headers", [{}, {"Accept-Encoding": "gzip, deflate, br"}, {"Accept": "text/event-stream"}])
-def test_a_stream_opens_with_headers_that_no_proxy_holds_back(site: Program, headers: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "headers", [{}, {"Accept-Encoding": "gzip, deflate, br"}, {"Accept": "text/event-stream"}]
+)
+def test_a_stream_opens_with_headers_that_no_proxy_holds_back(
+    site: Program, headers: dict[str, str]
+) -> None:
     with Stream(site, headers) as stream:
         given = stream.answer.headers
         assert given["Content-Type"] == "text/event-stream; charset=utf-8"
         assert (given["X-Accel-Buffering"], given["Cache-Control"]) == ("no", "no-store")
-        assert (given["Content-Encoding"], given["Content-Length"], given["ETag"]) == (None, None, None)
+        assert (given["Content-Encoding"], given["Content-Length"], given["ETag"]) == (
+            None,
+            None,
+            None,
+        )
         assert given["X-Content-Type-Options"] == "nosniff"
         assert stream.retry.isdigit() and 500 <= int(stream.retry) <= 10_000
 
 
 def test_a_client_of_http_1_0_reads_the_same_stream_until_its_end(site: Program) -> None:
     parser = Parser()
-    with socket.create_connection(("127.0.0.1", site.port), 5, source_address=elsewhere()) as client:
+    with socket.create_connection(
+        ("127.0.0.1", site.port), 5, source_address=elsewhere()
+    ) as client:
         client.sendall(REQUEST % b"1.0")
         head, data = b"", b""
         while b"\r\n\r\n" not in head:
@@ -289,7 +337,11 @@ def test_events_carry_what_the_lists_show(site: Program) -> None:
         assert (first["status"], first["completed_at"]) == ("received", None)
         slots = {"subscriber": "InvoiceSubscriber", "current": 1, "total": 4}
         assert stream.wait("semaphore", subscriber="InvoiceSubscriber") == slots
-        ended = [f"Starting task execution {name}", output(True, executionId=name), f"Execution {name} completed"]
+        ended = [
+            f"Starting task execution {name}",
+            output(True, executionId=name),
+            f"Execution {name} completed",
+        ]
         say(site, *ended, invoice(name, "pay", number))
         stream.wait("task", status="completed")
         stream.wait("invoice", invoice_id=number)
@@ -297,7 +349,10 @@ def test_events_carry_what_the_lists_show(site: Program) -> None:
         last = stream.of("task")[-1]
         assert (last["id"], last["gas_used"]) == (first["id"], str(HUGE))
         assert [last] == ask(site, f"/api/tasks?execution_id={name}").json["tasks"]
-        assert stream.of("invoice")[-1:] == ask(site, f"/api/invoices?execution_id={name}").json["invoices"]
+        assert (
+            stream.of("invoice")[-1:]
+            == ask(site, f"/api/invoices?execution_id={name}").json["invoices"]
+        )
         newest = ask(site, "/api/logs?limit=6", password=PASSWORD).json["logs"]
         assert stream.of("log") == newest[::-1]
         found = ask(site, "/api/status").json["node"]["slots"]["InvoiceSubscriber"]
@@ -314,8 +369,14 @@ def test_an_entry_that_grew_is_told_whole(site: Program) -> None:
         write(site, '  "a": 1', "}")
         whole = f'{message}\n  "a": 1\n}}'
         stream.wait_for_message(whole)
-        assert len({entry["id"] for entry in stream.of("log") if entry["message"].startswith(message)}) == 1
-        assert stream.of("log")[-1] == ask(site, "/api/logs?limit=1", password=PASSWORD).json["logs"][0]
+        assert (
+            len({entry["id"] for entry in stream.of("log") if entry["message"].startswith(message)})
+            == 1
+        )
+        assert (
+            stream.of("log")[-1]
+            == ask(site, "/api/logs?limit=1", password=PASSWORD).json["logs"][0]
+        )
 
 
 def test_history_that_is_read_at_the_start_is_told_by_one_reset(site: Program) -> None:
@@ -331,14 +392,20 @@ def test_the_node_s_status_is_told_as_the_api_has_it(site: Program) -> None:
         with Stream(site, last_id=first_id(site)) as stream:
             return {**stream.wait("node_status"), "timestamp": None}
 
-    wait_for(lambda: told() == {**ask(site, "/api/status").json, "timestamp": None})  # unless it changed in between
+    wait_for(
+        lambda: told() == {**ask(site, "/api/status").json, "timestamp": None}
+    )  # unless it changed in between
 
 
 # Who is told
 
 
-@pytest.mark.parametrize("headers", [{}, {"Authorization": f"Bearer {PASSWORD}"}, {"X-Stream-Token": PASSWORD}])
-def test_without_the_password_nothing_of_the_log_is_told(site: Program, headers: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "headers", [{}, {"Authorization": f"Bearer {PASSWORD}"}, {"X-Stream-Token": PASSWORD}]
+)
+def test_without_the_password_nothing_of_the_log_is_told(
+    site: Program, headers: dict[str, str]
+) -> None:
     name = next(NAMES)
     with Stream(site, headers) as stream, Stream(site, OPEN) as other:
         say(site, received(name, input="canary input"), f"Execution {name} failed: canary words")
@@ -371,19 +438,25 @@ def test_nothing_is_taken_from_the_url(site: Program, query: str) -> None:
 @pytest.mark.parametrize(
     ("headers", "name"),
     [
-        ({}, "API key"), ({"X-Stream-Token": "a token"}, "API key"), ({"Authorization": "Bearer a key"}, "token"),
+        ({}, "API key"),
+        ({"X-Stream-Token": "a token"}, "API key"),
+        ({"Authorization": "Bearer a key"}, "token"),
         ({"Authorization": "Bearer a key", "X-Stream-Token": "another"}, "token"),
         ({"Authorization": "Bearer a key", **OPEN}, "token"),
     ],
-)  # fmt: skip
-def test_a_stream_without_its_secrets_is_refused_at_once(locked: Program, headers: dict[str, str], name: str) -> None:
+)
+def test_a_stream_without_its_secrets_is_refused_at_once(
+    locked: Program, headers: dict[str, str], name: str
+) -> None:
     stream = Stream(locked, headers, reads=False)
     stream.close()
     assert (stream.status, name in stream.error) == (401, True)
     wait_for(lambda: streams_of(locked, key="Bearer a key") == 0, 3)
 
 
-def test_a_session_is_told_the_log_from_the_login_on_that_opens_it_and_ends_with_it(locked: Program) -> None:
+def test_a_session_is_told_the_log_from_the_login_on_that_opens_it_and_ends_with_it(
+    locked: Program,
+) -> None:
     cookie = login(locked, "a token", login(locked, "a key"))
     with Stream(locked, {"Cookie": cookie}) as stream, Stream(locked, SECRETS | OPEN) as other:
         before, after = next(NAMES), next(NAMES)
@@ -440,19 +513,37 @@ def test_a_reader_that_comes_back_misses_nothing_and_gets_nothing_twice(site: Pr
 @pytest.mark.parametrize(
     "last_id",
     [
-        "00000000-1", "00000000-{newest}", "{boot}-99999999",
-        "{boot}-999999999999999999", "{boot}-9" + "9" * 400, "{boot}--1", "{boot}-",
-        "{boot}", "{boot}-1x", "{boot}-1.0", "{boot} -1", "-1", "1", "junk", "\u00b2", "{boot}-\u00b2", "'; DROP TABLE",
+        "00000000-1",
+        "00000000-{newest}",
+        "{boot}-99999999",
+        "{boot}-999999999999999999",
+        "{boot}-9" + "9" * 400,
+        "{boot}--1",
+        "{boot}-",
+        "{boot}",
+        "{boot}-1x",
+        "{boot}-1.0",
+        "{boot} -1",
+        "-1",
+        "1",
+        "junk",
+        "\u00b2",
+        "{boot}-\u00b2",
+        "'; DROP TABLE",
     ],
-)  # fmt: skip
+)
 def test_an_id_that_cannot_be_gone_on_from_gets_one_reset(site: Program, last_id: str) -> None:
     with Stream(site) as stream:
         boot, newest = stream.last_id.split("-")
-    with Stream(site, last_id=last_id.replace("{boot}", boot).replace("{newest}", newest)) as stream:
+    with Stream(
+        site, last_id=last_id.replace("{boot}", boot).replace("{newest}", newest)
+    ) as stream:
         stream.wait("reset")
         assert [event.name for event in stream.events] == ["reset"]
         assert stream.of("reset")[0]["reason"]
-        assert stream.last_id.partition("-")[0] == boot and int(stream.last_id.partition("-")[2]) >= int(newest)
+        assert stream.last_id.partition("-")[0] == boot and int(
+            stream.last_id.partition("-")[2]
+        ) >= int(newest)
 
 
 def test_a_burst_is_told_exactly_once_and_what_the_ring_has_lost_by_a_reset(tmp_path: Path) -> None:
@@ -477,8 +568,12 @@ def test_a_burst_is_told_exactly_once_and_what_the_ring_has_lost_by_a_reset(tmp_
     kept = newest - tbmon.Ring.SIZE
     with Stream(program, last_id=f"{boot}-{kept - 1}") as over:
         over.wait("reset")
-    with Stream(program, OPEN, f"{boot}-{kept + 5}") as whole:  # the verdict may have changed meanwhile
-        wait_for(lambda: len(whole.events) >= tbmon.Ring.SIZE - 10, 60)  # some may be one thing told twice
+    with Stream(
+        program, OPEN, f"{boot}-{kept + 5}"
+    ) as whole:  # the verdict may have changed meanwhile
+        wait_for(
+            lambda: len(whole.events) >= tbmon.Ring.SIZE - 10, 60
+        )  # some may be one thing told twice
         assert whole.of("reset") == []
         assert whole.messages()[-1] == f"more {tbmon.Ring.SIZE - 1}"
     end(program)
@@ -553,7 +648,9 @@ def test_readers_of_the_ring_miss_nothing_that_many_writers_add() -> None:
         thread.join(20)
     for mine in got:
         assert [one.number for one in mine] == list(range(1, 2 * writers * each + 1))
-        assert all(one.key == two.key for one, two in zip(mine[::2], mine[1::2], strict=True))  # of one `add`
+        assert all(
+            one.key == two.key for one, two in zip(mine[::2], mine[1::2], strict=True)
+        )  # of one `add`
         for writer in range(writers):
             assert [one.key[1] for one in mine[::2] if one.key[0] == writer] == list(range(each))
 
@@ -613,7 +710,9 @@ def test_a_hundred_streams_hold_and_the_api_answers_at_once(tmp_path: Path) -> N
     say(program, last)
     wait_for(lambda: all(last in stream.messages() for stream in streams))
     assert [stream.ended_at for stream in streams] == [0.0] * 100
-    assert {json.dumps(stream.of("log")[-1]) for stream in streams} == {json.dumps(streams[0].of("log")[-1])}
+    assert {json.dumps(stream.of("log")[-1]) for stream in streams} == {
+        json.dumps(streams[0].of("log")[-1])
+    }
     for stream in streams[20:]:
         stream.close()
     wait_for(lambda: streams_of(program) == 20, 5)
@@ -631,7 +730,9 @@ def peak_mib(program: Program) -> float:
     return figure_of(program.process.pid, "VmHWM") / 1024
 
 
-def test_a_reader_that_never_reads_is_cut_and_costs_neither_memory_nor_others(tuned: Program) -> None:
+def test_a_reader_that_never_reads_is_cut_and_costs_neither_memory_nor_others(
+    tuned: Program,
+) -> None:
     def blind() -> socket.socket:
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -664,7 +765,11 @@ def test_a_reader_that_never_reads_is_cut_and_costs_neither_memory_nor_others(tu
 def test_a_stream_says_every_15_seconds_that_it_is_still_there(quiet: Stream) -> None:
     wait_for(lambda: quiet.comments, 22)
     heard = sorted([quiet.opened_at, *quiet.comments, *(event.at for event in quiet.events)])
-    waits = [heard[number] - heard[number - 1] for number in range(1, len(heard)) if heard[number] in quiet.comments]
+    waits = [
+        heard[number] - heard[number - 1]
+        for number in range(1, len(heard))
+        if heard[number] in quiet.comments
+    ]
     assert waits and all(14.5 < wait < 16 for wait in waits)
     assert not quiet.ended_at
 
@@ -672,12 +777,16 @@ def test_a_stream_says_every_15_seconds_that_it_is_still_there(quiet: Stream) ->
 # The engine, the browser
 
 
-def test_what_the_node_says_is_told_within_a_second(node: Node, program: Callable[..., Program]) -> None:
+def test_what_the_node_says_is_told_within_a_second(
+    node: Node, program: Callable[..., Program]
+) -> None:
     node.run()
     one = program(CONTAINER_NAME=node.name).start()
     with Stream(one, OPEN) as stream:
         node.say(header("Starting services"))
-        stream.wait_for_message("Starting services", 40)  # an engine may be slow to let follow a log that is empty yet
+        stream.wait_for_message(
+            "Starting services", 40
+        )  # an engine may be slow to let follow a log that is empty yet
         for number in range(8):
             message, began = f"how long does it take, {number}", time.monotonic()
             node.say(header(message))
@@ -690,11 +799,18 @@ def test_what_the_node_says_is_told_within_a_second(node: Node, program: Callabl
         node.say(header(received(task)))
         assert stream.wait("gap") == allowed(one, "/api/logs/status")["gaps"][0]
         stream.wait("task", execution_id=task)
-        wait_for(lambda: node.name in [(told["container"] or {}).get("name") for told in stream.of("node_status")])
+        wait_for(
+            lambda: (
+                node.name
+                in [(told["container"] or {}).get("name") for told in stream.of("node_status")]
+            )
+        )
     assert one.end() == 0
 
 
-def test_what_the_engine_kept_from_before_is_not_told_line_by_line(node: Node, program: Callable[..., Program]) -> None:
+def test_what_the_engine_kept_from_before_is_not_told_line_by_line(
+    node: Node, program: Callable[..., Program]
+) -> None:
     node.run()
     node.say("\n".join(header(f"history {number}") for number in range(MANY)))
     wait_for(lambda: docker("logs", node.name).count("history") == MANY)
@@ -733,13 +849,17 @@ def test_a_browser_gets_the_stream_and_after_a_login_the_log(browser: Any, tmp_p
         say(program, received(task))
         wait_for(lambda: seen("task"))
         assert seen("task")[0]["execution_id"] == task
-        wait_for(lambda: [one for one in seen("node_status") if one["verdict"]["state"] == "working"])
+        wait_for(
+            lambda: [one for one in seen("node_status") if one["verdict"]["state"] == "working"]
+        )
         assert seen("log") == []
         assert page.evaluate(LOG_IN, "wrong") == 401
         assert page.evaluate(LOG_IN, PASSWORD) == 200
         page.evaluate(LISTEN)
         say(program, "for those who logged in")
-        wait_for(lambda: [one for one in seen("log") if one["message"] == "for those who logged in"])
+        wait_for(
+            lambda: [one for one in seen("log") if one["message"] == "for those who logged in"]
+        )
     finally:
         page.close()
         end(program)

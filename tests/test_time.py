@@ -112,14 +112,28 @@ def test_what_is_no_time_is_none(value: object) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [END, END // 1000, 99_999_999_999, "99999999999", "1970-01-01T00:00:00+01:00", "2105-12-31T23:59:59-01:00"],
+    [
+        END,
+        END // 1000,
+        99_999_999_999,
+        "99999999999",
+        "1970-01-01T00:00:00+01:00",
+        "2105-12-31T23:59:59-01:00",
+    ],
 )
 def test_a_time_outside_1970_to_2105_is_none_in_every_form(value: object) -> None:
     assert parse_time(value) is None
 
 
 @MORE
-@given(st.one_of(st.text(), st.floats(), st.integers(), st.from_regex(r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}\Z")))
+@given(
+    st.one_of(
+        st.text(),
+        st.floats(),
+        st.integers(),
+        st.from_regex(r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}\Z"),
+    )
+)
 def test_a_time_never_raises_and_can_always_be_written(value: object) -> None:
     ms = parse_time(value)
     assert ms is None or (0 <= ms < END and utc(ms))

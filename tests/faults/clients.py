@@ -1,14 +1,16 @@
-"""Clients of tbmon in a process of their own: streams that check what they are told, callers of the API, and harm.
+"""Clients of tbmon in a process of their own: streams that check what they are told, callers of the
+API, and harm.
 
-`Clients` starts it. As a script it connects everything and prints "ready"; told the last task's name in a line, it
-waits until every stream has told of that task, hangs up, and prints what it saw as JSON. Streams ask by HTTP/1.0, so
-that their bytes come without the frames of chunks.
+`Clients` starts it. As a script it connects everything and prints "ready"; told the last task's
+name in a line, it waits until every stream has told of that task, hangs up, and prints what it saw
+as JSON. Streams ask by HTTP/1.0, so that their bytes come without the frames of chunks.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import json
 import random
@@ -22,13 +24,19 @@ from collections.abc import Coroutine, Mapping
 from typing import Any
 
 PASSWORD = "X-Task-Data-Password: open sesame\r\n"
-EVENT = re.compile(rb"(?:retry: \d+\n)?id: [0-9a-f]{8}-(\d+)(?:\nevent: (\w+)\ndata: (.*)|\n: still here)?", re.S)
+EVENT = re.compile(
+    rb"(?:retry: \d+\n)?id: [0-9a-f]{8}-(\d+)(?:\nevent: (\w+)\ndata: (.*)|\n: still here)?", re.S
+)
 NUMBER = re.compile(rb'(?:\bn=|\\"n\\": )(\d+)')  # which each entry of a test's log carries
 NAME = re.compile(rb'"(execution_id|invoice_id)": "([^"]+)"')
 PAGES = {
-    "status": "/api/status", "tasks": "/api/tasks?limit=50", "task": "/api/tasks/", "logs": "/api/logs?limit=100",
-    "stats": "/api/tasks/stats/summary", "search": "/api/logs?limit=20&search=",
-}  # fmt: skip
+    "status": "/api/status",
+    "tasks": "/api/tasks?limit=50",
+    "task": "/api/tasks/",
+    "logs": "/api/logs?limit=100",
+    "stats": "/api/tasks/stats/summary",
+    "search": "/api/logs?limit=20&search=",
+}
 PAUSE_S = 0.5  # between two requests of one caller, in the mean
 PATIENCE_S = 20  # for every stream to be open, and for the last task to be told of
 
@@ -39,7 +47,9 @@ def address(kind: int, number: int) -> tuple[str, int]:
 
 
 class Stream(asyncio.Protocol):
-    """A stream that is read: ids must rise, and its log go on number by number unless a reset says otherwise."""
+    """A stream that is read: ids must rise, and its log go on number by number unless a reset says
+    otherwise.
+    """
 
     def __init__(self, is_private: bool, keeps_times: bool) -> None:
         self.is_private, self.keeps_times = is_private, keeps_times
@@ -96,9 +106,14 @@ class Stream(asyncio.Protocol):
 
     def seen(self) -> dict[str, Any]:
         return {
-            "private": self.is_private, "told": self.told, "faults": self.faults[:3], "ended": self.ended,
-            "completed": len(self.completed), "invoices": len(self.invoices), "arrived": self.arrived,
-        }  # fmt: skip
+            "private": self.is_private,
+            "told": self.told,
+            "faults": self.faults[:3],
+            "ended": self.ended,
+            "completed": len(self.completed),
+            "invoices": len(self.invoices),
+            "arrived": self.arrived,
+        }
 
 
 class Callers:
@@ -110,7 +125,9 @@ class Callers:
 
     async def run(self, number: int) -> None:
         made = await asyncio.open_connection("127.0.0.1", self.port, local_addr=address(2, number))
-        word = "nothing+has+this" if number == 0 else "slots"  # one of them looks through everything
+        word = (
+            "nothing+has+this" if number == 0 else "slots"
+        )  # one of them looks through everything
         for name, page in itertools.cycle(PAGES.items()):
             await asyncio.sleep(random.uniform(0, 2 * PAUSE_S))
             if name != "task" or self.task:
@@ -118,7 +135,9 @@ class Callers:
                 await self.ask(*made, page + {"task": self.task, "search": word}.get(name, ""))
                 self.taken[name].append(time.monotonic() - began)
 
-    async def ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: str) -> None:
+    async def ask(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: str
+    ) -> None:
         writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n{PASSWORD}\r\n".encode())
         head = await reader.readuntil(b"\r\n\r\n")
         length = re.search(rb"\r\nContent-Length: (\d+)\r\n", head)
@@ -132,13 +151,17 @@ class Callers:
 async def drip(port: int, number: int) -> None:
     """Send a request one byte a second, for ever."""
     _, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=address(3, number))
-    for byte in itertools.chain(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: ", itertools.repeat(97)):
+    for byte in itertools.chain(
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: ", itertools.repeat(97)
+    ):
         writer.write(bytes([byte]))
         await asyncio.sleep(1)
 
 
 def blind(port: int, number: int) -> socket.socket:
-    """Ask for a stream with the log and never read it: to the program, like a client whose host went away."""
+    """Ask for a stream with the log and never read it: to the program, like a client whose host
+    went away.
+    """
     made = socket.socket()
     made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     made.bind(address(4, number))
@@ -167,10 +190,17 @@ async def work(port: int, kinds: dict[str, int], keeps_times: bool) -> dict[str,
     streams, callers = list[Stream](), Callers(port)
     for number in range(kinds.get("streams", 0)):
         one = Stream(number < kinds.get("private", 0), keeps_times)
-        await loop.create_connection(lambda one=one: one, "127.0.0.1", port, local_addr=address(1, number))  # type: ignore[misc]
+        await loop.create_connection(
+            functools.partial(lambda made: made, one),
+            "127.0.0.1",
+            port,
+            local_addr=address(1, number),
+        )
         streams.append(one)
     blinds = [blind(port, number) for number in range(kinds.get("blind", 0))]
-    tasks: list[Coroutine[Any, Any, None]] = [callers.run(number) for number in range(kinds.get("callers", 0))]
+    tasks: list[Coroutine[Any, Any, None]] = [
+        callers.run(number) for number in range(kinds.get("callers", 0))
+    ]
     tasks += [drip(port, number) for number in range(kinds.get("drips", 0))]
     running = [asyncio.create_task(task) for task in tasks]
     deadline = time.monotonic() + PATIENCE_S
@@ -180,7 +210,10 @@ async def work(port: int, kinds: dict[str, int], keeps_times: bool) -> dict[str,
     print("ready", flush=True)
     last = (await loop.run_in_executor(None, sys.stdin.readline)).strip().encode()
     deadline = time.monotonic() + PATIENCE_S
-    while not all(last in one.completed or one.ended for one in streams) and time.monotonic() < deadline:
+    while (
+        not all(last in one.completed or one.ended for one in streams)
+        and time.monotonic() < deadline
+    ):
         await asyncio.sleep(0.02)
     failed = [repr(one.exception()) for one in running if one.done()]  # none ends by itself
     seen = [{**one.seen(), "last": last in one.completed} for one in streams]
@@ -190,15 +223,24 @@ async def work(port: int, kinds: dict[str, int], keeps_times: bool) -> dict[str,
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
-    return {"streams": seen, "calls": callers.taken, "faults": callers.faults[:3] + failed[:3], "blind": sent}
+    return {
+        "streams": seen,
+        "calls": callers.taken,
+        "faults": callers.faults[:3] + failed[:3],
+        "blind": sent,
+    }
 
 
 class Clients:
-    """The process, as its parent sees it; `kinds` says how many `streams`, of them `private`, `callers` and so on."""
+    """The process, as its parent sees it; `kinds` says how many `streams`, of them `private`,
+    `callers` and so on.
+    """
 
     def __init__(self, port: int, kinds: Mapping[str, int], keeps_times: bool = False) -> None:
         words = (sys.executable, __file__, str(port), json.dumps(kinds), str(int(keeps_times)))
-        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         assert self.process.stdout is not None
         if self.process.stdout.readline() != "ready\n":
             self.process.kill()
@@ -219,4 +261,6 @@ class Clients:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(work(int(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3] == "1"))))
+    print(
+        json.dumps(asyncio.run(work(int(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3] == "1")))
+    )

@@ -121,7 +121,9 @@ class Station:
 
     def stored(self) -> list[int]:
         """The numbers of the lines in the database, in their order there."""
-        rows = self.ask("SELECT message FROM log WHERE message LIKE 'line %' ORDER BY substr(key, 1, 4), seq")
+        rows = self.ask(
+            "SELECT message FROM log WHERE message LIKE 'line %' ORDER BY substr(key, 1, 4), seq"
+        )
         return [int(row[0].split()[1]) for row in rows]
 
     def ask(self, sql: str) -> list[Any]:
@@ -131,9 +133,13 @@ class Station:
             return db.execute(sql).fetchall()
 
     def has_all(self) -> bool:
-        """Whether every line is there, once, in order; no answer while the file is out of reach is a no."""
+        """Whether every line is there, once, in order; no answer while the file is out of reach is
+        a no.
+        """
         with contextlib.suppress(sqlite3.Error):
-            enough = self.ask("SELECT COUNT(*) FROM log WHERE message LIKE 'line %'")[0][0] >= self.told
+            enough = (
+                self.ask("SELECT COUNT(*) FROM log WHERE message LIKE 'line %'")[0][0] >= self.told
+            )
             return enough and self.stored() == list(range(self.told))
         return False
 
@@ -163,7 +169,9 @@ class Station:
         return sorted(path for path in self.disk.glob("t.db.damaged-*") if path.name.endswith("Z"))
 
     def limit_file_size(self, most: str) -> None:
-        """The kernel refuses the program's writes beyond so many bytes of any file, by a limit that can be lifted."""
+        """The kernel refuses the program's writes beyond so many bytes of any file, by a limit that
+        can be lifted.
+        """
         root("prlimit", f"--pid={self.program.process.pid}", f"--fsize={most}:")
 
     def close(self) -> None:

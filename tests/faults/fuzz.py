@@ -1,7 +1,9 @@
-"""Fuzzing: a fast mutator with a seed, the corpus, and the runs over the targets of fuzz_targets.py.
+"""Fuzzing: a fast mutator with a seed, the corpus, and the runs over the targets of
+fuzz_targets.py.
 
-By hand: `python tests/faults/fuzz.py TARGET FILE...` replays inputs, `python tests/faults/fuzz.py TARGET --count 100000
---seed 7` mutates. An input that found a fault is kept in corpus/TARGET/, beside small seeds.
+By hand: `python tests/faults/fuzz.py TARGET FILE...` replays inputs, `python tests/faults/fuzz.py
+TARGET --count 100000 --seed 7` mutates. An input that found a fault is kept in corpus/TARGET/,
+beside small seeds.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ Check = Callable[[bytes], None]
 
 
 class Target(NamedTuple):
-    """What is fuzzed: `make` returns a check that raises if the program breaks a promise for an input."""
+    """What is fuzzed: `make` returns a check that raises if the program breaks a promise for an
+    input.
+    """
 
     make: Callable[[Path], Check]
     seeds: Sequence[bytes]
@@ -48,7 +52,9 @@ class Told(NamedTuple):
 
     def __str__(self) -> str:
         rate, slowest_ms = self.inputs / max(self.seconds, 1e-9), 1000 * self.slowest_s
-        return f"{self.inputs} inputs, {rate:.0f} a CPU second, the slowest took {slowest_ms:.1f} ms"
+        return (
+            f"{self.inputs} inputs, {rate:.0f} a CPU second, the slowest took {slowest_ms:.1f} ms"
+        )
 
 
 class Fault(AssertionError):
@@ -62,7 +68,9 @@ def put_byte(draw: Draw, data: bytes, other: bytes, words: Sequence[bytes]) -> b
 
 def flip_bit(draw: Draw, data: bytes, other: bytes, words: Sequence[bytes]) -> bytes:
     at = int(draw() * len(data))
-    return b"%b%c%b" % (data[:at], data[at] ^ 1 << int(draw() * 8), data[at + 1 :]) if data else data
+    return (
+        b"%b%c%b" % (data[:at], data[at] ^ 1 << int(draw() * 8), data[at + 1 :]) if data else data
+    )
 
 
 def put_word(draw: Draw, data: bytes, other: bytes, words: Sequence[bytes]) -> bytes:
@@ -97,11 +105,24 @@ def put_part(draw: Draw, data: bytes, other: bytes, words: Sequence[bytes]) -> b
 def count_on(draw: Draw, data: bytes, other: bytes, words: Sequence[bytes]) -> bytes:
     """Change a digit: times, counts and ids are what most values are made of."""
     at = int(draw() * (len(data) + 1))
-    end = next((place for place in range(at, min(at + 40, len(data))) if 48 <= data[place] <= 57), None)
+    end = next(
+        (place for place in range(at, min(at + 40, len(data))) if 48 <= data[place] <= 57), None
+    )
     return data if end is None else data[:end] + b"%d" % int(draw() * 10) + data[end + 1 :]
 
 
-CHANGES = (put_byte, flip_bit, put_word, put_word, replace_span, cut_span, repeat_span, splice, put_part, count_on)
+CHANGES = (
+    put_byte,
+    flip_bit,
+    put_word,
+    put_word,
+    replace_span,
+    cut_span,
+    repeat_span,
+    splice,
+    put_part,
+    count_on,
+)
 
 
 def mutate(draw: Draw, data: bytes, other: bytes, words: Sequence[bytes]) -> bytes:
@@ -134,7 +155,9 @@ def inputs(target: Target, name: str, seed: int, count: int) -> Iterator[bytes]:
 
 @contextmanager
 def ending_hangs() -> Iterator[None]:
-    """An input that takes HANG_S ends in TimeoutError; the interpreter's regular expressions hear of it too."""
+    """An input that takes HANG_S ends in TimeoutError; the interpreter's regular expressions hear
+    of it too.
+    """
 
     def end(number: int, frame: object) -> None:
         raise TimeoutError(f"it took more than {HANG_S} s")
@@ -169,13 +192,17 @@ def attack(target: Target, name: str, folder: Path, seed: int, count: int) -> To
                 check(data)
             except Exception as error:
                 how = f"replay: python tests/faults/fuzz.py {name} {keep(name, data)}"
-                raise Fault(f"{error!r:.1000}\nseed {seed}; {how}\nMended, it belongs into {CORPUS / name}") from error
+                raise Fault(
+                    f"{error!r:.1000}\nseed {seed}; {how}\nMended, it belongs into {CORPUS / name}"
+                ) from error
             slowest_s = max(slowest_s, clock() - before)
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most_kib
     return Told(count, clock() - began, slowest_s, grown_kib)
 
 
-def attack_with(target: Target, name: str, folder: Path, seed: int, count: int, processes: int) -> Told:
+def attack_with(
+    target: Target, name: str, folder: Path, seed: int, count: int, processes: int
+) -> Told:
     """The same in several processes, each with a seed of its own."""
     if processes == 1:
         return attack(target, name, folder, seed, count)
@@ -186,9 +213,11 @@ def attack_with(target: Target, name: str, folder: Path, seed: int, count: int, 
         ]
         told = [part.result() for part in parts]
     return Told(
-        sum(one.inputs for one in told), sum(one.seconds for one in told),
-        max(one.slowest_s for one in told), max(one.grown_kib for one in told),
-    )  # fmt: skip
+        sum(one.inputs for one in told),
+        sum(one.seconds for one in told),
+        max(one.slowest_s for one in told),
+        max(one.grown_kib for one in told),
+    )
 
 
 def replay(target: Target, folder: Path, paths: Sequence[Path]) -> None:
@@ -219,7 +248,9 @@ def main() -> None:
         if given.files:
             replay(TARGETS[given.target], Path(folder), given.files)
         else:
-            told = attack(TARGETS[given.target], given.target, Path(folder), given.seed, given.count)
+            told = attack(
+                TARGETS[given.target], given.target, Path(folder), given.seed, given.count
+            )
             print(f"{told}, seed {given.seed}")
 
 

@@ -1,5 +1,6 @@
-"""What is fuzzed, and what must hold for every input; the validators are written from the published schema, not from
-the program's tables."""
+"""What is fuzzed, and what must hold for every input; the validators are written from the published
+schema, not from the program's tables.
+"""
 
 from __future__ import annotations
 
@@ -28,18 +29,74 @@ from node_samples import HEADER, KEY, OWN, PEER, REQUESTER, SAMPLES, WHOLE_LOG
 import aggregator
 import tbmon
 
-WIRE = [path.read_bytes().strip() for path in sorted((SAMPLES.parent / "wire" / "v1").glob("*.json"))]
+WIRE = [
+    path.read_bytes().strip() for path in sorted((SAMPLES.parent / "wire" / "v1").glob("*.json"))
+]
 WALLETS = [one.lower().encode() for one in (OWN, REQUESTER, PEER)]
 SECRETS = {"local": "", "private": "pass word", "stream": ""}
 STATUSES = {200, 204, 304, 400, 401, 403, 404, 405, 409, 410, 413, 415, 421, 429, 431, 503}
-BRACKETS = [b"{", b"}", b"[", b"]", b'"', b"'", b"`", b"\\", b":", b",", b"+", b"\n", b" ", b"\t", b"\r", b"\0",
-b"\x1b[0m"]
-NUMBERS = [b"0", b"-1", b"9" * 20, b"1e999", b"NaN", b"-Infinity", b"1.5", b"9" * 5000, b"123n", b"\xd9\xa3", b"1_0"]
-VALUES = [b"null", b"true", b"false", b"undefined", b"{}", b"[]", b'""', b"[Object]", b"[Circular *1]", b'"\\ud800"']
-ODD = [b"\xff", b"\xe2\x80\xa8", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\xf0\x9f\x98\x80", b"\x7f", b"%00", b"%ff",
-b"\x85"]
-ADDRESSES = [b"0x" + OWN.encode(), OWN.lower().encode(), OWN.upper().encode(), b"0X" + REQUESTER.encode(),
-PEER.encode()]
+BRACKETS = [
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b'"',
+    b"'",
+    b"`",
+    b"\\",
+    b":",
+    b",",
+    b"+",
+    b"\n",
+    b" ",
+    b"\t",
+    b"\r",
+    b"\0",
+    b"\x1b[0m",
+]
+NUMBERS = [
+    b"0",
+    b"-1",
+    b"9" * 20,
+    b"1e999",
+    b"NaN",
+    b"-Infinity",
+    b"1.5",
+    b"9" * 5000,
+    b"123n",
+    b"\xd9\xa3",
+    b"1_0",
+]
+VALUES = [
+    b"null",
+    b"true",
+    b"false",
+    b"undefined",
+    b"{}",
+    b"[]",
+    b'""',
+    b"[Object]",
+    b"[Circular *1]",
+    b'"\\ud800"',
+]
+ODD = [
+    b"\xff",
+    b"\xe2\x80\xa8",
+    b"\xed\xa0\x80",
+    b"\xef\xbb\xbf",
+    b"\xf0\x9f\x98\x80",
+    b"\x7f",
+    b"%00",
+    b"%ff",
+    b"\x85",
+]
+ADDRESSES = [
+    b"0x" + OWN.encode(),
+    OWN.lower().encode(),
+    OWN.upper().encode(),
+    b"0X" + REQUESTER.encode(),
+    PEER.encode(),
+]
 
 
 def dice_of(data: bytes) -> random.Random:
@@ -59,7 +116,9 @@ def pieces(data: Any, dice: random.Random) -> Iterator[Any]:
 
 
 def framed(lines: Sequence[bytes], tty: bool = False) -> bytes:
-    """Lines as the engine sends them, in frames of up to 16 KiB, or with carriage returns as of a terminal."""
+    """Lines as the engine sends them, in frames of up to 16 KiB, or with carriage returns as of a
+    terminal.
+    """
     sent = []
     for number, line in enumerate(lines):
         stamp = b"2025-11-24T14:31:11.%09dZ " % number
@@ -67,7 +126,9 @@ def framed(lines: Sequence[bytes], tty: bool = False) -> bytes:
             sent.append(stamp + line + b"\r\n")
             continue
         whole = line + b"\n"
-        ends = [whole[at : at + tbmon.PIECE_BYTES] for at in range(0, len(whole), tbmon.PIECE_BYTES)]
+        ends = [
+            whole[at : at + tbmon.PIECE_BYTES] for at in range(0, len(whole), tbmon.PIECE_BYTES)
+        ]
         ends[-2:] = [b"".join(ends[-2:])] if ends[-1] == b"\n" and len(ends) > 1 else ends[-2:]
         sent += [frame(1 + number % 2, stamp + piece) for piece in ends]
     return b"".join(sent)
@@ -89,7 +150,9 @@ def fuzz_frames(folder: Path) -> Check:
         tty, stream, dice = data[:1] == b"t", data[1:], dice_of(data)
         whole = read_frames(tty, [stream])
         longest = max(map(len, stream.split(b"\n")))
-        if not tty or longest <= tbmon.PIECE_BYTES:  # a terminal's longer lines may lack what ends them
+        if (
+            not tty or longest <= tbmon.PIECE_BYTES
+        ):  # a terminal's longer lines may lack what ends them
             assert read_frames(tty, pieces(stream, dice)) == whole
         if len(stream) < 400:
             assert read_frames(tty, [stream[at : at + 1] for at in range(len(stream))]) == whole
@@ -112,22 +175,30 @@ def addresses_in(text: str) -> list[str]:
     """Runs of exactly 40 hex digits, and 40 after 0x that no other follows; pseudonyms left out."""
     plain = re.sub("wallet:[0-9a-f]{16}", "~", text)
     runs = re.findall("[0-9a-fA-F]+", plain)
-    return [run for run in runs if len(run) == 40] + re.findall("0[xX][0-9a-fA-F]{40}(?![0-9a-fA-F])", plain)
+    return [run for run in runs if len(run) == 40] + re.findall(
+        "0[xX][0-9a-fA-F]{40}(?![0-9a-fA-F])", plain
+    )
 
 
-def assemble(lines: Sequence[Any], groups: Iterable[Sequence[Any]], cache: bool = True) -> list[tuple[Any, ...]]:
+def assemble(
+    lines: Sequence[Any], groups: Iterable[Sequence[Any]], cache: bool = True
+) -> list[tuple[Any, ...]]:
     assembler = tbmon.Assembler(tbmon.Redactor(KEY))
     if not cache:
         assembler.known = Forgetful()
     grown = {id(entry): entry for group in groups for entry in assembler.feed(group)}
-    return [(e.second, e.type, e.text, e.raw, e.header_id, e.head, e.stamped) for e in grown.values()]
+    return [
+        (e.second, e.type, e.text, e.raw, e.header_id, e.head, e.stamped) for e in grown.values()
+    ]
 
 
 def check_event(event: tbmon.Event | None) -> None:
     """Whatever a fact says can be stored and holds no address outside the task's own data."""
     if event is None:
         return
-    assert event.execution_id is None or re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", event.execution_id)
+    assert event.execution_id is None or re.fullmatch(
+        r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", event.execution_id
+    )
     for name, value in event.fields.items():
         if type(value) is int:
             assert -(2**63) <= value < 2**63, name
@@ -136,7 +207,9 @@ def check_event(event: tbmon.Event | None) -> None:
             assert not addresses_in(value), name
         assert isinstance(value, (str, int, float, list, type(None))), name
     for item in event.fields.get("line_items", ()):
-        assert set(item) == {"operation", "account", "steps", "memory_peak"} and not addresses_in(str(item))
+        assert set(item) == {"operation", "account", "steps", "memory_peak"} and not addresses_in(
+            str(item)
+        )
 
 
 def fuzz_lines(folder: Path) -> Check:
@@ -147,10 +220,18 @@ def fuzz_lines(folder: Path) -> Check:
         assert assemble(lines, [lines], cache=False) == entries
         redactor = tbmon.Redactor(KEY)
         for entry in tbmon.Assembler(redactor).feed(lines):
-            assert 0 <= entry.second < 2**32 and entry.type in tbmon.LOG_TYPES and len(entry.header_id) == 12
+            assert (
+                0 <= entry.second < 2**32
+                and entry.type in tbmon.LOG_TYPES
+                and len(entry.header_id) == 12
+            )
             assert len(entry.text) <= 2 * tbmon.ENTRY_BYTES
-            assert not addresses_in(entry.text) and not (entry.head and addresses_in(str(entry.head)))
-            check_event(tbmon.read_event(entry.type, entry.text, entry.raw or entry.text, redactor.clean))
+            assert not addresses_in(entry.text) and not (
+                entry.head and addresses_in(str(entry.head))
+            )
+            check_event(
+                tbmon.read_event(entry.type, entry.text, entry.raw or entry.text, redactor.clean)
+            )
 
     return check
 
@@ -173,7 +254,9 @@ def fuzz_payload(folder: Path) -> Check:
             check_event(tbmon.record_event(record, redactor.clean))
         with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(text)
-            assert not isinstance(value, dict) or tbmon.json_text(tbmon.read_payload(text)) == tbmon.json_text(value)
+            assert not isinstance(value, dict) or tbmon.json_text(
+                tbmon.read_payload(text)
+            ) == tbmon.json_text(value)
 
     return check
 
@@ -185,11 +268,15 @@ def fuzz_time(folder: Path) -> Check:
         text = data.decode("utf-8", "replace")
         ms, second = tbmon.parse_time(text), tbmon.parse_second(text)
         if ms is not None:
-            assert type(ms) is int and 0 <= ms < tbmon.END_MS and tbmon.parse_time(tbmon.utc(ms)) == ms
+            assert (
+                type(ms) is int and 0 <= ms < tbmon.END_MS and tbmon.parse_time(tbmon.utc(ms)) == ms
+            )
             assert (tbmon.utc(ms) or "").startswith(tbmon.utc_day(ms))
         if second is not None:
             again = tbmon.second_text(second)
-            assert tbmon.parse_second(again) == second and (text[17:] == "60" or text.replace("T", " ") == again)
+            assert tbmon.parse_second(again) == second and (
+                text[17:] == "60" or text.replace("T", " ") == again
+            )
             assert all(abs(zone.utc_ms(second) // 1000 - second) <= 86_400 for zone in zones)
             zones[0].learn(second, (ms or 0) + 1000 * (len(data) % 7) * 900)
             assert abs(zones[0].offset_s or 0) <= 15 * 3600 and (zones[0].offset_s or 0) % 900 == 0
@@ -203,7 +290,12 @@ def fuzz_time(folder: Path) -> Check:
 def fuzz_redactor(folder: Path) -> Check:
     """Addresses between whatever an input has; the first byte chooses how they are written."""
     written = [bytes.fromhex(one).hex() for one in (OWN, REQUESTER, PEER)]
-    forms: list[Callable[[str], str]] = [str, str.upper, lambda one: "0x" + one, lambda one: "0X" + one.upper()]
+    forms: list[Callable[[str], str]] = [
+        str,
+        str.upper,
+        lambda one: "0x" + one,
+        lambda one: "0X" + one.upper(),
+    ]
 
     def check(data: bytes) -> None:
         dice, redactor = dice_of(data), tbmon.Redactor(KEY)
@@ -234,19 +326,27 @@ class Judged:
         self.heard = 0  # a header from before the node's own last one is nobody's rival
 
     def is_right(self, who: Any, second: int, came: int, believed: bool, adopted: int) -> bool:
-        """Another identity is believed first, within two minutes after one without address, or after ten alone."""
+        """Another identity is believed first, within two minutes after one without address, or
+        after ten alone.
+        """
         if who == self.own or self.own is None:
             self.heard = self.heard if self.own is None else came
             self.began = second if self.own is None else self.began
             self.own, self.rivals = who, []
             return believed
         if believed:
-            right = self.own[0] is None and self.began is not None and 0 <= second - self.began <= 120
+            right = (
+                self.own[0] is None and self.began is not None and 0 <= second - self.began <= 120
+            )
             self.own, self.rivals = who, self.rivals if right else []
             return right
         if came < self.heard:
             return not adopted
-        self.rivals = [one for one in self.rivals if one[0] == who] if all(w == who for w, _ in self.rivals) else []
+        self.rivals = (
+            [one for one in self.rivals if one[0] == who]
+            if all(w == who for w, _ in self.rivals)
+            else []
+        )
         self.rivals.append((who, came))
         if adopted:
             span = came - min(at for _, at in self.rivals)
@@ -257,7 +357,11 @@ class Judged:
 
 
 def fuzz_trust(folder: Path) -> Check:
-    heads = [tbmon.Head("info", suffix, version) for suffix in (None, "wallet:1", "wallet:2") for version in ("1", "2")]
+    heads = [
+        tbmon.Head("info", suffix, version)
+        for suffix in (None, "wallet:1", "wallet:2")
+        for version in ("1", "2")
+    ]
 
     def check(data: bytes) -> None:
         trust, model, second = tbmon.Trust(), Judged(), 1_900_000_000
@@ -289,10 +393,22 @@ def put_back(store: tbmon.Store, tables: Iterable[str]) -> None:
 def fuzz_recorder(folder: Path) -> Check:
     """Lines taken at once, twice, and with restarts between give the same rows."""
     store = tbmon.Store(folder / "recorder.db", KEY)
-    tables = ("state", "counter", "log", "node", "task", "task_data", "task_event", "invoice", "binding")
+    tables = (
+        "state",
+        "counter",
+        "log",
+        "node",
+        "task",
+        "task_data",
+        "task_event",
+        "invoice",
+        "binding",
+    )
     present = {row[0] for row in store.read("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
-    def record(groups: Iterable[Sequence[Any]], again: bool = False) -> dict[bytes, tuple[str, int]]:
+    def record(
+        groups: Iterable[Sequence[Any]], again: bool = False
+    ) -> dict[bytes, tuple[str, int]]:
         redactor = tbmon.Redactor(KEY)
         clock = lambda: 1_764_000_000.0  # noqa: E731 - the samples' own time, so that nothing is too old
         monitor = tbmon.Monitor(tbmon.Config(), store, redactor, None, threading.Event(), clock)
@@ -369,7 +485,11 @@ def fuzz_eventdb(folder: Path) -> Check:
                 assert repr(slowly) == repr((records, error))
         with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(data.decode("utf-8", "replace"))
-            known = value.get("records") if isinstance(value, dict) and list(value) == ["records"] else value
+            known = (
+                value.get("records")
+                if isinstance(value, dict) and list(value) == ["records"]
+                else value
+            )
             assert not isinstance(known, list) or repr(records) == repr(known)
 
     return check
@@ -392,17 +512,29 @@ def one_of(words: Iterable[str]) -> str:
 
 MEASURE = "|".join(
     f'"{name}":"{one_of(words)}"'
-    for name, words in (("executionTimeBucket", TIMES), ("gasUsedBucket", STEPS), ("memoryUsedBucket", MEMORY))
+    for name, words in (
+        ("executionTimeBucket", TIMES),
+        ("gasUsedBucket", STEPS),
+        ("memoryUsedBucket", MEMORY),
+    )
 )
 ONE = {  # every message there can be, by its subject and type
     ("truebit.heartbeat", "heartbeat"): '"status":"(?:online|offline)"',
     ("truebit.nodes.joined", "node_joined"): '"status":"online"',
     ("truebit.nodes.left", "node_left"): '"status":"offline"',
-    ("truebit.tasks.received", "task_received"): f'"taskIdHash":"{HASH}","taskType":"{one_of(LANGUAGES)}"',
-    ("truebit.tasks.completed", "task_completed"): f'"taskIdHash":"{HASH}","taskType":"{one_of(LANGUAGES)}",'
+    (
+        "truebit.tasks.received",
+        "task_received",
+    ): f'"taskIdHash":"{HASH}","taskType":"{one_of(LANGUAGES)}"',
+    (
+        "truebit.tasks.completed",
+        "task_completed",
+    ): f'"taskIdHash":"{HASH}","taskType":"{one_of(LANGUAGES)}",'
     f'"status":"(?:completed|failed)","cached":(?:true|false|null),(?:{MEASURE})',
-    ("truebit.invoices.created",
-    "invoice_created"): f'"invoiceIdHash":"{HASH}","stepsComputedBucket":"{one_of(STEPS)}"',
+    (
+        "truebit.invoices.created",
+        "invoice_created",
+    ): f'"invoiceIdHash":"{HASH}","stepsComputedBucket":"{one_of(STEPS)}"',
 }
 WHOLE = {
     subject: re.compile(
@@ -427,7 +559,9 @@ def is_message(subject: str, payload: bytes) -> bool:
 
 
 def fuzz_gate(folder: Path) -> Check:
-    """An input is a subject, a newline and a payload; the gate lets through what the schema has, and nothing else."""
+    """An input is a subject, a newline and a payload; the gate lets through what the schema has,
+    and nothing else.
+    """
 
     def check(data: bytes) -> None:
         subject, _, payload = data.partition(b"\n")
@@ -435,12 +569,19 @@ def fuzz_gate(folder: Path) -> Check:
         is_good = is_message(name, payload)
         assert (tbmon.refusal_of(name, payload) is None) == is_good
         found = re.search(rb'"timestamp":"([^"]*)"', payload)
-        for at in (1_780_056_000_000, tbmon.parse_time(found[1].decode("utf-8", "replace")) or 0 if found else 0):
+        for at in (
+            1_780_056_000_000,
+            tbmon.parse_time(found[1].decode("utf-8", "replace")) or 0 if found else 0,
+        ):
             counted = aggregator.judge(aggregator.Received(name, payload, at))
             if isinstance(counted, str):
                 assert counted and len(counted) < 80
                 continue
-            assert is_good and counted.window % 300_000 == 0 and -600_000 <= at - counted.window <= 8 * 86_400_000
+            assert (
+                is_good
+                and counted.window % 300_000 == 0
+                and -600_000 <= at - counted.window <= 8 * 86_400_000
+            )
             assert -(2**63) <= counted.key < 2**63 and bool(counted.node) == (name in PRESENCE)
 
     return check
@@ -460,11 +601,17 @@ def is_publication(payload: bytes) -> bool:
     if not head or type(data) is not dict or texts[:2] != ["1.0", "network_stats"]:
         return False
     good = re.fullmatch("[0-9a-f]{32}", texts[2] or "") is not None and is_date(texts[3])
-    return good and set(data) == set(FIGURES) and all(one is None or FIGURES[name](one) for name, one in data.items())
+    return (
+        good
+        and set(data) == set(FIGURES)
+        and all(one is None or FIGURES[name](one) for name, one in data.items())
+    )
 
 
 def is_date(text: object) -> bool:
-    if type(text) is not str or not re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3})?Z", text, re.ASCII):
+    if type(text) is not str or not re.fullmatch(
+        r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3})?Z", text, re.ASCII
+    ):
         return False
     try:
         datetime.strptime(text[:16], "%Y-%m-%dT%H:%M")
@@ -482,38 +629,76 @@ def percent(value: Any) -> bool:
 
 
 def spread(words: Sequence[str]) -> Callable[[Any], bool]:
-    return lambda value: type(value) is dict and set(value) <= set(words) and all(map(counts, value.values()))
+    return lambda value: (
+        type(value) is dict and set(value) <= set(words) and all(map(counts, value.values()))
+    )
 
 
 def handles(value: Any) -> bool:
-    return type(value) is list and len(value) <= 500 and all(
-        type(one) is dict and set(one) == {"handle", "seen"} and type(one["handle"]) is str
-        and re.fullmatch("[0-9a-f]{16}", one["handle"]) and one["seen"] in ("today", "yesterday")
-        for one in value
-    )  # fmt: skip
+    return (
+        type(value) is list
+        and len(value) <= 500
+        and all(
+            type(one) is dict
+            and set(one) == {"handle", "seen"}
+            and type(one["handle"]) is str
+            and re.fullmatch("[0-9a-f]{16}", one["handle"])
+            and one["seen"] in ("today", "yesterday")
+            for one in value
+        )
+    )
 
 
 FIGURES: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(
-        ("activeNodes", "totalNodes", "totalTasks", "completedTasks", "failedTasks", "cachedTasks", "tasksLast24h",
-         "totalInvoices", "invoicesLast24h"), counts),
-    "successRate": percent, "cacheHitRate": percent, "executionTimeDistribution": spread(TIMES),
-    "gasUsageDistribution": spread(STEPS), "stepsComputedDistribution": spread(STEPS),
-    "memoryUsedDistribution": spread(MEMORY), "taskTypeDistribution": spread(LANGUAGES), "peers": handles,
+        (
+            "activeNodes",
+            "totalNodes",
+            "totalTasks",
+            "completedTasks",
+            "failedTasks",
+            "cachedTasks",
+            "tasksLast24h",
+            "totalInvoices",
+            "invoicesLast24h",
+        ),
+        counts,
+    ),
+    "successRate": percent,
+    "cacheHitRate": percent,
+    "executionTimeDistribution": spread(TIMES),
+    "gasUsageDistribution": spread(STEPS),
+    "stepsComputedDistribution": spread(STEPS),
+    "memoryUsedDistribution": spread(MEMORY),
+    "taskTypeDistribution": spread(LANGUAGES),
+    "peers": handles,
     "snapshotAt": is_date,
-}  # fmt: skip
+}
 
 
 def publication() -> bytes:
     """A publication with everything in it."""
     data = {
-        **{name: 120 for name, rule in FIGURES.items() if rule is counts}, "successRate": 95, "cacheHitRate": 12.5,
-        "executionTimeDistribution": dict.fromkeys(TIMES, 3), "gasUsageDistribution": dict.fromkeys(STEPS, 3),
-        "stepsComputedDistribution": dict.fromkeys(STEPS, 3), "memoryUsedDistribution": dict.fromkeys(MEMORY, 1),
-        "taskTypeDistribution": dict.fromkeys(LANGUAGES, 3), "snapshotAt": "2026-11-22T12:05:00.000Z",
-        "peers": [{"handle": "0123456789abcdef", "seen": "today"}, {"handle": "f" * 16, "seen": "yesterday"}],
-    }  # fmt: skip
-    head = {"version": "1.0", "type": "network_stats", "id": "0" * 32, "timestamp": "2026-11-22T12:05:00.000Z"}
+        **{name: 120 for name, rule in FIGURES.items() if rule is counts},
+        "successRate": 95,
+        "cacheHitRate": 12.5,
+        "executionTimeDistribution": dict.fromkeys(TIMES, 3),
+        "gasUsageDistribution": dict.fromkeys(STEPS, 3),
+        "stepsComputedDistribution": dict.fromkeys(STEPS, 3),
+        "memoryUsedDistribution": dict.fromkeys(MEMORY, 1),
+        "taskTypeDistribution": dict.fromkeys(LANGUAGES, 3),
+        "snapshotAt": "2026-11-22T12:05:00.000Z",
+        "peers": [
+            {"handle": "0123456789abcdef", "seen": "today"},
+            {"handle": "f" * 16, "seen": "yesterday"},
+        ],
+    }
+    head = {
+        "version": "1.0",
+        "type": "network_stats",
+        "id": "0" * 32,
+        "timestamp": "2026-11-22T12:05:00.000Z",
+    }
     return json.dumps({**head, "data": data}).encode()
 
 
@@ -537,7 +722,9 @@ def fuzz_publication(folder: Path) -> Check:
 
 def fuzz_counting(folder: Path) -> Check:
     """An input is messages with NUL between them: each counts once or is dropped once."""
-    config = aggregator.Config(db_path=str(folder / "counting.db"), global_rate_limit=3, rate_limit_per_node=2)
+    config = aggregator.Config(
+        db_path=str(folder / "counting.db"), global_rate_limit=3, rate_limit_per_node=2
+    )
     store = aggregator.Store(config)
 
     def check(data: bytes) -> None:
@@ -552,17 +739,35 @@ def fuzz_counting(folder: Path) -> Check:
                 store.db.execute(f"DELETE FROM {table}")
         store.nodes = set()
         store.take(messages)
-        dropped = sum(row[0] for row in store.db.execute("SELECT count FROM tally WHERE name = 'dropped'"))
+        dropped = sum(
+            row[0] for row in store.db.execute("SELECT count FROM tally WHERE name = 'dropped'")
+        )
         keys = store.db.execute("SELECT count(*) FROM seen").fetchone()[0]
         good = [one for one in messages if isinstance(aggregator.judge(one), aggregator.Counted)]
         named = sum(one.subject in PRESENCE for one in good)
-        assert keys <= len(good) - named and len(messages) - len(good) <= dropped <= len(messages) - keys
+        assert (
+            keys <= len(good) - named
+            and len(messages) - len(good) <= dropped <= len(messages) - keys
+        )
         assert store.db.execute("SELECT count(*) FROM node").fetchone()[0] <= named
-        totals = Counter({row[0]: row[1] for row in store.db.execute(
-            "SELECT name, sum(count) FROM tally WHERE at = 0 GROUP BY name")})  # fmt: skip
+        totals = Counter(
+            {
+                row[0]: row[1]
+                for row in store.db.execute(
+                    "SELECT name, sum(count) FROM tally WHERE at = 0 GROUP BY name"
+                )
+            }
+        )
         finished = totals["task_completed.status"]
-        assert keys == totals["task_received.taskType"] + finished + totals["invoice_created.stepsComputedBucket"]
-        figures = aggregator.figures_of({(name, value): count for name, value, count in store.get("totals")}, {}, 1)
+        assert (
+            keys
+            == totals["task_received.taskType"]
+            + finished
+            + totals["invoice_created.stepsComputedBucket"]
+        )
+        figures = aggregator.figures_of(
+            {(name, value): count for name, value, count in store.get("totals")}, {}, 1
+        )
         assert figures["completedTasks"] + figures["failedTasks"] == finished
 
     return check
@@ -587,7 +792,9 @@ def fuzz_query(folder: Path) -> Check:
             return
         for name, value in query.items():
             check_parameter(parameters[name].schema, value)
-        assert set(query) == {name for name, _ in urllib.parse.parse_qsl(text, keep_blank_values=True)}
+        assert set(query) == {
+            name for name, _ in urllib.parse.parse_qsl(text, keep_blank_values=True)
+        }
 
     return check
 
@@ -616,11 +823,22 @@ def environ_of(data: bytes) -> dict[str, Any]:
     method, _, target = first.partition(" ")
     path, _, query = target.partition("?")
     environ: dict[str, Any] = {
-        "REQUEST_METHOD": method or "GET", "SCRIPT_NAME": "", "PATH_INFO": path, "QUERY_STRING": query,
-        "SERVER_NAME": "x", "SERVER_PORT": "80", "SERVER_PROTOCOL": "HTTP/1.1", "REMOTE_ADDR": "127.0.0.1",
-        "HTTP_HOST": "localhost", "wsgi.input": io.BytesIO(body), "wsgi.errors": io.StringIO(),
-        "wsgi.url_scheme": "http", "wsgi.version": (1, 0), "wsgi.multithread": True, "CONTENT_LENGTH": str(len(body)),
-    }  # fmt: skip
+        "REQUEST_METHOD": method or "GET",
+        "SCRIPT_NAME": "",
+        "PATH_INFO": path,
+        "QUERY_STRING": query,
+        "SERVER_NAME": "x",
+        "SERVER_PORT": "80",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "REMOTE_ADDR": "127.0.0.1",
+        "HTTP_HOST": "localhost",
+        "wsgi.input": io.BytesIO(body),
+        "wsgi.errors": io.StringIO(),
+        "wsgi.url_scheme": "http",
+        "wsgi.version": (1, 0),
+        "wsgi.multithread": True,
+        "CONTENT_LENGTH": str(len(body)),
+    }
     for line in rest:
         name, _, value = line.partition(":")
         name = name.strip().upper().replace("-", "_")
@@ -634,20 +852,30 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self.store = store = tbmon.Store(folder / "site.db", KEY)
-        config = tbmon.Config(api_rate_limit=0, trusted_proxy="127.0.0.0/8", allowed_origins="https://a.example")
-        monitor = tbmon.Monitor(config, store, tbmon.Redactor(KEY), None, threading.Event(), demo=True)
+        config = tbmon.Config(
+            api_rate_limit=0, trusted_proxy="127.0.0.0/8", allowed_origins="https://a.example"
+        )
+        monitor = tbmon.Monitor(
+            config, store, tbmon.Redactor(KEY), None, threading.Event(), demo=True
+        )
         recorder = tbmon.Recorder(monitor, tbmon.FILES)
         recorder.oldest_at = 0
         recorder.feed("file", node_samples.lines(WHOLE_LOG))
         recorder.commit()
-        monitor.outbox = tbmon.Outbox(store, tbmon.SharingKeys(folder), monitor.now, random.Random(5))
-        monitor.federation = tbmon.Federation(config, monitor.outbox, lambda payload: True, lambda: True)
+        monitor.outbox = tbmon.Outbox(
+            store, tbmon.SharingKeys(folder), monitor.now, random.Random(5)
+        )
+        monitor.federation = tbmon.Federation(
+            config, monitor.outbox, lambda payload: True, lambda: True
+        )
         self.app = tbmon.build_app(tbmon.Api(monitor, SECRETS))
         self.monitor = monitor
 
     def ask(self, environ: dict[str, Any]) -> tuple[int, list[tuple[str, str]], bytes]:
         told: list[Any] = []
-        answer = self.app(environ, lambda status, headers, exc_info=None: told.append((status, headers)))
+        answer = self.app(
+            environ, lambda status, headers, exc_info=None: told.append((status, headers))
+        )
         is_stream = not isinstance(answer, (list, tuple))
         body = b"" if is_stream else b"".join(answer)
         if hasattr(answer, "close"):
@@ -664,8 +892,14 @@ def fuzz_request(folder: Path) -> Check:
         status, headers, body = site.ask(environ)
         assert status in STATUSES, (status, body[:300])
         named = dict(headers)
-        assert all("\n" not in value and "\r" not in value and "\0" not in value for _, value in headers)
-        if named.get("Content-Type", "").startswith("application/json") and method != "HEAD" and body:
+        assert all(
+            "\n" not in value and "\r" not in value and "\0" not in value for _, value in headers
+        )
+        if (
+            named.get("Content-Type", "").startswith("application/json")
+            and method != "HEAD"
+            and body
+        ):
             plain = gzip.decompress(body) if "Content-Encoding" in named else body
             said = json.loads(plain)
             assert status < 400 or set(said) <= {"error", "details"}
@@ -709,9 +943,20 @@ def fuzz_headers(folder: Path) -> Check:
         text = data.decode("latin-1")
         if tbmon.is_our_host(text, ()):
             name = re.sub(r":\d{1,5}$", "", text).lower().removesuffix(".")
-            assert "." not in name or name.endswith("localhost") or re.fullmatch(r"[0-9.]+|\[[0-9a-f:.]+\]", name)
-        environ = {"REMOTE_ADDR": "127.0.0.1", "HTTP_X_FORWARDED_FOR": text, "HTTP_COOKIE": text, "HTTP_HOST": text,
-                   "REQUEST_METHOD": "GET", "HTTP_ORIGIN": text, "HTTP_AUTHORIZATION": text}  # fmt: skip
+            assert (
+                "." not in name
+                or name.endswith("localhost")
+                or re.fullmatch(r"[0-9.]+|\[[0-9a-f:.]+\]", name)
+            )
+        environ = {
+            "REMOTE_ADDR": "127.0.0.1",
+            "HTTP_X_FORWARDED_FOR": text,
+            "HTTP_COOKIE": text,
+            "HTTP_HOST": text,
+            "REQUEST_METHOD": "GET",
+            "HTTP_ORIGIN": text,
+            "HTTP_AUTHORIZATION": text,
+        }
         address = tbmon.client_address(environ, guard.proxies)
         assert re.fullmatch(r"[0-9a-f.:/]+", address)
         caller = guard.find_caller(environ, "")
@@ -752,10 +997,12 @@ class Engine(tbmon.DockerEngine):
 def fuzz_engine(folder: Path) -> Check:
     engine = Engine()
     asked: list[Callable[[], object]] = [
-        lambda: engine.inspect("runner-node"), lambda: engine.stats("runner-node"),
-        lambda: engine.stat("runner-node", tbmon.CACHE_PATH), lambda: list_tar(engine),
+        lambda: engine.inspect("runner-node"),
+        lambda: engine.stats("runner-node"),
+        lambda: engine.stat("runner-node", tbmon.CACHE_PATH),
+        lambda: list_tar(engine),
         lambda: tbmon.read_module(engine, "runner-node", tbmon.CACHE_PATH, 1000),
-    ]  # fmt: skip
+    ]
 
     def check(data: bytes) -> None:
         for number, ask in enumerate(asked):
@@ -779,7 +1026,10 @@ def tar_of(*names: str, **headers: str) -> bytes:
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for number, name in enumerate(names):
             member = tarfile.TarInfo(name)
-            member.size, member.pax_headers = 20 * number, {"mtime": "1.5", **headers} if number % 2 else {}
+            member.size, member.pax_headers = (
+                20 * number,
+                {"mtime": "1.5", **headers} if number % 2 else {},
+            )
             tar.addfile(member, io.BytesIO(b"y" * member.size))
         link = tarfile.TarInfo("cache/link")
         link.type, link.linkname = tarfile.SYMTYPE, "../../etc"
@@ -790,96 +1040,254 @@ def tar_of(*names: str, **headers: str) -> bytes:
 # Seeds
 
 INSPECT = {
-    "Id": "f" * 64, "Name": "/runner-node", "State": {"Status": "running", "Running": True,
-    "StartedAt": "0001-01-01T00:00:00Z"},
-    "Created": "2025-11-24T13:40:02.123456789Z", "Config": {"Image": "x", "Tty": False}, "RestartCount": 3,
+    "Id": "f" * 64,
+    "Name": "/runner-node",
+    "State": {"Status": "running", "Running": True, "StartedAt": "0001-01-01T00:00:00Z"},
+    "Created": "2025-11-24T13:40:02.123456789Z",
+    "Config": {"Image": "x", "Tty": False},
+    "RestartCount": 3,
     "HostConfig": {"LogConfig": {"Type": "local"}},
-}  # fmt: skip
+}
 USED = {
     "memory_stats": {"usage": 10**9, "limit": 10**10, "stats": {"inactive_file": 5}},
-    "cpu_stats": {"cpu_usage": {"total_usage": 10**12}, "system_cpu_usage": 10**13, "online_cpus": 4},
+    "cpu_stats": {
+        "cpu_usage": {"total_usage": 10**12},
+        "system_cpu_usage": 10**13,
+        "online_cpus": 4,
+    },
 }
-PLACE = {"name": "cache", "size": 4096, "mode": 2147484141, "mtime": "2025-11-24T13:40:02Z", "linkTarget": "/x"}
+PLACE = {
+    "name": "cache",
+    "size": 4096,
+    "mode": 2147484141,
+    "mtime": "2025-11-24T13:40:02Z",
+    "linkTarget": "/x",
+}
 LINES = WHOLE_LOG.split(b"\n")
 SPARSE = (("size", "1"), ("map", "0,1"), ("realsize", "9"), ("major", "1"))
-MESSAGES = [b"\n".join((subject.encode(), one)) for one in WIRE for (subject,
-kind) in ONE if f'"{kind}"'.encode() in one]
+MESSAGES = [
+    b"\n".join((subject.encode(), one))
+    for one in WIRE
+    for (subject, kind) in ONE
+    if f'"{kind}"'.encode() in one
+]
 TEXTS = [note["line"].encode() for note in node_samples.NOTES]
 REQUESTS = [
-    b"GET /api/logs?limit=5&type=invoice&level=info\nX-Task-Data-Password: pass word\nAccept-Encoding: gzip",
-    b"GET /api/logs?search=%25a&since=2025-11-24T00:00:00Z&cursor=" + b"0" * 32 +
-    b"-7\nX-Task-Data-Password: pass word",
-    b"GET /api/tasks?status=completed&cursor=WzEsIDJd&offset=3&format=csv\nIf-None-Match: \"x\", W/\"y\"",
+    (
+        b"GET /api/logs?limit=5&type=invoice&level=info\nX-Task-Data-Password: pass "
+        b"word\nAccept-Encoding: gzip"
+    ),
+    b"GET /api/logs?search=%25a&since=2025-11-24T00:00:00Z&cursor="
+    + b"0" * 32
+    + b"-7\nX-Task-Data-Password: pass word",
+    (
+        b'GET /api/tasks?status=completed&cursor=WzEsIDJd&offset=3&format=csv\nIf-None-Match: "x", '
+        b'W/"y"'
+    ),
     b"GET /api/tasks/3f1c9d2e-5b7a-4c11-9a60-0d5e8f7a1b2c/data\nX-Task-Data-Password: pass word",
-    b"GET /api/invoices?limit=1&matched=true\nOrigin: https://a.example\nSec-Fetch-Site: cross-site",
+    (
+        b"GET /api/invoices?limit=1&matched=true\nOrigin: https://a.example\nSec-Fetch-Site: "
+        b"cross-site"
+    ),
     b"POST /api/auth/login\nContent-Type: application/json\nCookie: tbmon-01234567=abc; b=c\n\n"
-    b"{\"secret\": \"pass word\"}",
-    b"PUT /api/federation/settings\nContent-Type: application/json\nX-Task-Data-Password: pass word\n\n"
-    b'{"privacyLevel": "minimal", "shareTasks": true, "shareStats": false, "natsServers": ["nats://127.0.0.1:4222"]}',
-    b"POST /api/federation/enable\nHost: localhost:80\nAuthorization: Bearer x\nX-Forwarded-For: 1.2.3.4, ::1",
-    b"GET /metrics\nX-Stream-Token: x\nAccept: text/csv", b"GET /\nCookie: tbmon-theme=dark",
+    b'{"secret": "pass word"}',
+    b"PUT /api/federation/settings\nContent-Type: application/json\nX-Task-Data-Password: pass "
+    b"word\n\n"
+    b'{"privacyLevel": "minimal", "shareTasks": true, "shareStats": false, "natsServers": '
+    b'["nats://127.0.0.1:4222"]}',
+    (
+        b"POST /api/federation/enable\nHost: localhost:80\nAuthorization: Bearer "
+        b"x\nX-Forwarded-For: "
+        b"1.2.3.4, ::1"
+    ),
+    b"GET /metrics\nX-Stream-Token: x\nAccept: text/csv",
+    b"GET /\nCookie: tbmon-theme=dark",
     b"OPTIONS /api/tasks\nOrigin: https://a.example\nAccess-Control-Request-Method: GET",
-    *(b"%b %b" % (route.method.encode(), route.path.encode()) for route in tbmon.ROUTES if "events" not in route.path),
-]  # fmt: skip
-SCHEMA_WORDS = [*(word.encode() for word in (*TIMES, *STEPS, *MEMORY, *LANGUAGES, *FIGURES)), NOBODY.encode(), b"0x",
-b"true"]
+    *(
+        b"%b %b" % (route.method.encode(), route.path.encode())
+        for route in tbmon.ROUTES
+        if "events" not in route.path
+    ),
+]
+SCHEMA_WORDS = [
+    *(word.encode() for word in (*TIMES, *STEPS, *MEMORY, *LANGUAGES, *FIGURES)),
+    NOBODY.encode(),
+    b"0x",
+    b"true",
+]
 SUBJECTS = [subject.encode() + b"\n" for subject, _ in ONE]
-HEADERS = [HEADER.encode(), *(HEADER.encode().replace(b"0x" + OWN.encode(), other) for other in (b"0xabc", b"A" * 40))]
+HEADERS = [
+    HEADER.encode(),
+    *(HEADER.encode().replace(b"0x" + OWN.encode(), other) for other in (b"0xabc", b"A" * 40)),
+]
 NODE_WORDS = [
-    *BRACKETS, *VALUES, *NUMBERS, *ODD, *ADDRESSES, *HEADERS, b"\n" + HEADERS[0], b"runner | ", b"2025-11-24 13:40:60 ",
-    b"2025-11-24T14:31:11.123456789Z ", b"Command execution stdout: ", b"Command execution stderr: ", b"(node:7) ",
-    b"Execution 3f1c9d2e-5b7a-4c11-9a60-0d5e8f7a1b2c failed", b"executionId: ", b"wallet:", b"\r\n", b"\xc2\x9b",
-    b"InvoiceSubscriber", b"Task ", b" downloaded successfully", b"Starting task execution", b"lineItem",
-]  # fmt: skip
+    *BRACKETS,
+    *VALUES,
+    *NUMBERS,
+    *ODD,
+    *ADDRESSES,
+    *HEADERS,
+    b"\n" + HEADERS[0],
+    b"runner | ",
+    b"2025-11-24 13:40:60 ",
+    b"2025-11-24T14:31:11.123456789Z ",
+    b"Command execution stdout: ",
+    b"Command execution stderr: ",
+    b"(node:7) ",
+    b"Execution 3f1c9d2e-5b7a-4c11-9a60-0d5e8f7a1b2c failed",
+    b"executionId: ",
+    b"wallet:",
+    b"\r\n",
+    b"\xc2\x9b",
+    b"InvoiceSubscriber",
+    b"Task ",
+    b" downloaded successfully",
+    b"Starting task execution",
+    b"lineItem",
+]
 TIME_WORDS = [b"Z", b"T", b"+00:00", b"-2359", b".123456789", b"60", b"29", b" ", *NUMBERS, *ODD]
-WEB_WORDS = [*BRACKETS, *NUMBERS, *ODD, b"&", b"=", b"?limit=", b"%", b"..", b"/", b";", b"\n\n", b"Cookie: ",
-b"Host: ",
-             b"application/json", b"[::1]", b"127.0.0.1", b"localhost", b".", b"nats://",
-             b"wss://user@h:1/"]  # fmt: skip
-TAR_WORDS = [*NUMBERS, *ODD, b"20 GNU.sparse.size=x\n", b"22 GNU.sparse.major=1\n", b"x", b"g", b"L", b"S", b"\0" * 8,
-b"ustar"]
+WEB_WORDS = [
+    *BRACKETS,
+    *NUMBERS,
+    *ODD,
+    b"&",
+    b"=",
+    b"?limit=",
+    b"%",
+    b"..",
+    b"/",
+    b";",
+    b"\n\n",
+    b"Cookie: ",
+    b"Host: ",
+    b"application/json",
+    b"[::1]",
+    b"127.0.0.1",
+    b"localhost",
+    b".",
+    b"nats://",
+    b"wss://user@h:1/",
+]
+TAR_WORDS = [
+    *NUMBERS,
+    *ODD,
+    b"20 GNU.sparse.size=x\n",
+    b"22 GNU.sparse.major=1\n",
+    b"x",
+    b"g",
+    b"L",
+    b"S",
+    b"\0" * 8,
+    b"ustar",
+]
 
 TARGETS: dict[str, Target] = {
     "frames": Target(
         fuzz_frames,
-        [b"-" + framed(LINES[:5]), b"t" + framed(LINES[:5], tty=True), b"-" + framed([b"x" * 40_000, b"y",
-        b"z" * 16_384]),
-         b"-" + framed([b"", b"a"]) + frame(3, b"error"), b"t" + framed([b"q" * 100] * 5, tty=True)],
-        [*NODE_WORDS, frame(1, b""), frame(2, b"x"), frame(1, b"2025-11-24T14:31:11.123456789Z z"),
-        b"\x01\0\0\0\0\0\0"], 30),
-    "lines": Target(fuzz_lines, [b"\n".join(LINES[at : at + 12]) for at in range(0, len(LINES), 12)] + TEXTS,
-    NODE_WORDS, 100),
+        [
+            b"-" + framed(LINES[:5]),
+            b"t" + framed(LINES[:5], tty=True),
+            b"-" + framed([b"x" * 40_000, b"y", b"z" * 16_384]),
+            b"-" + framed([b"", b"a"]) + frame(3, b"error"),
+            b"t" + framed([b"q" * 100] * 5, tty=True),
+        ],
+        [
+            *NODE_WORDS,
+            frame(1, b""),
+            frame(2, b"x"),
+            frame(1, b"2025-11-24T14:31:11.123456789Z z"),
+            b"\x01\0\0\0\0\0\0",
+        ],
+        30,
+    ),
+    "lines": Target(
+        fuzz_lines,
+        [b"\n".join(LINES[at : at + 12]) for at in range(0, len(LINES), 12)] + TEXTS,
+        NODE_WORDS,
+        100,
+    ),
     "payload": Target(fuzz_payload, TEXTS, NODE_WORDS, 100),
     "time": Target(
-        fuzz_time, [b"2025-11-24 13:40:05", b"2025-11-24T13:55:33.912Z", b"1763993399120",
-        b"2100-02-29T23:59:60+14:00"],
-        TIME_WORDS, 150),
-    "redactor": Target(fuzz_redactor, [*TEXTS, *ADDRESSES, b"".join(ADDRESSES), b"0x wallet:ab"], NODE_WORDS, 80),
-    "trust": Target(fuzz_trust, [bytes(range(0, 250, 3)), b"\x01" * 40, b"\x91" * 30, b"\x02\xf0" * 20], [b"\xff",
-    b"\x51" * 25], 50),
-    "recorder": Target(fuzz_recorder, [b"\n".join(LINES[at : at + 15]) for at in range(0, len(LINES), 10)],
-    NODE_WORDS, 5),
+        fuzz_time,
+        [
+            b"2025-11-24 13:40:05",
+            b"2025-11-24T13:55:33.912Z",
+            b"1763993399120",
+            b"2100-02-29T23:59:60+14:00",
+        ],
+        TIME_WORDS,
+        150,
+    ),
+    "redactor": Target(
+        fuzz_redactor, [*TEXTS, *ADDRESSES, b"".join(ADDRESSES), b"0x wallet:ab"], NODE_WORDS, 80
+    ),
+    "trust": Target(
+        fuzz_trust,
+        [bytes(range(0, 250, 3)), b"\x01" * 40, b"\x91" * 30, b"\x02\xf0" * 20],
+        [b"\xff", b"\x51" * 25],
+        50,
+    ),
+    "recorder": Target(
+        fuzz_recorder,
+        [b"\n".join(LINES[at : at + 15]) for at in range(0, len(LINES), 10)],
+        NODE_WORDS,
+        5,
+    ),
     "eventdb": Target(
-        fuzz_eventdb, [json.dumps(node_samples.RECORDS[:2]).encode(),
-        json.dumps({"records": node_samples.RECORDS[2:4]}).encode(),
-                       (SAMPLES / "composed-eventdb.json").read_bytes(), b'{"records": [{}, [1, {"a": "]"}], {}]}'],
-        [*NODE_WORDS, b'{"records": [', b"},{", b"]}"], 50),
-    "gate": Target(fuzz_gate, MESSAGES, [*SCHEMA_WORDS, *SUBJECTS, *BRACKETS, *NUMBERS, *VALUES, *ODD], 150),
-    "publication": Target(fuzz_publication, [publication()], [*SCHEMA_WORDS, *BRACKETS, *NUMBERS, *VALUES, *ODD], 60),
-    "counting": Target(fuzz_counting, [b"\0".join(MESSAGES[at:] + MESSAGES[:at]) for at in range(3)],
-                       [b"\0", *SCHEMA_WORDS, *SUBJECTS, *BRACKETS], 6),
-    "query": Target(fuzz_query, [one.partition(b"?")[2].partition(b"\n")[0] for one in REQUESTS[:5]] + [b"WzEsIDJd",
-    b"7"],
-                    WEB_WORDS, 120),
-    "body": Target(fuzz_body, [b"application/json\n" + one.partition(b"\n\n")[2] for one in REQUESTS[5:7]],
-                   [*WEB_WORDS, *VALUES, b"natsServers", b"secret", b"minimal"], 70),
-    "headers": Target(fuzz_headers, [b"localhost:8090", b"1.2.3.4, ::1, 127.0.0.1", b"a=b; tbmon-01234567=x",
-    b"https://a.example",
-                                     b"[::1]:80", b"Bearer pass word"], WEB_WORDS, 30),
+        fuzz_eventdb,
+        [
+            json.dumps(node_samples.RECORDS[:2]).encode(),
+            json.dumps({"records": node_samples.RECORDS[2:4]}).encode(),
+            (SAMPLES / "composed-eventdb.json").read_bytes(),
+            b'{"records": [{}, [1, {"a": "]"}], {}]}',
+        ],
+        [*NODE_WORDS, b'{"records": [', b"},{", b"]}"],
+        50,
+    ),
+    "gate": Target(
+        fuzz_gate, MESSAGES, [*SCHEMA_WORDS, *SUBJECTS, *BRACKETS, *NUMBERS, *VALUES, *ODD], 150
+    ),
+    "publication": Target(
+        fuzz_publication, [publication()], [*SCHEMA_WORDS, *BRACKETS, *NUMBERS, *VALUES, *ODD], 60
+    ),
+    "counting": Target(
+        fuzz_counting,
+        [b"\0".join(MESSAGES[at:] + MESSAGES[:at]) for at in range(3)],
+        [b"\0", *SCHEMA_WORDS, *SUBJECTS, *BRACKETS],
+        6,
+    ),
+    "query": Target(
+        fuzz_query,
+        [one.partition(b"?")[2].partition(b"\n")[0] for one in REQUESTS[:5]] + [b"WzEsIDJd", b"7"],
+        WEB_WORDS,
+        120,
+    ),
+    "body": Target(
+        fuzz_body,
+        [b"application/json\n" + one.partition(b"\n\n")[2] for one in REQUESTS[5:7]],
+        [*WEB_WORDS, *VALUES, b"natsServers", b"secret", b"minimal"],
+        70,
+    ),
+    "headers": Target(
+        fuzz_headers,
+        [
+            b"localhost:8090",
+            b"1.2.3.4, ::1, 127.0.0.1",
+            b"a=b; tbmon-01234567=x",
+            b"https://a.example",
+            b"[::1]:80",
+            b"Bearer pass word",
+        ],
+        WEB_WORDS,
+        30,
+    ),
     "request": Target(fuzz_request, REQUESTS, WEB_WORDS, 20),
     "engine": Target(
-        fuzz_engine, [b"-" + json.dumps(one).encode() for one in (INSPECT, USED, PLACE)]
+        fuzz_engine,
+        [b"-" + json.dumps(one).encode() for one in (INSPECT, USED, PLACE)]
         + [b"-" + tar_of("cache/", "cache/1.2.3/", "cache/1.2.3/" + "é" * 120)]
-        + [b"-" + tar_of("a", "b", **{f"GNU.sparse.{name}": value}) for name, value in SPARSE], [*TAR_WORDS,
-        *BRACKETS, *VALUES], 17),
-}  # fmt: skip
+        + [b"-" + tar_of("a", "b", **{f"GNU.sparse.{name}": value}) for name, value in SPARSE],
+        [*TAR_WORDS, *BRACKETS, *VALUES],
+        17,
+    ),
+}

@@ -1,4 +1,6 @@
-"""For the engine's faults: an engine of the test's own, one that answers badly, and a way to see what tbmon says."""
+"""For the engine's faults: an engine of the test's own, one that answers badly, and a way to see
+what tbmon says.
+"""
 
 from __future__ import annotations
 
@@ -20,28 +22,48 @@ from conftest import IMAGE, SOCKET, Node, Program, docker, header, missing, wait
 
 import tbmon
 
-WORDS = "Heartbeat sent"  # what the node says when it has nothing to do; other words would count as not recognised
+# what the node says when it has nothing to do; other words would count as not recognised
+WORDS = "Heartbeat sent"
 
 
 class OwnEngine:
-    """A Docker Engine that may be stopped and killed: it shares no folder, socket or network with the machine's.
+    """A Docker Engine that may be stopped and killed: it shares no folder, socket or network with
+    the machine's.
 
-    Its network namespace is its own, since an engine with `--bridge none` removes the docker0 that it finds.
+    Its network namespace is its own, since an engine with `--bridge none` removes the docker0 that
+    it finds.
     """
 
     def __init__(self, live_restore: bool) -> None:
         for part in ("dockerd", "unshare"):
-            if shutil.which(part, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None or os.geteuid():
+            if (
+                shutil.which(part, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None
+                or os.geteuid()
+            ):
                 missing(f"{part} as root")
-        self.folder = Path(tempfile.mkdtemp(prefix="tbmon-engine-"))  # short: a socket's path has 107 bytes at most
+        self.folder = Path(
+            tempfile.mkdtemp(prefix="tbmon-engine-")
+        )  # short: a socket's path has 107 bytes at most
         self.url = f"unix://{self.folder}/d.sock"
-        self.words = ["unshare", "--net", "dockerd", "--host", self.url, "--bridge", "none", "--storage-driver", "vfs"]
+        self.words = [
+            "unshare",
+            "--net",
+            "dockerd",
+            "--host",
+            self.url,
+            "--bridge",
+            "none",
+            "--storage-driver",
+            "vfs",
+        ]
         self.words += ["--iptables=false", "--ip6tables=false", "--pidfile", f"{self.folder}/pid"]
         self.words += ["--data-root", f"{self.folder}/data", "--exec-root", f"{self.folder}/exec"]
         self.words += ["--live-restore"] * live_restore
 
     def start(self) -> None:
-        (self.folder / "pid").unlink(missing_ok=True)  # one that was killed leaves it, and its number may be another's
+        (self.folder / "pid").unlink(
+            missing_ok=True
+        )  # one that was killed leaves it, and its number may be another's
         environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(self.words, env=environment, stdout=log, stderr=log)
@@ -59,7 +81,9 @@ class OwnEngine:
     def load(self) -> None:
         """Take the image of the tests over from the machine's engine."""
         packed = subprocess.run(("docker", "save", IMAGE), capture_output=True, check=True).stdout
-        subprocess.run(("docker", "--host", self.url, "load"), input=packed, capture_output=True, check=True)
+        subprocess.run(
+            ("docker", "--host", self.url, "load"), input=packed, capture_output=True, check=True
+        )
 
     def close(self) -> None:
         """End what it runs, too: containers outlive an engine that was killed."""
@@ -77,11 +101,19 @@ class OwnEngine:
             self.end(signal.SIGTERM)
         except subprocess.TimeoutExpired:
             self.end(signal.SIGKILL)
-        for path in self.folder.glob("exec/containerd/*.pid"):  # which outlives an engine that was killed
+        for path in self.folder.glob(
+            "exec/containerd/*.pid"
+        ):  # which outlives an engine that was killed
             with contextlib.suppress(ValueError, ProcessLookupError):
                 os.kill(int(path.read_text()), signal.SIGKILL)
-        while subprocess.run(("umount", "--lazy", f"{self.folder}/data"), capture_output=True).returncode == 0:
-            pass  # an engine that was killed leaves the folder mounted on itself, once for each start
+        while (
+            subprocess.run(
+                ("umount", "--lazy", f"{self.folder}/data"), capture_output=True
+            ).returncode
+            == 0
+        ):
+            # an engine that was killed leaves the folder mounted on itself, once for each start
+            pass
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -94,7 +126,9 @@ class OddEngine:
     def __init__(self, path: Path) -> None:
         self.url, self.path = f"unix://{path}", path
         self.spoil: Spoil = unspoilt
-        self.asked = threading.local()  # `target`: what the connection that is being answered asked for
+        self.asked = (
+            threading.local()
+        )  # `target`: what the connection that is being answered asked for
         self.open: set[socket.socket] = set()
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(path))
@@ -161,7 +195,9 @@ def answering(call: str, status: int) -> Spoil:
 
 
 class Talk:
-    """Lets a node say numbered lines on both streams, in a thread, whether or not anybody reads them."""
+    """Lets a node say numbered lines on both streams, in a thread, whether or not anybody reads
+    them.
+    """
 
     def __init__(self, node: Node, pause_s: float = 0.01) -> None:
         self.node, self.pause_s, self.said = node, pause_s, 0
@@ -172,7 +208,10 @@ class Talk:
     def run(self) -> None:
         while not self.over.wait(self.pause_s):
             more = ": {\n  1\n}" if self.said % 7 == 0 else ""
-            self.node.say(header(f"{WORDS} line {self.said:06d}{more}"), "err" if self.said % 3 == 0 else "out")
+            self.node.say(
+                header(f"{WORDS} line {self.said:06d}{more}"),
+                "err" if self.said % 3 == 0 else "out",
+            )
             self.said += 1
 
     def end(self) -> None:
@@ -200,7 +239,9 @@ def verdict(one: Program) -> dict[str, Any]:
     return found
 
 
-def await_verdict(one: Program, state: str, words: str = "", within_s: float = 10.0) -> dict[str, Any]:
+def await_verdict(
+    one: Program, state: str, words: str = "", within_s: float = 10.0
+) -> dict[str, Any]:
     """The verdict when it is `state` for a reason with `words`; fails after `within_s`."""
 
     def said() -> dict[str, Any] | None:
@@ -220,7 +261,9 @@ def numbers(text: str) -> Counter[str]:
 
 def held(node: Node) -> Counter[str]:
     """The numbered lines that the engine has."""
-    done = subprocess.run(("docker", "logs", node.name), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True)
+    done = subprocess.run(
+        ("docker", "logs", node.name), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True
+    )
     return numbers(done.stdout.decode())
 
 

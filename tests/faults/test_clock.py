@@ -1,4 +1,6 @@
-"""The host's clock jumps under a real tbmon: it goes on, keeps every line once, and deletes nothing by a wrong time."""
+"""The host's clock jumps under a real tbmon: it goes on, keeps every line once, and deletes nothing
+by a wrong time.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,14 @@ from test_stream import OPEN, Stream, login
 import tbmon
 
 HOUR, DAY, YEAR = 3600, 86_400, 365 * 86_400
-JUMPS = (HOUR, -HOUR, YEAR, 0, -YEAR, 0)  # how far a clock is ahead of the true time, one after the other
+JUMPS = (
+    HOUR,
+    -HOUR,
+    YEAR,
+    0,
+    -YEAR,
+    0,
+)  # how far a clock is ahead of the true time, one after the other
 
 
 class Clocked:
@@ -35,10 +44,15 @@ class Clocked:
         self.file = folder / "clock"
         self.ahead(0)
         self.program = program(
-            LD_PRELOAD=str(library), FAKETIME_TIMESTAMP_FILE=str(self.file), FAKETIME_CACHE_DURATION="1",
-            FAKETIME_DONT_FAKE_MONOTONIC="1", NO_FAKE_STAT="1", WS_MAX_CONNECTIONS="2", API_RATE_LIMIT="0",
+            LD_PRELOAD=str(library),
+            FAKETIME_TIMESTAMP_FILE=str(self.file),
+            FAKETIME_CACHE_DURATION="1",
+            FAKETIME_DONT_FAKE_MONOTONIC="1",
+            NO_FAKE_STAT="1",
+            WS_MAX_CONNECTIONS="2",
+            API_RATE_LIMIT="0",
             **settings,
-        )  # fmt: skip
+        )
 
     def ahead(self, seconds: float) -> None:
         """Set the clock this far from the true time."""
@@ -57,7 +71,10 @@ class Clocked:
 
     def now(self) -> float:
         """What the program's clock shows."""
-        cut = http.client.IncompleteRead, ConnectionResetError  # the server may take what is on its way for too slow
+        cut = (
+            http.client.IncompleteRead,
+            ConnectionResetError,
+        )  # the server may take what is on its way for too slow
         with contextlib.suppress(*cut):
             return datetime.fromisoformat(self.program.get("/health")[1]["timestamp"]).timestamp()
         return math.nan
@@ -70,7 +87,9 @@ class Clocked:
     def stopped(self) -> Iterator[sqlite3.Connection]:
         """Between two runs, with the database at hand."""
         assert self.program.end() == 0
-        with contextlib.closing(sqlite3.connect(self.program.folder / "t.db", isolation_level=None)) as db:
+        with contextlib.closing(
+            sqlite3.connect(self.program.folder / "t.db", isolation_level=None)
+        ) as db:
             yield db
         self.program.start()
 
@@ -97,7 +116,9 @@ def clocked(program: Callable[..., Program], tmp_path: Path) -> Callable[..., Cl
     return lambda **settings: Clocked(program, tmp_path, **settings)
 
 
-def test_jumps_lose_and_double_no_line_and_stop_nothing(node: Node, clocked: Callable[..., Clocked]) -> None:
+def test_jumps_lose_and_double_no_line_and_stop_nothing(
+    node: Node, clocked: Callable[..., Clocked]
+) -> None:
     node.run()
     clock = clocked(CONTAINER_NAME=node.name)
     clock.program.start()
@@ -143,7 +164,9 @@ def test_a_year_in_the_wrong_deletes_nothing_that_is_young(
     for offset in jumps:
         with clock.stopped() as db:
             key, at = (now - 40 * DAY).to_bytes(4, "big") + b"an old entry", (now - 40 * DAY) * 1000
-            db.execute("INSERT OR IGNORE INTO log VALUES (?, 0, ?, 0, 0, 1, 0, NULL, 'old')", (key, at))
+            db.execute(
+                "INSERT OR IGNORE INTO log VALUES (?, 0, ?, 0, 0, 1, 0, NULL, 'old')", (key, at)
+            )
             clock.ahead(offset)
         if offset >= 0:
             wait_for(lambda: not clock.program.rows("SELECT 1 FROM log WHERE message = 'old'"))
@@ -161,7 +184,12 @@ def test_a_new_time_is_believed_after_some_hours(tmp_path: Path) -> None:
     store = tbmon.Store(tmp_path / "t.db", b"k" * 32)
     with contextlib.closing(store):
         monitor = tbmon.Monitor(
-            tbmon.Config(), store, tbmon.Redactor(b"k" * 32), None, threading.Event(), clock=lambda: now[0]
+            tbmon.Config(),
+            store,
+            tbmon.Redactor(b"k" * 32),
+            None,
+            threading.Event(),
+            clock=lambda: now[0],
         )
         tbmon.prune(monitor)
         now[0] += 50 * DAY
@@ -172,11 +200,15 @@ def test_a_new_time_is_believed_after_some_hours(tmp_path: Path) -> None:
         assert monitor.oldest(0) == int(now[0] * 1000)
 
 
-@pytest.mark.parametrize(("second", "kept"), [(2**31, 2), (tbmon.END_MS // 1000, 1), (2**32, 0)][: length(2, 3)])
+@pytest.mark.parametrize(
+    ("second", "kept"), [(2**31, 2), (tbmon.END_MS // 1000, 1), (2**32, 0)][: length(2, 3)]
+)
 def test_it_lives_through_the_end_of_32_bits(
     clocked: Callable[..., Clocked], tmp_path: Path, second: int, kept: int
 ) -> None:
-    """2038-01-19 is a second like others; 2105 is the last year of which a stamp is read, and 2106 stops nothing."""
+    """2038-01-19 is a second like others; 2105 is the last year of which a stamp is read, and 2106
+    stops nothing.
+    """
     logs = tmp_path / "logs"
     logs.mkdir()
     clock = clocked(LOG_DIR=str(logs))
@@ -202,17 +234,27 @@ LEAP = ("2016-12-31 23:59:59", "2016-12-31 23:59:60", "2017-01-01 00:00:00")
 
 def test_a_leap_second_is_the_second_after(clocked: Callable[..., Clocked], tmp_path: Path) -> None:
     """Its entries are kept, each once and in order, over a start too."""
-    logs, head = tmp_path / "logs", header("x", 0).removeprefix("1970-01-01 00:00:00").removesuffix(" x")
+    logs, head = (
+        tmp_path / "logs",
+        header("x", 0).removeprefix("1970-01-01 00:00:00").removesuffix(" x"),
+    )
     logs.mkdir()
-    (logs / "node.log").write_text("".join(f"{text}{head} {name}\n" for name, text in zip("abc", LEAP, strict=True)))
+    (logs / "node.log").write_text(
+        "".join(f"{text}{head} {name}\n" for name, text in zip("abc", LEAP, strict=True))
+    )
     clock = clocked(LOG_DIR=str(logs), LOG_RETENTION_DAYS="36500")
     clock.program.start()
     for _ in range(2):
         wait_for(lambda: len(clock.messages()) >= 3)
-        found = [(entry["message"], entry["timestamp"][:19]) for entry in clock.program.private("/api/logs")["logs"]]
+        found = [
+            (entry["message"], entry["timestamp"][:19])
+            for entry in clock.program.private("/api/logs")["logs"]
+        ]
         assert found == [
-            ("c", "2017-01-01T00:00:00"), ("b", "2017-01-01T00:00:00"), ("a", "2016-12-31T23:59:59"),
-        ]  # fmt: skip
+            ("c", "2017-01-01T00:00:00"),
+            ("b", "2017-01-01T00:00:00"),
+            ("a", "2016-12-31T23:59:59"),
+        ]
         clock.restart(YEAR)
 
 
@@ -220,7 +262,9 @@ def test_a_leap_second_is_the_second_after(clocked: Callable[..., Clocked], tmp_
 
 
 class Engine(Feed):
-    """An engine's log, line after line with the stamps of a clock that jumps, read over any number of connections."""
+    """An engine's log, line after line with the stamps of a clock that jumps, read over any number
+    of connections.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -237,10 +281,15 @@ class Engine(Feed):
         self.place = 0
 
     def go_on(self, until: int | None = None) -> None:
-        """Take what the engine gives on this connection; to its end, or be killed after line `until`."""
+        """Take what the engine gives on this connection; to its end, or be killed after line
+        `until`.
+        """
         since, some = self.feed.since_s or 0, enumerate(self.held[self.place : until], self.place)
         given = [(number, at, words) for number, (at, words) in some if at >= since]
-        lines = [(1, stamp(at, number).encode(), header(words, at).encode()) for number, at, words in given]
+        lines = [
+            (1, stamp(at, number).encode(), header(words, at).encode())
+            for number, at, words in given
+        ]
         for begin in range(0, len(lines), 500):
             self.feed.take_lines(lines[begin : begin + 500])
             self.feed.commit()
@@ -274,7 +323,9 @@ BEGIN = int(time.time()) - 5 * DAY
 
 
 @pytest.mark.parametrize("killed_at", [1, 777, 2222])
-def test_a_kill_while_all_is_read_again_stores_nothing_twice(engine_log: Engine, killed_at: int) -> None:
+def test_a_kill_while_all_is_read_again_stores_nothing_twice(
+    engine_log: Engine, killed_at: int
+) -> None:
     for number in range(3000):
         engine_log.log(BEGIN + number // 500, "the same" if number % 5 == 0 else f"line {number}")
     engine_log.read(BEGIN + 60)
@@ -285,7 +336,9 @@ def test_a_kill_while_all_is_read_again_stores_nothing_twice(engine_log: Engine,
 
 
 @pytest.mark.parametrize("back", [30, HOUR, 10 * DAY])
-def test_lines_of_a_clock_that_was_set_back_while_nobody_read_are_not_lost(engine_log: Engine, back: int) -> None:
+def test_lines_of_a_clock_that_was_set_back_while_nobody_read_are_not_lost(
+    engine_log: Engine, back: int
+) -> None:
     for number in range(1000):
         engine_log.log(BEGIN + number // 100, f"before {number}", "the same")
     engine_log.read(BEGIN + 10)
@@ -306,7 +359,9 @@ def test_lines_of_a_clock_that_was_set_back_while_nobody_read_are_not_lost(engin
 def test_a_long_log_with_a_jump_in_it_is_read_again_without_a_double(engine_log: Engine) -> None:
     """Longer than what is remembered of equal headers."""
     for number in range(22_000):
-        engine_log.log(BEGIN + number // 100 - (HOUR if number > 20_500 else 0), f"line {number % 20_000}")
+        engine_log.log(
+            BEGIN + number // 100 - (HOUR if number > 20_500 else 0), f"line {number % 20_000}"
+        )
     for _ in range(2):
         engine_log.read(BEGIN - 2 * HOUR)
         engine_log.check()
@@ -317,8 +372,12 @@ class Halting:
 
     def __init__(self, lines: list[tuple[float, str]]) -> None:
         started = int(lines[0][0] * 1000)
-        self.container = tbmon.Container("a" * 64, "n", "running", True, started, started, "x", 0, False, "json-file")
-        said = (f"{stamp(at, number)} {header(words, at)}\n" for number, (at, words) in enumerate(lines))
+        self.container = tbmon.Container(
+            "a" * 64, "n", "running", True, started, started, "x", 0, False, "json-file"
+        )
+        said = (
+            f"{stamp(at, number)} {header(words, at)}\n" for number, (at, words) in enumerate(lines)
+        )
         self.frames = [frame(1, line.encode()) for line in said]
 
     def inspect(self, name: str) -> tbmon.Container:
@@ -342,12 +401,14 @@ class Halting:
 
 def test_a_pause_while_all_is_read_again_is_not_taken_for_its_end(engine_log: Engine) -> None:
     now = int(time.time())
-    lines: list[tuple[float, str]] = [(now + 7000 + number, f"ahead {number}") for number in range(100)]
+    lines: list[tuple[float, str]] = [
+        (now + 7000 + number, f"ahead {number}") for number in range(100)
+    ]
     lines += [(now - 100 + number, f"set right {number}") for number in range(90)]
     engine = Halting(lines)
     follower = tbmon.Follower(engine_log.monitor, cast(Any, engine))
     for _ in range(3):
         follower.step()
-        assert Counter(row["message"] for row in engine_log.store.entries({}, 0, 2**42, None, 1000)) == Counter(
-            words for _, words in lines
-        )
+        assert Counter(
+            row["message"] for row in engine_log.store.entries({}, 0, 2**42, None, 1000)
+        ) == Counter(words for _, words in lines)

@@ -1,4 +1,6 @@
-"""The disk under a running tbmon and a real container: full, read-only, slow, damaged, its files taken away."""
+"""The disk under a running tbmon and a real container: full, read-only, slow, damaged, its files
+taken away.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,18 @@ from pathlib import Path
 
 import pytest
 from conftest import Node, Program, length, wait_for
-from disks import Station, during, ext4_disk, fill, frozen, memory_disk, memory_folder, mounted, root, spoil
+from disks import (
+    Station,
+    during,
+    ext4_disk,
+    fill,
+    frozen,
+    memory_disk,
+    memory_folder,
+    mounted,
+    root,
+    spoil,
+)
 from test_upgrade import schema
 
 import tbmon
@@ -48,7 +61,9 @@ def ended_in_a_sentence(station: Station, *words: str) -> None:
     """It did not start, and said why in one line."""
     assert station.program.process.wait(10) == 2
     said = station.log().splitlines()[station.lines_before :]
-    assert len(said) == 1 and said[0].startswith("tbmon: ") and any(word in said[0] for word in words), said
+    assert (
+        len(said) == 1 and said[0].startswith("tbmon: ") and any(word in said[0] for word in words)
+    ), said
 
 
 # Full
@@ -58,15 +73,22 @@ def answers_and_says_so(here: Station) -> None:
     """The API while the disk is full."""
     one = here.program
     assert one.get("/health")[0] == 200 == one.get("/api/tasks")[0]
-    found = [f for f in one.private("/api/doctor")["findings"] if "free for the database" in f["what"]]
+    found = [
+        f for f in one.private("/api/doctor")["findings"] if "free for the database" in f["what"]
+    ]
     assert found[0]["level"] == "fail" and found[0]["remedy"]
     known = len(one.private("/api/audit-log")["entries"])
     assert one.get("/api/logs", X_Task_Data_Password="wrong")[0] == 401
-    assert len(one.private("/api/audit-log")["entries"]) == known + 1, "the reserve leaves room for what people do"
+    assert len(one.private("/api/audit-log")["entries"]) == known + 1, (
+        "the reserve leaves room for what people do"
+    )
 
 
 def test_a_full_disk_pauses_it_and_all_comes_when_there_is_room(on: On, tmp_path: Path) -> None:
-    with memory_disk(tmp_path / "disk", f"size={length(32, 99)}m") as disk, contextlib.closing(on(disk)) as here:
+    with (
+        memory_disk(tmp_path / "disk", f"size={length(32, 99)}m") as disk,
+        contextlib.closing(on(disk)) as here,
+    ):
         one, ballast = here.start(), disk / "t.db-ballast"
         here.say(200)
         here.wait_for_all()
@@ -76,7 +98,9 @@ def test_a_full_disk_pauses_it_and_all_comes_when_there_is_room(on: On, tmp_path
             os.truncate(filler, filler.stat().st_size - 2**20)  # the log takes the rest
             here.say(9000, "x" * 900)  # more than what an emptied write-ahead log makes room for
             here.wait_until_blind("full", "No space left")
-            wait_for(lambda: ballast.stat().st_size == 0)  # and is taken again where the log, once emptied, makes room
+            wait_for(
+                lambda: ballast.stat().st_size == 0
+            )  # and is taken again where the log, once emptied, makes room
             here.say(1)
             answers_and_says_so(here)
             assert first - 1 <= here.shown() < here.told - 2, "ingest waits"
@@ -103,7 +127,9 @@ def test_it_starts_on_a_full_disk_by_its_reserve_and_says_so(on: On, tmp_path: P
         assert one.end() == 0 and "Traceback" not in here.log()
 
 
-def test_a_disk_that_is_full_at_the_first_start_is_told_in_one_sentence(on: On, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_at_the_first_start_is_told_in_one_sentence(
+    on: On, tmp_path: Path
+) -> None:
     with memory_disk(tmp_path / "disk") as disk, contextlib.closing(on(disk)) as here:
         filler = fill(disk / "filler")
         here.start()
@@ -115,7 +141,10 @@ def test_a_disk_that_is_full_at_the_first_start_is_told_in_one_sentence(on: On, 
 
 
 def test_a_disk_without_a_free_inode_is_told_and_what_runs_goes_on(on: On, tmp_path: Path) -> None:
-    with memory_disk(tmp_path / "disk", "size=16m,nr_inodes=20") as disk, contextlib.closing(on(disk)) as here:
+    with (
+        memory_disk(tmp_path / "disk", "size=16m,nr_inodes=20") as disk,
+        contextlib.closing(on(disk)) as here,
+    ):
         names = [disk / str(number) for number in range(30)]
         with contextlib.suppress(OSError):
             for name in names:
@@ -137,7 +166,9 @@ def test_a_disk_without_a_free_inode_is_told_and_what_runs_goes_on(on: On, tmp_p
 # Refusing, read-only, slow
 
 
-def test_a_disk_that_refuses_to_write_pauses_it_and_all_comes_when_it_writes_again(fast: Path, on: On) -> None:
+def test_a_disk_that_refuses_to_write_pauses_it_and_all_comes_when_it_writes_again(
+    fast: Path, on: On
+) -> None:
     here = on(fast)
     one = here.start()
     here.say(2000)  # from here on the write-ahead log is longer than what the limit allows
@@ -152,13 +183,19 @@ def test_a_disk_that_refuses_to_write_pauses_it_and_all_comes_when_it_writes_aga
     assert one.end() == 0 and "Traceback" not in here.log()
 
 
-def test_a_disk_that_becomes_read_only_leaves_it_answering_and_it_goes_on_after_the_repair(fast: Path, on: On) -> None:
+def test_a_disk_that_becomes_read_only_leaves_it_answering_and_it_goes_on_after_the_repair(
+    fast: Path, on: On
+) -> None:
     with ext4_disk(fast / "disk") as disk:
         here = on(disk)
         here.start()
         here.say(300)
         here.wait_for_all()
-        device = Path(f"/sys/dev/block/{os.major(disk.stat().st_dev)}:{os.minor(disk.stat().st_dev)}").resolve().name
+        device = (
+            Path(f"/sys/dev/block/{os.major(disk.stat().st_dev)}:{os.minor(disk.stat().st_dev)}")
+            .resolve()
+            .name
+        )
         root("sync", "--file-system", str(disk))  # what a power failure costs is another matter
         Path(f"/sys/fs/ext4/{device}/trigger_fs_error").write_text("1")
         here.say(300)
@@ -167,7 +204,9 @@ def test_a_disk_that_becomes_read_only_leaves_it_answering_and_it_goes_on_after_
         assert here.program.end() == 0
         here.start()
         ended_in_a_sentence(here, "Read-only", "readonly")
-    repaired = str(shutil.copy(disk.with_suffix(".img"), fast / "repaired.img"))  # another's namespace may hold that
+    repaired = str(
+        shutil.copy(disk.with_suffix(".img"), fast / "repaired.img")
+    )  # another's namespace may hold that
     root("e2fsck", "-fy", repaired, check=False)
     with mounted(disk, "-o", "loop", repaired), contextlib.closing(here):
         here.start()
@@ -175,7 +214,9 @@ def test_a_disk_that_becomes_read_only_leaves_it_answering_and_it_goes_on_after_
         assert here.program.end() == 0 and "Traceback" not in here.log() and not here.damaged()
 
 
-def test_while_a_disk_stands_still_the_api_answers_and_then_ingest_goes_on(fast: Path, on: On) -> None:
+def test_while_a_disk_stands_still_the_api_answers_and_then_ingest_goes_on(
+    fast: Path, on: On
+) -> None:
     with ext4_disk(fast / "disk") as disk, contextlib.closing(on(disk)) as here:
         one = here.start()
         here.say(300)
@@ -208,7 +249,13 @@ def test_while_another_process_holds_the_databases_lock_the_api_answers(fast: Pa
 
 def looked_over(here: Station) -> bool:
     """Ask for all there is, as people and pages do; whether it has ended."""
-    for path in ("/api/tasks", "/api/invoices", "/api/logs?search=line", "/api/status/stats", "/api/audit-log"):
+    for path in (
+        "/api/tasks",
+        "/api/invoices",
+        "/api/logs?search=line",
+        "/api/status/stats",
+        "/api/audit-log",
+    ):
         with contextlib.suppress(OSError):
             here.program.get(path, X_Task_Data_Password="open sesame")
     return here.program.process.poll() is not None
@@ -231,13 +278,21 @@ def test_a_file_damaged_at_random_pages_while_stopped_is_sound_or_moved_aside(
         spoil(path, dice, dice.choice((1, 1, 2, 20)))
         with contextlib.closing(tbmon.Store(path, key)) as store:
             assert store.is_sound() and schema(path) == schema(here.path)
-            rows = store.read("SELECT message FROM log WHERE message LIKE 'line %' ORDER BY substr(key, 1, 4), seq")
+            rows = store.read(
+                "SELECT message FROM log WHERE message LIKE 'line %' ORDER BY substr(key, 1, "
+                "4), seq"
+            )
             aside = list(folder.glob("*damaged*Z"))
-            assert [row["message"] for row in rows] == ([] if aside else [f"line {n} " for n in range(2000)])
+            assert [row["message"] for row in rows] == (
+                [] if aside else [f"line {n} " for n in range(2000)]
+            )
         moved += len(aside)
         shutil.rmtree(folder)
     assert moved
-    figure("files damaged at random pages while stopped and moved aside at the start", f"{moved} of {number + 1}")
+    figure(
+        "files damaged at random pages while stopped and moved aside at the start",
+        f"{moved} of {number + 1}",
+    )
 
 
 def test_damaged_at_random_pages_while_it_runs_it_ends_and_brings_back_what_docker_holds(
@@ -263,7 +318,10 @@ def test_damaged_at_random_pages_while_it_runs_it_ends_and_brings_back_what_dock
     here.start()
     here.wait_for_all()
     assert here.program.end() == 0 and "Traceback" not in here.log()
-    figure("damages at random pages noticed while it ran, the others at the next start", f"{noticed} of {rounds}")
+    figure(
+        "damages at random pages noticed while it ran, the others at the next start",
+        f"{noticed} of {rounds}",
+    )
 
 
 # Files taken away
@@ -296,9 +354,13 @@ def test_others_may_open_and_close_the_database_also_after_doctor(fast: Path, on
     one = here.start()
     here.say(50)
     here.wait_for_all()
-    assert [f for f in one.private("/api/doctor")["findings"] if f["what"] == f"database {here.path}"]
+    assert [
+        f for f in one.private("/api/doctor")["findings"] if f["what"] == f"database {here.path}"
+    ]
     before = [os.stat(f"{here.path}{suffix}").st_ino for suffix in ("", "-wal", "-shm")]
-    with contextlib.closing(sqlite3.connect(here.path)) as other:  # whoever closes it last deletes the -wal
+    with contextlib.closing(
+        sqlite3.connect(here.path)
+    ) as other:  # whoever closes it last deletes the -wal
         assert other.execute("SELECT COUNT(*) FROM log").fetchone()[0] == 50
     assert before == [os.stat(f"{here.path}{suffix}").st_ino for suffix in ("", "-wal", "-shm")]
     here.say(50)

@@ -1,4 +1,6 @@
-"""An engine that rotates, hangs, refuses, cuts and stammers: nothing lost in silence, the verdict right."""
+"""An engine that rotates, hangs, refuses, cuts and stammers: nothing lost in silence, the verdict
+right.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ from test_feed import IDS, completed, received
 import tbmon
 
 Make = Callable[..., Program]
-DELAY_S = 0.5  # more than the longest seen between a line's writing and its stamp: pipes on the way hold some hundred
+# more than the longest seen between a line's writing and its stamp: pipes on the way hold some
+# hundred
+DELAY_S = 0.5
 CODES = (404, 409, 500, 501)
 CALLS = ("json", "logs", "archive")
 
@@ -56,8 +60,12 @@ def spoilt(odd: OddEngine, node: Node, program: Make) -> Program:
     return follow(node, program(CONTAINER_NAME=node.name, API_RATE_LIMIT="0", DOCKER_HOST=odd.url))
 
 
-@pytest.mark.parametrize("stopped", [True, False] if LONG else [True], ids=["slow-reader", "fast"][: 1 + LONG])
-def test_what_was_rotated_away_lies_in_a_gap_and_nothing_is_doubled(node: Node, program: Make, stopped: bool) -> None:
+@pytest.mark.parametrize(
+    "stopped", [True, False] if LONG else [True], ids=["slow-reader", "fast"][: 1 + LONG]
+)
+def test_what_was_rotated_away_lies_in_a_gap_and_nothing_is_doubled(
+    node: Node, program: Make, stopped: bool
+) -> None:
     small = ("--log-opt", "max-size=100k", "--log-opt", "max-file=2")
     one = follow(node, program(CONTAINER_NAME=node.name, API_RATE_LIMIT="0"), *small)
     assert gaps(one) == []
@@ -67,8 +75,12 @@ def test_what_was_rotated_away_lies_in_a_gap_and_nothing_is_doubled(node: Node, 
     count, pause = length(6000, 100_000), threading.Event()
     for first in range(1, count, 50):
         said.update(dict.fromkeys(range(first, first + 50), time.time()))
-        node.say("\n".join(header(f"{WORDS} line {number:06d}") for number in range(first, first + 50)))
-        pause.wait(0.003)  # some 10,000 lines in a second: the reader has more to do than the writer
+        node.say(
+            "\n".join(header(f"{WORDS} line {number:06d}") for number in range(first, first + 50))
+        )
+        pause.wait(
+            0.003
+        )  # some 10,000 lines in a second: the reader has more to do than the writer
     one.process.send_signal(signal.SIGCONT)
     node.say(header("Heartbeat sent the last"))
     await_line(one, "the last", 30)
@@ -87,7 +99,9 @@ def test_what_was_rotated_away_lies_in_a_gap_and_nothing_is_doubled(node: Node, 
     assert one.end() == 0
 
 
-@pytest.mark.parametrize(("call", "status"), [(a, b) for a in CALLS for b in CODES] if LONG else [("logs", 501)])
+@pytest.mark.parametrize(
+    ("call", "status"), [(a, b) for a in CALLS for b in CODES] if LONG else [("logs", 501)]
+)
 def test_a_status_of_any_call_is_told_and_passes(
     spoilt: Program, odd: OddEngine, node: Node, call: str, status: int
 ) -> None:
@@ -99,7 +113,9 @@ def test_a_status_of_any_call_is_told_and_passes(
     elif call == "json" and missing:
         await_verdict(spoilt, "down", "the container is missing")
     else:
-        await_verdict(spoilt, "blind", "the container is gone" if missing else f"the engine answered {status}")
+        await_verdict(
+            spoilt, "blind", "the container is gone" if missing else f"the engine answered {status}"
+        )
     said = doctor(spoilt)
     assert (said.returncode, said.stderr) == (int(call != "archive" or not missing), "")
     if said.returncode and not missing:
@@ -125,7 +141,10 @@ def test_figures_that_cannot_be_had_make_nobody_blind(
     odd.change(spoil)
     one = follow(node, program(CONTAINER_NAME=node.name, API_RATE_LIMIT="0", DOCKER_HOST=odd.url))
     assert asked.is_set()
-    assert "blind: the engine" not in one.log.read_text() and one.get("/api/status")[1]["stats"] is None
+    assert (
+        "blind: the engine" not in one.log.read_text()
+        and one.get("/api/status")[1]["stats"] is None
+    )
     odd.change(unspoilt)
     if LONG:
         wait_for(lambda: one.get("/api/status")[1]["stats"])
@@ -133,7 +152,9 @@ def test_figures_that_cannot_be_had_make_nobody_blind(
 
 
 def dripping(over: threading.Event, pause_s: float) -> Spoil:
-    """A byte at a time until it is `over`; of a pause of a second each is in time for a timeout that begins anew."""
+    """A byte at a time until it is `over`; of a pause of a second each is in time for a timeout
+    that begins anew.
+    """
 
     def drip(call: str, answer: Iterator[bytes]) -> Iterator[bytes]:
         for data in answer:
@@ -144,7 +165,9 @@ def dripping(over: threading.Event, pause_s: float) -> Spoil:
     return drip
 
 
-@pytest.mark.parametrize("pause_s", [1, 60] if LONG else [1], ids=["dripping", "hanging"][: 1 + LONG])
+@pytest.mark.parametrize(
+    "pause_s", [1, 60] if LONG else [1], ids=["dripping", "hanging"][: 1 + LONG]
+)
 def test_an_engine_that_hardly_answers_is_told_in_time(
     spoilt: Program, odd: OddEngine, node: Node, figure: Any, pause_s: int
 ) -> None:
@@ -202,7 +225,9 @@ def test_a_log_connection_that_goes_silent_is_noticed(
 def test_an_engine_that_looks_long_for_the_place_in_its_log_is_waited_for(
     odd: OddEngine, node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It reads a log from its beginning to find where to go on; a log of gigabytes takes longer than any patience."""
+    """It reads a log from its beginning to find where to go on; a log of gigabytes takes longer
+    than any patience.
+    """
     monkeypatch.setattr(tbmon.Follower, "SILENCE_S", 0.5)
     followed, over = list[bytes](), threading.Event()
 
@@ -222,16 +247,26 @@ def test_an_engine_that_looks_long_for_the_place_in_its_log_is_waited_for(
     node.say(header("Starting services"))
     odd.spoil = late
     with Watch(tmp_path / "data", node.name, docker_host=odd.url) as watch:
-        wait_for(lambda: watch.monitor.problem == "waiting for the engine, which looks for the place in its log")
+        wait_for(
+            lambda: (
+                watch.monitor.problem
+                == "waiting for the engine, which looks for the place in its log"
+            )
+        )
         watch.wait_for_message("Starting services")
         wait_for(lambda: watch.monitor.problem is None)
         events = [row["event"] for row in watch.store.get("task_events", IDS[1])]
-        assert (watch.task(IDS[1]).status, events) == ("completed", ["task_received", "task_completed"])
+        assert (watch.task(IDS[1]).status, events) == (
+            "completed",
+            ["task_received", "task_completed"],
+        )
         assert len(followed) > 1  # it asked again, with more patience
         over.set()
 
 
-def test_cuts_of_every_call_at_any_byte_lose_and_double_nothing(odd: OddEngine, node: Node, tmp_path: Path) -> None:
+def test_cuts_of_every_call_at_any_byte_lose_and_double_nothing(
+    odd: OddEngine, node: Node, tmp_path: Path
+) -> None:
     dice, cuts = random.Random(3), Counter[str]()
 
     def cut(call: str, answer: Iterator[bytes]) -> Iterator[bytes]:
@@ -268,7 +303,10 @@ def test_one_byte_at_a_time_is_read_as_well(odd: OddEngine, node: Node, tmp_path
 
     node.run()
     odd.spoil = crumbs
-    written = [f"line {number:06d}" + ": {\n  1\n}" * (number % 5 == 0) for number in range(length(100, 5000))]
+    written = [
+        f"line {number:06d}" + ": {\n  1\n}" * (number % 5 == 0)
+        for number in range(length(100, 5000))
+    ]
     with Watch(tmp_path / "data", node.name, docker_host=odd.url) as watch:
         for number, message in enumerate(written):
             node.say(header(message), "err" if number % 3 == 0 else "out")
@@ -297,7 +335,10 @@ def test_a_frame_that_cannot_be_is_survived(
             yield from answer
             return
         served.append(call)
-        yield b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nConnection: close\r\n\r\n"
+        yield (
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nConnection: "
+            b"close\r\n\r\n"
+        )
         yield odd_frame
 
     node.run()
@@ -312,9 +353,13 @@ def test_a_frame_that_cannot_be_is_survived(
         wait_for(lambda: watch.monitor.problem is None)
         said = watch.messages()
     assert said.count("one") == said.count("two") == 1
-    assert figure_of(os.getpid(), "VmRSS") - before < 128 * 1024  # this process has other tests behind it
+    assert (
+        figure_of(os.getpid(), "VmRSS") - before < 128 * 1024
+    )  # this process has other tests behind it
 
 
 def doctor(one: Program) -> subprocess.CompletedProcess[str]:
     words = (sys.executable, "-m", "tbmon", "doctor")
-    return subprocess.run(words, env=one.env, cwd=one.folder, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        words, env=one.env, cwd=one.folder, capture_output=True, text=True, timeout=60
+    )

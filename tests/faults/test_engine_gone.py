@@ -1,4 +1,6 @@
-"""The engine goes and comes back, or the container: the verdict says so in time, no line is lost or doubled."""
+"""The engine goes and comes back, or the container: the verdict says so in time, no line is lost or
+doubled.
+"""
 
 from __future__ import annotations
 
@@ -49,11 +51,20 @@ def own(engine: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[boo
 
 @pytest.mark.parametrize(
     ("number", "live_restore"),
-    [(signal.SIGTERM, False), (signal.SIGKILL, True), *[(signal.SIGKILL, False), (signal.SIGTERM, True)] * LONG],
+    [
+        (signal.SIGTERM, False),
+        (signal.SIGKILL, True),
+        *[(signal.SIGKILL, False), (signal.SIGTERM, True)] * LONG,
+    ],
     ids=["stopped", "killed-and-restored", *["killed", "stopped-and-restored"] * LONG],
 )
 def test_an_engine_that_goes_and_comes_back(
-    own: Callable[[bool], OwnEngine], tmp_path: Path, program: Make, figure: Any, number: int, live_restore: bool
+    own: Callable[[bool], OwnEngine],
+    tmp_path: Path,
+    program: Make,
+    figure: Any,
+    number: int,
+    live_restore: bool,
 ) -> None:
     ours, node = own(live_restore), Node(tmp_path / "io")
     node.run("--stop-timeout", "1")
@@ -102,7 +113,9 @@ def followed(node: Node, program: Make) -> Callable[[], Program]:
     return lambda: follow(node, program(CONTAINER_NAME=node.name, API_RATE_LIMIT="0"))
 
 
-def test_the_container_is_stopped_in_every_way_and_comes_back(node: Node, followed: Callable[[], Program]) -> None:
+def test_the_container_is_stopped_in_every_way_and_comes_back(
+    node: Node, followed: Callable[[], Program]
+) -> None:
     one = followed()
     faults = (
         (("pause",), ("unpause",), "paused"),
@@ -119,7 +132,9 @@ def test_the_container_is_stopped_in_every_way_and_comes_back(node: Node, follow
     assert one.end() == 0 and "Traceback" not in one.log.read_text()
 
 
-def test_a_name_that_is_taken_by_another_and_given_back(node: Node, followed: Callable[[], Program]) -> None:
+def test_a_name_that_is_taken_by_another_and_given_back(
+    node: Node, followed: Callable[[], Program]
+) -> None:
     one = followed()
     docker("rename", node.name, f"{node.name}-old")
     try:
@@ -156,7 +171,10 @@ def test_a_container_that_is_removed_and_one_that_the_kernel_ends_for_its_hunger
     run_at = time.time()
     node.say(header("Heartbeat sent line 000001"), "err")
     await_verdict(one, "down", "the container is exited")
-    assert docker("inspect", "--format", "{{.State.OOMKilled}} {{.State.ExitCode}}", node.name) == "true 137"
+    assert (
+        docker("inspect", "--format", "{{.State.OOMKilled}} {{.State.ExitCode}}", node.name)
+        == "true 137"
+    )
     await_line(one, "line 000001")
     assert stored(one) == numbers("line 000000 line 000001")
     (gap,) = gaps(one)

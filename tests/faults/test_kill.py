@@ -1,4 +1,6 @@
-"""Killed at any moment, tbmon and the aggregator lose nothing, count nothing twice, and start again at once."""
+"""Killed at any moment, tbmon and the aggregator lose nothing, count nothing twice, and start again
+at once.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def kill(program: Program) -> None:
     program.process.wait()
 
 
-def test_kill_9_at_any_moment(engine: None, program: Callable[..., Program], tmp_path: Path, figure: Figure) -> None:
+def test_kill_9_at_any_moment(
+    engine: None, program: Callable[..., Program], tmp_path: Path, figure: Figure
+) -> None:
     starts, kills = [], Counter[str]()
     for number in range(length(1, 20)):
         dice = random.Random(number)
@@ -75,11 +79,15 @@ def test_what_an_import_had_still_to_bind_is_bound_by_the_next_start(
     one = program(CONTAINER_NAME=node.name)
     assert begin(one, "-c", CUT).process.wait(20) == 9
     one.start()
-    wait_for(lambda: one.rows("SELECT status FROM task WHERE started_at NOTNULL") == [("executing",)])
+    wait_for(
+        lambda: one.rows("SELECT status FROM task WHERE started_at NOTNULL") == [("executing",)]
+    )
 
 
 def disturb_count(one: Aggregation, moment: str, dice: random.Random) -> float | None:
-    """Start an aggregator and wait for a moment: start or work. Returns how long a whole start took."""
+    """Start an aggregator and wait for a moment: start or work. Returns how long a whole start
+    took.
+    """
     begun, before = time.monotonic(), one.text().count("connected to")
     one.launch()
     if moment == "start":
@@ -92,11 +100,16 @@ def disturb_count(one: Aggregation, moment: str, dice: random.Random) -> float |
     return took
 
 
-def test_kill_9_of_the_aggregator_at_any_moment(hub: Hubs, count: Aggregators, figure: Figure) -> None:
+def test_kill_9_of_the_aggregator_at_any_moment(
+    hub: Hubs, count: Aggregators, figure: Figure
+) -> None:
     starts, messages = [], 0
     for turn in range(rounds := length(1, 20)):
         server, dice = hub(), random.Random(turn)
-        one, load = count(server, "aggregator.ASK_S = 0.1").start(), Load(server, turn)  # no rival to be waited for
+        one, load = (
+            count(server, "aggregator.ASK_S = 0.1").start(),
+            Load(server, turn),
+        )  # no rival to be waited for
         one.kill()  # the streams are made
         load.start()
         for number in range(ROUND):

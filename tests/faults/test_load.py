@@ -1,4 +1,6 @@
-"""A node that says 5,000 lines a second while fifty streams and twenty callers look on and others mean harm."""
+"""A node that says 5,000 lines a second while fifty streams and twenty callers look on and others
+mean harm.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from test_stream import streams_of
 import tbmon
 
 Tell = Callable[[str, object], None]
-PHASES = [(600, 5000), (3000, 1000)] if LONG else [(60, 2500)]  # (seconds, lines in a second); other tests run too
+PHASES = (
+    [(600, 5000), (3000, 1000)] if LONG else [(60, 2500)]
+)  # (seconds, lines in a second); other tests run too
 SETTLED_S = length(20, 300)  # of the load, after which memory must not grow
 GROWTH = 1.10 if LONG else 1.35
 IDLE_S = length(6, 60)
@@ -35,7 +39,9 @@ SETTINGS = {"MAX_DB_BYTES": str(SIZE_CAP)} if LONG else {}
 
 
 class Talker:
-    """Writes a busy node's log: 70 % pulses, the rest tasks with all that belongs to them; each entry has a number."""
+    """Writes a busy node's log: 70 % pulses, the rest tasks with all that belongs to them; each
+    entry has a number.
+    """
 
     def __init__(self, node: Node) -> None:
         self.node, self.dice = node, random.Random(3)
@@ -44,7 +50,11 @@ class Talker:
     def numbered(self, message: str) -> str:
         number, self.entries = self.entries, self.entries + 1
         self.lines += 1 + message.count("\n")
-        return header(message.replace("{", f'{{"n": {number}, ', 1) if "{" in message else f"{message} n={number}")
+        return header(
+            message.replace("{", f'{{"n": {number}, ', 1)
+            if "{" in message
+            else f"{message} n={number}"
+        )
 
     def some(self, is_task: bool) -> list[str]:
         self.tasks += is_task
@@ -71,7 +81,9 @@ class Talker:
 
 def taken(db: sqlite3.Connection) -> int:
     """How many entries were taken from the engine, repeats not counted."""
-    row = db.execute("SELECT json_extract(value, '$.seq') FROM state WHERE name = 'engine'").fetchone()
+    row = db.execute(
+        "SELECT json_extract(value, '$.seq') FROM state WHERE name = 'engine'"
+    ).fetchone()
     return int(row[0]) if row else 0
 
 
@@ -91,9 +103,15 @@ def number_of(message: str) -> int:
 def held(program: Program) -> dict[str, int]:
     """The threads and descriptors of the process."""
     folder = Path(f"/proc/{program.process.pid}/fd")
-    places = [os.readlink(folder / name) for name in os.listdir(folder) if (folder / name).is_symlink()]
+    places = [
+        os.readlink(folder / name) for name in os.listdir(folder) if (folder / name).is_symlink()
+    ]
     files = sum(place.startswith(program.env["DB_PATH"]) for place in places)
-    return {"threads": figure_of(program.process.pid, "Threads"), "files": files, "others": len(places) - files}
+    return {
+        "threads": figure_of(program.process.pid, "Threads"),
+        "files": files,
+        "others": len(places) - files,
+    }
 
 
 class Sampler:
@@ -174,10 +192,18 @@ def load(program: Monitor, node: Node) -> Run:
 
 def look(program: Monitor, run: Run) -> None:
     """What is there when all clients have gone."""
-    whole = "substr(key, 1, 4) > (SELECT substr(MIN(key), 1, 4) FROM log)" if LONG else "1"  # one second is half pruned
-    rows = program.db.execute(f"SELECT message FROM log WHERE {whole} ORDER BY substr(key, 1, 4), seq")
+    whole = (
+        "substr(key, 1, 4) > (SELECT substr(MIN(key), 1, 4) FROM log)" if LONG else "1"
+    )  # one second is half pruned
+    rows = program.db.execute(
+        f"SELECT message FROM log WHERE {whole} ORDER BY substr(key, 1, 4), seq"
+    )
     run.numbers = [number_of(row[0]) for row in rows]
-    for name, sql in {"completed": "task WHERE status = 'completed'", "invoices": "invoice", "gaps": "gap"}.items():
+    for name, sql in {
+        "completed": "task WHERE status = 'completed'",
+        "invoices": "invoice",
+        "gaps": "gap",
+    }.items():
         (run.counts[name],) = program.db.execute(f"SELECT COUNT(*) FROM {sql}").fetchone()
     wait_for(lambda: held(program)["others"] <= run.before["others"] + SPARE, 10)
     wait_for(lambda: not LONG or is_pruned(program.db), 180)
@@ -188,7 +214,10 @@ def look(program: Monitor, run: Run) -> None:
 
 def test_under_load_every_line_is_stored_once_and_in_time(ran: Run, figure: Tell) -> None:
     figure("load: lines", ran.talker.lines)
-    figure("load: entries behind, median and most", (statistics.median(ran.sampler.behind), max(ran.sampler.behind)))
+    figure(
+        "load: entries behind, median and most",
+        (statistics.median(ran.sampler.behind), max(ran.sampler.behind)),
+    )
     figure("load: seconds from the last line said to all stored", round(ran.drained_s, 2))
     assert ran.talker.lines > 0.9 * sum(seconds * rate for seconds, rate in PHASES)
     assert ran.numbers[-1] == ran.talker.entries - 1
@@ -202,7 +231,9 @@ def test_under_load_no_stream_has_a_gap_that_it_was_not_told_of(ran: Run, figure
     assert [one["faults"] for one in streams if one["faults"]] == []
     assert [one["ended"] for one in streams] == [False] * KINDS["streams"]
     for one in streams:
-        assert one["last"] or one["told"].get("reset")  # a stream that is behind may be sent beyond the last
+        assert one["last"] or one["told"].get(
+            "reset"
+        )  # a stream that is behind may be sent beyond the last
         assert bool(one["told"].get("log")) == one["private"]
         resets[one["private"]].append(one["told"].get("reset", 0))
         if not resets[one["private"]][-1]:
@@ -233,15 +264,21 @@ def test_load_leaves_nothing_behind(ran: Run, figure: Tell) -> None:
     assert max(ran.sampler.wal_bytes) < 128 * tbmon.MIB
     assert ran.after["threads"] == ran.before["threads"]
     assert ran.after["others"] <= ran.before["others"] + SPARE
-    assert ran.after["files"] <= 4 * tbmon.READERS  # two for each reader kept; SQLite keeps some more for a while
+    assert (
+        ran.after["files"] <= 4 * tbmon.READERS
+    )  # two for each reader kept; SQLite keeps some more for a while
 
 
 def test_after_the_load_the_program_rests(ran: Run, figure: Tell) -> None:
     figure(f"load: CPU over {IDLE_S} s after it, % of a core", round(100 * ran.idle, 2))
-    assert ran.idle < (0.005 if LONG else 0.02)  # of six seconds 0.005 is three ticks of the kernel's clock
+    assert ran.idle < (
+        0.005 if LONG else 0.02
+    )  # of six seconds 0.005 is three ticks of the kernel's clock
 
 
-def test_one_event_reaches_a_hundred_streams_together(node: Node, tmp_path: Path, figure: Tell) -> None:
+def test_one_event_reaches_a_hundred_streams_together(
+    node: Node, tmp_path: Path, figure: Tell
+) -> None:
     node.run()
     talker, said_at = Talker(node), dict[int, float]()
     with Monitor(tmp_path / "program", CONTAINER_NAME=node.name) as program:
@@ -256,8 +293,16 @@ def test_one_event_reaches_a_hundred_streams_together(node: Node, tmp_path: Path
         assert program.end() == 0
     assert [one["faults"] for one in seen["streams"] if one["faults"]] == []
     arrived = [sorted(one["arrived"][str(number)] for one in seen["streams"]) for number in said_at]
-    last_ms = [1000 * (times[-1] - said) for times, said in zip(arrived, said_at.values(), strict=True)]
+    last_ms = [
+        1000 * (times[-1] - said) for times, said in zip(arrived, said_at.values(), strict=True)
+    ]
     spread_ms = [1000 * (times[-1] - times[0]) for times in arrived]
-    for name, values in {"from the node's write to the last": last_ms, "from the first to the last": spread_ms}.items():
-        figure(f"100 streams: {name}, ms, median and most", (round(statistics.median(values)), round(max(values))))
+    for name, values in {
+        "from the node's write to the last": last_ms,
+        "from the first to the last": spread_ms,
+    }.items():
+        figure(
+            f"100 streams: {name}, ms, median and most",
+            (round(statistics.median(values)), round(max(values))),
+        )
     assert statistics.median(last_ms) < 2000

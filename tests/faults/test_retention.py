@@ -1,4 +1,6 @@
-"""Old entries go from under a real tbmon that follows a node and answers its clients, and nobody waits for it."""
+"""Old entries go from under a real tbmon that follows a node and answers its clients, and nobody
+waits for it.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +22,40 @@ import tbmon
 
 DAYS = 60
 TASK = "0a7e0001-5b7a-4c11-9a60-0d5e8f7a1b2c"
-SHARE_MS = 100  # what pruning may add to anybody's waiting; asserted in the long form, on a machine of its own
-WAL_BYTES = 16 * tbmon.MIB  # of the write-ahead log when nobody reads for a moment; four times that with readers
+# what pruning may add to anybody's waiting; asserted in the long form, on a machine of its own
+SHARE_MS = 100
+WAL_BYTES = (
+    16 * tbmon.MIB
+)  # of the write-ahead log when nobody reads for a moment; four times that with readers
 
 
 def fill(path: Path, rows: int, words: str, days: int = DAYS) -> None:
-    """A database with so many entries, evenly over so many days until now, and an old task with its invoice."""
+    """A database with so many entries, evenly over so many days until now, and an old task with its
+    invoice.
+    """
     key = tbmon.read_key_file(path.with_name("local.key"), lambda: os.urandom(32))
     now, step = int(time.time()) - 60, days * 86_400_000 // rows
-    found: dict[str, Any] = {"invoice_id": "i1", "task_id": None, "at": 1, "step_gas_price": None, "line_items": []}
+    found: dict[str, Any] = {
+        "invoice_id": "i1",
+        "task_id": None,
+        "at": 1,
+        "step_gas_price": None,
+        "line_items": [],
+    }
     with contextlib.closing(tbmon.Store(path, key)) as store:
         for begin in range(0, rows, 5000):
-            times = [(number, now * 1000 - (rows - number) * step) for number in range(begin, min(rows, begin + 5000))]
+            times = [
+                (number, now * 1000 - (rows - number) * step)
+                for number in range(begin, min(rows, begin + 5000))
+            ]
             with store.write() as db:
-                keys = (tbmon.key_of(at // 1000, number.to_bytes(12, "big")) for number, at in times)
+                keys = (
+                    tbmon.key_of(at // 1000, number.to_bytes(12, "big")) for number, at in times
+                )
                 rest = ((number, at, 3, 1, 1, 0, None, f"{words} {number}") for number, at in times)
-                store.save_entries(db, [(key, *values) for key, values in zip(keys, rest, strict=True)])
+                store.save_entries(
+                    db, [(key, *values) for key, values in zip(keys, rest, strict=True)]
+                )
         with store.write() as db:
             store.save_tasks(db, [tbmon.Task(TASK, received_at=1)])
             store.save_invoice(db, tbmon.Event("invoice", TASK, found), confirmed=True)
@@ -52,11 +72,16 @@ class Look:
         return next(iter(self.db.execute(sql, values).fetchone() or ()), None)
 
     def oldest_days(self) -> float:
-        return float(time.time() - self.first("SELECT at FROM log ORDER BY key LIMIT 1") / 1000) / 86_400
+        return (
+            float(time.time() - self.first("SELECT at FROM log ORDER BY key LIMIT 1") / 1000)
+            / 86_400
+        )
 
     def read_lines(self) -> int:
         """How many entries the files have given."""
-        return int(self.first("SELECT json_extract(value, '$.seq') FROM state WHERE name = 'files'") or 0)
+        return int(
+            self.first("SELECT json_extract(value, '$.seq') FROM state WHERE name = 'files'") or 0
+        )
 
     def used(self) -> int:
         return int(self.first("PRAGMA page_count") * self.first("PRAGMA page_size"))
@@ -111,9 +136,12 @@ class Clients:
 
 
 def test_old_entries_go_while_everybody_is_served(
-    node: Node, program: Callable[..., Program], look: Callable[[Program], Look], tmp_path: Path,
+    node: Node,
+    program: Callable[..., Program],
+    look: Callable[[Program], Look],
+    tmp_path: Path,
     figure: Callable[[str, object], None],
-) -> None:  # fmt: skip
+) -> None:
     rows = length(200_000, 3_000_000)
     made = program(CONTAINER_NAME=node.name, API_RATE_LIMIT="0")
     fill(made.folder / "t.db", rows, "an entry of usual length, with some words")
@@ -130,7 +158,9 @@ def test_old_entries_go_while_everybody_is_served(
         def serve(goes_on: Callable[[int], bool]) -> dict[str, list[float]]:
             """How long rows and answers took meanwhile, in ms."""
             clients, took = Clients(made, *paths), list[float]()
-            while goes_on(len(took)) or not (clients.failures or all(clients.took.values())):  # may come late
+            while goes_on(len(took)) or not (
+                clients.failures or all(clients.took.values())
+            ):  # may come late
                 words, at = f"line {time.monotonic_ns()}", time.monotonic()
                 node.say(header(words))
                 took.append(1000 * (wait_for(functools.partial(told, words))[0] - at))
@@ -148,8 +178,14 @@ def test_old_entries_go_while_everybody_is_served(
     figure("retention: write-ahead log meanwhile (MiB)", round(size_wal / tbmon.MIB, 1))
     for path in ("log line to event", *paths[:2]):
         here, there = (sorted(found[path]) for found in (meanwhile, later))
-        shown = [f"{round(times[len(times) * 99 // 100])} ({round(times[-1])})" for times in (here, there)]
-        figure(f"retention: {path}, ms at the 99th percentile (worst) meanwhile, later", ", ".join(shown))
+        shown = [
+            f"{round(times[len(times) * 99 // 100])} ({round(times[-1])})"
+            for times in (here, there)
+        ]
+        figure(
+            f"retention: {path}, ms at the 99th percentile (worst) meanwhile, later",
+            ", ".join(shown),
+        )
         assert here[-1] < length(15_000, 5000)
         assert not LONG or here[len(here) * 99 // 100] < there[len(there) * 99 // 100] + SHARE_MS
     lines *= 2
@@ -160,24 +196,35 @@ def test_old_entries_go_while_everybody_is_served(
     assert (made.folder / "t.db").stat().st_size < 0.6 * size
 
 
-def test_the_oldest_go_beyond_max_db_bytes(program: Callable[..., Program], look: Callable[[Program], Look]) -> None:
+def test_the_oldest_go_beyond_max_db_bytes(
+    program: Callable[..., Program], look: Callable[[Program], Look]
+) -> None:
     made = program(MAX_DB_BYTES=str(16 * tbmon.MIB), CONTAINER_NAME="none")
     fill(made.folder / "t.db", length(60_000, 600_000), "x" * 500, days=20)
     share = 16 * tbmon.MIB / (made.folder / "t.db").stat().st_size
     assert share < 0.5
     made.start()
     seen = look(made)
-    wait_for(lambda: seen.used() <= 16 * tbmon.MIB and seen.first("PRAGMA freelist_count") == 0, length(60, 600))
-    assert 0.25 < seen.oldest_days() / (20 * share) < 1.25 and made.get(f"/api/tasks/{TASK}")[0] == 200
+    wait_for(
+        lambda: seen.used() <= 16 * tbmon.MIB and seen.first("PRAGMA freelist_count") == 0,
+        length(60, 600),
+    )
+    assert (
+        0.25 < seen.oldest_days() / (20 * share) < 1.25 and made.get(f"/api/tasks/{TASK}")[0] == 200
+    )
     assert seen.first("PRAGMA quick_check") == "ok"
     assert made.end() == 0 and seen.size() <= 16 * tbmon.MIB
 
 
 def test_the_write_ahead_log_grows_no_longer_than_a_reader_stays(
-    program: Callable[..., Program], look: Callable[[Program], Look], tmp_path: Path,
+    program: Callable[..., Program],
+    look: Callable[[Program], Look],
+    tmp_path: Path,
     figure: Callable[[str, object], None],
-) -> None:  # fmt: skip
-    """A transaction that somebody holds open keeps all that is written meanwhile; then it comes down again."""
+) -> None:
+    """A transaction that somebody holds open keeps all that is written meanwhile; then it comes
+    down again.
+    """
     logs = tmp_path / "logs"
     logs.mkdir()
     made = program(LOG_DIR=str(logs), API_RATE_LIMIT="0").start()

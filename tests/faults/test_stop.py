@@ -1,4 +1,6 @@
-"""Told to end at any moment, tbmon ends well; a thread that dies ends it, and one that stands still is noticed."""
+"""Told to end at any moment, tbmon ends well; a thread that dies ends it, and one that stands still
+is noticed.
+"""
 
 from __future__ import annotations
 
@@ -52,17 +54,27 @@ def end_at_once(program: Program, dice: random.Random, impatient: bool) -> float
 class Clients:
     """Live streams, some of which never read, and threads that ask as fast as they are answered."""
 
-    PATHS = ("/api/tasks?limit=1000", "/api/logs?limit=1000", "/api/status", "/metrics", "/api/tasks/stats/summary")
+    PATHS = (
+        "/api/tasks?limit=1000",
+        "/api/logs?limit=1000",
+        "/api/status",
+        "/metrics",
+        "/api/tasks/stats/summary",
+    )
 
     def __init__(self, program: Program) -> None:
         self.program, self.ended = program, threading.Event()
         self.streams = [Stream(program, OPEN, reads=bool(number % 3)) for number in range(6)]
-        self.threads = [threading.Thread(target=self.ask, args=(path,), daemon=True) for path in self.PATHS]
+        self.threads = [
+            threading.Thread(target=self.ask, args=(path,), daemon=True) for path in self.PATHS
+        ]
         for thread in self.threads:
             thread.start()
 
     def ask(self, path: str) -> None:
-        with contextlib.suppress(OSError, ValueError, AssertionError):  # what an end in the middle of an answer makes
+        with contextlib.suppress(
+            OSError, ValueError, AssertionError
+        ):  # what an end in the middle of an answer makes
             while not self.ended.is_set():
                 self.program.get(path, X_Task_Data_Password="open sesame")
 
@@ -107,7 +119,10 @@ def test_signals_at_any_moment(
             told.hurry()
             compare(one.start(), told)
     figure("signals: ends", len(took))
-    figure("signals: time to end, median and slowest s", (round(statistics.median(took), 2), round(max(took), 2)))
+    figure(
+        "signals: time to end, median and slowest s",
+        (round(statistics.median(took), 2), round(max(took), 2)),
+    )
     assert max(took) < 10
 
 
@@ -118,7 +133,9 @@ sys.exit(tbmon.main(["serve"]))
 """
 
 
-def test_a_signal_that_comes_where_the_server_hides_its_exception_ends_it_too(program: Make) -> None:
+def test_a_signal_that_comes_where_the_server_hides_its_exception_ends_it_too(
+    program: Make,
+) -> None:
     one = begin(over_files(program, WATCHDOG_USEC="3000000"), "-c", SWALLOWED)
     assert one.process.wait(10) == 0
 
@@ -137,7 +154,9 @@ sys.exit(tbmon.main(["serve"]))
 """
 
 
-def test_a_signal_that_comes_while_another_sets_the_event_does_not_stop_the_end(program: Make) -> None:
+def test_a_signal_that_comes_while_another_sets_the_event_does_not_stop_the_end(
+    program: Make,
+) -> None:
     one = begin(over_files(program), "-c", AGAIN)
     wait_for(one.answers)
     assert one.end() == 0
@@ -186,7 +205,10 @@ DEATHS = {  # what dies: how, and the thread that says so; the server's is the p
     "demo": ("tbmon.SimulatedNode.script = fail", "ingest"),
     "upkeep": ("tbmon.sample_container = fail", "upkeep"),
     "federation": ("tbmon.Federation.note_error = fail", "federation"),
-    "watchdog": ("tbmon.watchdog_s = lambda: 3\ntbmon.notify = lambda words: 'DOG' in words and fail()", "watchdog"),
+    "watchdog": (
+        "tbmon.watchdog_s = lambda: 3\ntbmon.notify = lambda words: 'DOG' in words and fail()",
+        "watchdog",
+    ),
     "server": ("waitress.wasyncore.poll2 = fail", ""),
 }
 
@@ -245,7 +267,9 @@ def test_whichever_fed_thread_stands_still_the_watchdog_is_not_fed_until_it_goes
     made = []
     for name, place in STUCK.items():
         systemd = Systemd(str(tmp_path / name))
-        one = over_files(program, NOTIFY_SOCKET=systemd.address, WATCHDOG_USEC=str(PATIENCE_S * 10**6))
+        one = over_files(
+            program, NOTIFY_SOCKET=systemd.address, WATCHDOG_USEC=str(PATIENCE_S * 10**6)
+        )
         made.append((name, systemd, begin(one, "-c", STICK.format(place=place))))
     for _, systemd, one in made:
         is_fed(systemd)

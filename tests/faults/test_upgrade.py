@@ -1,7 +1,9 @@
-"""Databases of every earlier schema, kept as files in schemas/, opened by the present program; and the same, killed.
+"""Databases of every earlier schema, kept as files in schemas/, opened by the present program; and
+the same, killed.
 
-`schemas/tbmon-N.db.gz` was written by the program of schema N itself: it read tests/samples and put a row into each
-table that those do not fill. Its local key is KEY. Who adds a migration adds a file of the schema before it changes.
+`schemas/tbmon-N.db.gz` was written by the program of schema N itself: it read tests/samples and put
+a row into each table that those do not fill. Its local key is KEY. Who adds a migration adds a file
+of the schema before it changes.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import contextlib
 import gzip
 import json
 import random
+import re
 import sqlite3
 import subprocess
 import sys
@@ -45,19 +48,31 @@ def ask(path: Path, sql: str) -> list[tuple[Any, ...]]:
 
 
 def schema(path: Path) -> list[tuple[Any, ...]]:
-    return ask(path, "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name")
+    """All that the database is made of; how its statements were laid out and explained is no part of it."""
+    made = ask(path, "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name")
+    return [(*names, sql and plain(sql)) for *names, sql in made]
+
+
+def plain(sql: str) -> str:
+    """A statement without its comments, line breaks and blanks."""
+    return re.sub(r"--[^\n]*|\s", "", sql)
 
 
 def columns(path: Path) -> dict[str, list[str]]:
     """{table: its columns}"""
-    return {name: [row[1] for row in ask(path, f"PRAGMA table_info({name})")]
-            for kind, name, *_ in schema(path) if kind == "table" and not name.startswith("sqlite_")}  # fmt: skip
+    return {
+        name: [row[1] for row in ask(path, f"PRAGMA table_info({name})")]
+        for kind, name, *_ in schema(path)
+        if kind == "table" and not name.startswith("sqlite_")
+    }
 
 
 def contents(path: Path, known: dict[str, list[str]]) -> Rows:
     """All rows, of these tables and columns."""
-    return {table: sorted(ask(path, f"SELECT {', '.join(names)} FROM {table}"), key=repr)
-            for table, names in known.items()}  # fmt: skip
+    return {
+        table: sorted(ask(path, f"SELECT {', '.join(names)} FROM {table}"), key=repr)
+        for table, names in known.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +84,10 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_there_is_a_file_of_every_schema() -> None:
-    assert {path.name for path in FILES.iterdir()} == {"aggregator-1.db.gz", *(f"tbmon-{n}.db.gz" for n in VERSIONS)}
+    assert {path.name for path in FILES.iterdir()} == {
+        "aggregator-1.db.gz",
+        *(f"tbmon-{n}.db.gz" for n in VERSIONS),
+    }
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -100,12 +118,17 @@ def test_the_program_shows_what_an_earlier_one_kept(
     one.start()
     lists = {"task": "tasks", "invoice": "invoices", "log": "logs"}
     shown = {table: one.private(f"/api/{name}?limit=100")[name] for table, name in lists.items()}
-    assert {table: len(rows) for table, rows in shown.items()} == {table: kept[table] for table in lists}
+    assert {table: len(rows) for table, rows in shown.items()} == {
+        table: kept[table] for table in lists
+    }
     assert {task["status"] for task in shown["task"]} >= {"completed"}
     assert len(one.private("/api/logs/status")["gaps"]) == kept["gap"]
     assert one.get("/api/status")[1]["node"]["version"] == "1.120.0-beta.275"
     settings = one.get("/api/federation/settings")[1]
-    assert (settings["enabled"], settings["privacyLevel"]) == (False, "maximum" if version >= 3 else "balanced")
+    assert (settings["enabled"], settings["privacyLevel"]) == (
+        False,
+        "maximum" if version >= 3 else "balanced",
+    )
     assert one.end() == 0
     assert "Traceback" not in one.log.read_text() and not list(one.folder.glob("*damaged*"))
 
@@ -183,7 +206,15 @@ def killed_at(version: int, moments: list[tuple[str, int]]) -> tuple[int, list[i
     """
     with memory_folder() as folder:
         source = unpack(f"tbmon-{version}", folder / "source.db")
-        words = (sys.executable, "-c", KILLED, str(ROOT), str(source), f"{folder}/t.db", json.dumps(moments))
+        words = (
+            sys.executable,
+            "-c",
+            KILLED,
+            str(ROOT),
+            str(source),
+            f"{folder}/t.db",
+            json.dumps(moments),
+        )
         done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     killed, seen, dumps = json.loads(done.stdout)

@@ -1,4 +1,6 @@
-"""A container that tells a story by itself at a steady pace, and how what tbmon keeps is compared with it."""
+"""A container that tells a story by itself at a steady pace, and how what tbmon keeps is compared
+with it.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ from test_main import begin
 
 import tbmon
 
-BURST, PACED = 2_000, 2_000  # entries that are there when tbmon comes, and that are written while it is troubled
+BURST, PACED = (
+    2_000,
+    2_000,
+)  # entries that are there when tbmon comes, and that are written while it is troubled
 HISTORY, PAD = 10_000, "." * 500  # entries of the node's files, of some batches each
 LONG_LINE = "x" * 40_000
 AWK = r"""
@@ -82,7 +87,11 @@ class Story:
         name = f"{self.dice.getrandbits(32):08x}-{len(self.tasks):04x}-4000-8000-{self.dice.getrandbits(48):012x}"
         message = {"taskId": "js_" + "4b" * 32, "econParams": {"executionTimeout": 10**9}}
         payload = {"type": "task_created", "executionId": name, "message": message}
-        steps, pages, millis = self.dice.randrange(10**9), self.dice.randrange(1, 500), self.dice.randrange(10**5)
+        steps, pages, millis = (
+            self.dice.randrange(10**9),
+            self.dice.randrange(1, 500),
+            self.dice.randrange(10**5),
+        )
         yield "o", "Message received from task_created: " + json.dumps(payload, indent=2)
         yield "o", f"Starting task execution {name}"
         if fate == "refused":
@@ -90,16 +99,31 @@ class Story:
             yield "o", f"Execution {name} failed: gas limit exceeded"
             return
         code = int(fate == "exit")
-        self.tasks.append(Outcome(name, "failed" if code else "completed", code, millis, steps, pages))
+        self.tasks.append(
+            Outcome(name, "failed" if code else "completed", code, millis, steps, pages)
+        )
         first = f"{{ executionId: '{name}'," if fate == "named" else "{"
         yield (
             "o",
-            f"Command execution stdout: {first}\n  elapsed: '{millis * 10**6}', wasi: {{ exitCode: {code} }},\n"
+            f"Command execution stdout: {first}\n  elapsed: '{millis * 10**6}', wasi: {{ "
+            f"exitCode: {code} }},\n"
             f"  metering: {{ last: {{ steps: {steps} }}, peak: {{ memory: {pages} }} }} }}",
         )
         yield "o", f"Execution {name} completed"
-        items = [{"operation": "pay", "account": WALLET, "total_steps_computed": steps, "peak_memory_used": pages}]
-        invoice = {"type": "invoice", "executionId": name, "invoiceId": str(10**21 + steps), "lineItem": items}
+        items = [
+            {
+                "operation": "pay",
+                "account": WALLET,
+                "total_steps_computed": steps,
+                "peak_memory_used": pages,
+            }
+        ]
+        invoice = {
+            "type": "invoice",
+            "executionId": name,
+            "invoiceId": str(10**21 + steps),
+            "lineItem": items,
+        }
         yield "o", "InvoiceSubscriber received invoice: " + json.dumps(invoice, indent=1)
 
     def lines(self) -> Iterator[str]:
@@ -129,11 +153,17 @@ class Telling:
         begun = int(time.time()) - 9000
         self.history = [(begun + number // 3, f"old {number} {PAD}") for number in range(HISTORY)]
         self.node.run(
-            "--log-driver", "json-file", "--log-opt", "max-size=4g",
+            "--log-driver",
+            "json-file",
+            "--log-opt",
+            "max-size=4g",
             script="busybox awk -f /io/say.awk /io/story; exec sleep 100000",
-        )  # fmt: skip
+        )
         packed = [(header(words, at) + "\n").encode() for at, words in self.history]
-        self.node.put(f"{LOG_FOLDER}/worker-2026-01-01.log.gz", gzip.compress(b"".join(packed[: HISTORY // 2])))
+        self.node.put(
+            f"{LOG_FOLDER}/worker-2026-01-01.log.gz",
+            gzip.compress(b"".join(packed[: HISTORY // 2])),
+        )
         self.node.put(f"{LOG_FOLDER}/worker-2026-01-02.log", b"".join(packed[HISTORY // 2 :]))
 
     def hurry(self) -> None:
@@ -163,12 +193,16 @@ def telling(folder: Path, seed: int) -> Iterator[Telling]:
 def place(program: Program, source: str) -> str:
     """How far a source is read, in tbmon's words: "engine" or "files"."""
     with contextlib.suppress(sqlite3.OperationalError):  # not made yet
-        return "".join(value for (value,) in program.rows(f"SELECT value FROM state WHERE name = '{source}'"))
+        return "".join(
+            value for (value,) in program.rows(f"SELECT value FROM state WHERE name = '{source}'")
+        )
     return ""
 
 
 def is_imported(program: Program) -> bool:
-    """Whether the node's files have given all they hold, so that no further batch of them is to come."""
+    """Whether the node's files have given all they hold, so that no further batch of them is to
+    come.
+    """
     with contextlib.suppress(sqlite3.OperationalError):
         sql = "SELECT 1 FROM state WHERE name = 'files' AND json_extract(value, '$.seq') >= ?"
         return bool(program.rows(sql, HISTORY))
@@ -176,7 +210,9 @@ def is_imported(program: Program) -> bool:
 
 
 def disturb(program: Program, moment: str, dice: random.Random) -> float | None:
-    """Start tbmon and wait for a moment: start, engine, files or work. Returns how long a whole start took."""
+    """Start tbmon and wait for a moment: start, engine, files or work. Returns how long a whole
+    start took.
+    """
     before = {source: place(program, source) for source in ("engine", "files")}
     begin(program, "-m", "tbmon")
     begun = time.monotonic()
@@ -184,7 +220,9 @@ def disturb(program: Program, moment: str, dice: random.Random) -> float | None:
         threading.Event().wait(dice.uniform(0, 0.6))
         return None
     if moment in before and not (moment == "files" and is_imported(program)):
-        with contextlib.suppress(AssertionError):  # a story told to its end brings nothing more: then it is work
+        with contextlib.suppress(
+            AssertionError
+        ):  # a story told to its end brings nothing more: then it is work
             wait_for(lambda: place(program, moment) != before[moment], 5)
             threading.Event().wait(dice.uniform(0, 0.05))
             return None
@@ -210,27 +248,47 @@ def is_told(program: Program, count: int) -> bool:
 
 
 def compare(program: Program, told: Telling) -> None:
-    """Wait until all is read; then every entry is there once, with its time, and every task and invoice right."""
+    """Wait until all is read; then every entry is there once, with its time, and every task and
+    invoice right.
+    """
     story, key = told.story, (program.folder / "local.key").read_bytes()
     clean = tbmon.Redactor(key).clean
-    said = [clean(message) for message in (*story.messages(), *(words for _, words in told.history))]
+    said = [
+        clean(message) for message in (*story.messages(), *(words for _, words in told.history))
+    ]
     wait_for(lambda: is_told(program, len(said)), 60)
-    lasts = {stream: clean(text) for (stream, _), text in zip(story.entries, story.messages(), strict=True)}
+    lasts = {
+        stream: clean(text)
+        for (stream, _), text in zip(story.entries, story.messages(), strict=True)
+    }
     for last in lasts.values():  # it grows line by line
         wait_for(functools.partial(program.rows, "SELECT 1 FROM log WHERE message = ?", last))
     assert program.end() == 0
     names = [path.name for path in program.folder.iterdir()]
-    assert [name for name in names if "damaged" in name or name.endswith((".part", ".tmp", "-wal"))] == []
+    assert [
+        name for name in names if "damaged" in name or name.endswith((".part", ".tmp", "-wal"))
+    ] == []
     assert is_sound(program)
     kept = [(at // 1000, text) for at, text in program.rows("SELECT at, message FROM log")]
     stored, given = Counter(text for _, text in kept), Counter(said)
-    assert stored == given, ([text[-60:] for text in given - stored], [text[-60:] for text in stored - given])
-    heads = Counter((at, clean(text)) for at, text in told.heads().elements()) + Counter(told.history)
+    assert stored == given, (
+        [text[-60:] for text in given - stored],
+        [text[-60:] for text in stored - given],
+    )
+    heads = Counter((at, clean(text)) for at, text in told.heads().elements()) + Counter(
+        told.history
+    )
     first_lines = Counter((at, text.split("\n")[0]) for at, text in kept)
     assert first_lines == heads, ([*first_lines - heads], [*heads - first_lines])
     columns = ", ".join(Outcome._fields)
-    assert {Outcome(*row) for row in program.rows(f"SELECT {columns} FROM task")} == set(story.tasks)
-    paid = {(task.execution_id, "pay", task.gas_used) for task in story.tasks if task.gas_used is not None}
+    assert {Outcome(*row) for row in program.rows(f"SELECT {columns} FROM task")} == set(
+        story.tasks
+    )
+    paid = {
+        (task.execution_id, "pay", task.gas_used)
+        for task in story.tasks
+        if task.gas_used is not None
+    }
     invoices = program.rows("SELECT execution_id, operation, steps FROM invoice")
     assert set(invoices) == paid and len(invoices) == len(paid)
     assert program.rows("SELECT * FROM gap") == []
