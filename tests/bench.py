@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import inspect
 import json
 import os
 import platform
@@ -31,10 +30,10 @@ import bench_page
 import bench_reading
 import bench_running
 import bench_table
-import conftest
 import pytest
 from bench_table import Figure
-from conftest import docker
+from support import ROOT
+from support.engine import docker, make_image
 
 Measure = Callable[[Path, bool], Iterator[Figure]]
 MEASURES: dict[str, Measure] = {
@@ -88,9 +87,7 @@ def measure(measures: Mapping[str, Measure], quick: bool) -> tuple[list[Figure],
             folder.mkdir()
             try:
                 if name in IN_CONTAINER:
-                    inspect.unwrap(
-                        conftest.engine
-                    )()  # the fixture's function makes the containers' image
+                    make_image()
                 figures += work(folder, quick)
             except (Exception, pytest.skip.Exception, pytest.fail.Exception) as error:
                 failed.append(name)
@@ -135,7 +132,7 @@ def main() -> int:
         0.0005
     )  # a thread that waits for an answer must not wait for another thread of ours
     py_compile.compile(
-        str(conftest.ROOT / "tbmon.py")
+        str(ROOT / "tbmon.py")
     )  # as its first start leaves it: compiling takes 10 MiB
     if given.soak:
         MEASURES["network"] = functools.partial(bench_hub.network, minutes=10)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench_parts import COMMON, PASSWORD, RARE, Asker, Monitor, Paced, laid_down, laid_name
 from bench_table import Figure, spread
-from conftest import header
+from support.node_words import header
 
 CLIENTS = 4
 LONGEST_S = 15  # for one kind of question, should the answers be slow

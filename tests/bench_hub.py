@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench_table import Figure
-from conftest import figure_of, wait_for
-from federation_feed import UNLIMITED, Aggregation, Feed, Publisher
-from hub_conf import Server
+from support.federation_feed import UNLIMITED, Aggregation, Feed, Publisher
+from support.hub_conf import Server
+from support.machine import figure_of, wait_for
 
 import aggregator
 import tbmon

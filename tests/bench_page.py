@@ -17,8 +17,10 @@ from typing import Any
 from bench_asking import size
 from bench_parts import PASSWORD, Monitor, Paced, container, laid_down, mixed
 from bench_table import Figure
-from conftest import Node, chromium, header, wait_for
-from pages import Tab
+from support.engine import Node
+from support.machine import wait_for
+from support.node_words import header
+from support.pages import Tab, chromium
 
 PARTS = ("", "app.js", "style.css", "favicon.svg")
 WATCH = """

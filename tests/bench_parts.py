@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conftest import WALLET, Node, Program, docker, figure_of, header, wait_for
+from support.engine import Node, docker
+from support.machine import figure_of, wait_for
+from support.node_words import WALLET, header
+from support.programs import Program
 
 import tbmon
 

@@ -16,8 +16,10 @@ from pathlib import Path
 
 from bench_parts import PASSWORD, Monitor, container, laid_down
 from bench_table import Figure, spread
-from conftest import Node, cpu_s, header, wait_for
-from hub import LOOPBACK, SECRET, Hub, papers
+from support.engine import Node
+from support.hubs import LOOPBACK, SECRET, Hub, papers
+from support.machine import cpu_s, wait_for
+from support.node_words import header
 
 STREAMS = 100
 OLD_LATENCY = "until the next line comes, the last one never"

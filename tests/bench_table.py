@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from conftest import ROOT
+from support import ROOT
 
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 CHANGED = 0.1  # of the last committed figure: what changed by more is marked

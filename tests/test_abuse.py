@@ -21,28 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import contract
 import pytest
-from conftest import Program, header, missing, wait_for
 from prometheus_client.parser import text_string_to_metric_families
-from test_api import (
-    IDS,
-    PASSWORD,
-    START,
-    STORY,
-    UNKNOWN,
-    Answer,
-    allowed,
-    ask,
-    elsewhere,
-    end,
-    invoice,
-    output,
-    over_files,
-    received,
-    write,
-)
-from test_openapi import resident_bytes
+from support import contract
+from support.asking import PASSWORD, Answer, allowed, ask, elsewhere
+from support.machine import missing, wait_for
+from support.node_words import IDS, START, STORY, UNKNOWN, header, invoice, output, received
+from support.programs import Program, end, over_files, resident_bytes, write
 
 import tbmon
 

@@ -26,12 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_layout
-from conftest import ROOT
-from federation_feed import EXACT, NOON, UNLIMITED, Feed, Said, spoiled
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_layout import RULE, findings, functions, sections, undocumented
+from support import ROOT, layout
+from support.federation_feed import EXACT, NOON, UNLIMITED, Feed, Said, spoiled
+from support.layout import RULE, findings, functions, sections, undocumented
 
 import aggregator
 import tbmon
@@ -1062,8 +1061,8 @@ def test_with_the_database_full_nothing_is_counted_and_later_all_of_it_is(make: 
 KILLED = """
 import os, signal, sys
 import aggregator
-from federation_feed import NOON, Feed
-from federation_feed import UNLIMITED
+from support.federation_feed import NOON, Feed
+from support.federation_feed import UNLIMITED
 feed, config = Feed(63, nodes=9), aggregator.Config(db_path=sys.argv[1], **UNLIMITED)
 store, step = aggregator.Store(config), 0
 def batch():
@@ -1159,10 +1158,10 @@ def loops(monkeypatch: pytest.MonkeyPatch) -> None:
     """One loop runs everything, so that sections with effects may use asyncio; SQL includes
     VACUUM here.
     """
-    monkeypatch.setitem(test_layout.ALLOWED, "asyncio", {"network out", "disk", "process"})
-    monkeypatch.setitem(test_layout.ALLOWED, "signal", {"process"})
-    pattern = test_layout.STATEMENT.pattern.replace("(?:SELECT|", "(?:VACUUM|SELECT|", 1)
-    monkeypatch.setattr(test_layout, "STATEMENT", re.compile(pattern, re.S))
+    monkeypatch.setitem(layout.ALLOWED, "asyncio", {"network out", "disk", "process"})
+    monkeypatch.setitem(layout.ALLOWED, "signal", {"process"})
+    pattern = layout.STATEMENT.pattern.replace("(?:SELECT|", "(?:VACUUM|SELECT|", 1)
+    monkeypatch.setattr(layout, "STATEMENT", re.compile(pattern, re.S))
 
 
 def test_its_sections_use_what_stands_above_and_have_the_effects_they_name(loops: None) -> None:

@@ -13,17 +13,17 @@ import signal
 import sqlite3
 import subprocess
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import missing, wait_for
-from federation_feed import Aggregation, Feed, Publisher, Said
-from hub import STATS
-from hub_conf import AGGREGATOR, PRESENCE, TASKS, Server, state
+from support.aggregation import Aggregators, Hubs, Load, now_ms, settle
+from support.federation_feed import Aggregation, Feed, Publisher, Said
+from support.hub_conf import AGGREGATOR, PRESENCE, TASKS, Server, state
+from support.hubs import STATS
+from support.machine import missing, wait_for
 
 import aggregator
 import tbmon
@@ -43,45 +43,6 @@ accounts {
 }
 """
 JETSTREAM = "jetstream {store_dir: $STORE_DIR, max_file_store: 6GB, max_memory_store: 16MB}\n"
-Hubs = Callable[..., Server]
-Aggregators = Callable[..., Aggregation]
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hubs]:
-    """Makes running hubs, with the shipped configuration if no other is given, and ends them."""
-    made: list[Server] = []
-
-    def make(config: str = "", **settings: str) -> Server:
-        name = "nats-server.conf"
-        if config:
-            name = str(tmp_path / f"hub{len(made)}.conf")
-            Path(name).write_text(config)
-        made.append(Server(tmp_path, name, **settings))
-        return made[-1].start()
-
-    yield make
-    for one in made:
-        one.close()
-
-
-@pytest.fixture
-def count(tmp_path: Path) -> Iterator[Aggregators]:
-    """Makes Aggregations at a hub, and ends what is left of them."""
-    made: list[Aggregation] = []
-
-    def make(server: Server | None = None, more: str = "", **settings: str) -> Aggregation:
-        url = server.url() if server else "nats://127.0.0.1:1"
-        made.append(Aggregation(tmp_path / f"aggregator{len(made)}", url, more, **settings))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
-def now_ms() -> int:
-    return int(time.time() * 1000)
 
 
 def stored(server: Server, stream: str = TASKS) -> int:
@@ -95,18 +56,13 @@ def published(server: Server) -> Any:
     return tbmon.read_publication(found[0].payload)
 
 
-def settle(one: Aggregation, count: int, timeout_s: float = 20) -> None:
-    wait_for(lambda: one.code() is not None or one.counted() >= count, timeout_s)
-    assert one.code() is None, one.text()
-
-
 # Counting at a hub
 
 
 def test_what_was_sent_while_it_was_away_is_counted_and_published(
-    hub: Hubs, count: Aggregators
+    hub_server: Hubs, count: Aggregators
 ) -> None:
-    server, feed, at = hub(), Feed(21, nodes=4), now_ms()
+    server, feed, at = hub_server(), Feed(21, nodes=4), now_ms()
     one, monitor = count(server).start(), Publisher(server.address)
     monitor.publish(*(feed.work(at) for _ in range(50)))
     settle(one, 50)
@@ -141,8 +97,10 @@ ROUGH = [
 ]
 
 
-def test_headers_of_any_bytes_neither_stop_nor_fool_it(hub: Hubs, count: Aggregators) -> None:
-    server, feed, at = hub(), Feed(22), now_ms()
+def test_headers_of_any_bytes_neither_stop_nor_fool_it(
+    hub_server: Hubs, count: Aggregators
+) -> None:
+    server, feed, at = hub_server(), Feed(22), now_ms()
     one, monitor = count(server).start(), Publisher(server.address)
     dice, good = feed.dice, feed.work(at)
     rough = [*ROUGH, *(dice.randbytes(40) for _ in range(40))]
@@ -158,9 +116,9 @@ def test_headers_of_any_bytes_neither_stop_nor_fool_it(hub: Hubs, count: Aggrega
 
 
 def test_without_jetstream_it_counts_and_says_what_that_means(
-    hub: Hubs, count: Aggregators
+    hub_server: Hubs, count: Aggregators
 ) -> None:
-    server, feed, at = hub(HUB_PLAIN % ""), Feed(23, nodes=3), now_ms()
+    server, feed, at = hub_server(HUB_PLAIN % ""), Feed(23, nodes=3), now_ms()
     one, monitor = count(server).start(), Publisher(server.address)
     assert (
         "WARNING no JetStream" in one.text()
@@ -179,8 +137,10 @@ def test_without_jetstream_it_counts_and_says_what_that_means(
     assert one.dropped() == {"it was counted before": 50}
 
 
-def test_a_consumer_that_goes_is_noticed_and_made_again(hub: Hubs, count: Aggregators) -> None:
-    server, feed, at = hub(JETSTREAM + HUB_PLAIN % "jetstream: enabled"), Feed(31), now_ms()
+def test_a_consumer_that_goes_is_noticed_and_made_again(
+    hub_server: Hubs, count: Aggregators
+) -> None:
+    server, feed, at = hub_server(JETSTREAM + HUB_PLAIN % "jetstream: enabled"), Feed(31), now_ms()
     one, monitor = count(server).start(), Publisher(server.address)
 
     async def delete() -> None:
@@ -198,9 +158,9 @@ def test_a_consumer_that_goes_is_noticed_and_made_again(hub: Hubs, count: Aggreg
 
 
 def test_a_flood_without_jetstream_does_not_end_the_connection(
-    hub: Hubs, count: Aggregators
+    hub_server: Hubs, count: Aggregators
 ) -> None:
-    server, feed, at = hub(HUB_PLAIN % ""), Feed(32), now_ms()
+    server, feed, at = hub_server(HUB_PLAIN % ""), Feed(32), now_ms()
     one, monitor = count(server).start(), Publisher(server.address)
     tiny = [Said("truebit.tasks.received", b"x")] * 20_000  # more come at once than may wait
 
@@ -212,46 +172,7 @@ def test_a_flood_without_jetstream_does_not_end_the_connection(
     assert one.text().count("connected to") == 1, one.text()
 
 
-class Load(threading.Thread):
-    """Publishes by the hundred until told to end; what may have been lost with a hub is sent again,
-    as monitors do.
-    """
-
-    def __init__(self, server: Server, seed: int) -> None:
-        super().__init__(daemon=True)
-        self.server, self.feed = server, Feed(seed)
-        self.sent: list[Said] = []
-        self.enough, self.failure = threading.Event(), ""
-
-    def run(self) -> None:
-        try:
-            while not self.enough.is_set():
-                with contextlib.suppress(OSError):
-                    self.send(Publisher(self.server.address))
-                self.enough.wait(0.05)
-            self.again()
-        except Exception as error:
-            self.failure = repr(error)
-
-    def send(self, monitor: Publisher) -> None:
-        monitor.publish(*self.sent[-500:])
-        while not self.enough.wait(0.02):
-            batch = [self.feed.work(now_ms()) for _ in range(40)]
-            self.sent += batch
-            monitor.publish(*batch)
-
-    def again(self) -> None:
-        monitor = Publisher(self.server.address)
-        monitor.publish(*self.sent[-500:])
-
-    def finish(self) -> list[Said]:
-        self.enough.set()
-        self.join(20)
-        assert not self.is_alive() and not self.failure, self.failure
-        return self.sent
-
-
-def in_stream(server: Server, hub: Hubs) -> Counter[bytes]:
+def in_stream(server: Server, hub_server: Hubs) -> Counter[bytes]:
     """What the hub kept of tasks and invoices, read after its end by a server with a user who may
     do anything.
     """
@@ -259,7 +180,7 @@ def in_stream(server: Server, hub: Hubs) -> Counter[bytes]:
 
     server.kill()
     own = {"STORE_DIR": server.env["STORE_DIR"]}
-    reader = hub(JETSTREAM + HUB_PLAIN % "jetstream: enabled", **own)
+    reader = hub_server(JETSTREAM + HUB_PLAIN % "jetstream: enabled", **own)
 
     async def read() -> Counter[bytes]:
         found = Counter[bytes]()
@@ -276,9 +197,9 @@ def in_stream(server: Server, hub: Hubs) -> Counter[bytes]:
 
 
 def test_kills_of_the_aggregator_and_of_the_hub_lose_nothing_and_count_nothing_twice(
-    hub: Hubs, count: Aggregators
+    hub_server: Hubs, count: Aggregators
 ) -> None:
-    server, dice = hub(), random.Random(24)
+    server, dice = hub_server(), random.Random(24)
     one, load = count(server).start(), Load(server, 24)
     load.start()
     for act in "aahaabaa":
@@ -297,7 +218,7 @@ def test_kills_of_the_aggregator_and_of_the_hub_lose_nothing_and_count_nothing_t
     settle(one, len(ids), 40)
     wait_for(lambda: published(server))
     assert one.end() == 0
-    kept = in_stream(server, hub)
+    kept = in_stream(server, hub_server)
     assert set(kept) == ids
     assert one.counted() == len(ids) > 1000
     assert set(one.dropped()) <= {"it was counted before"}
@@ -318,9 +239,9 @@ def small_disk(folder: Path) -> Iterator[Path]:
 
 
 def test_with_a_full_disk_nothing_is_counted_and_it_goes_on_when_there_is_room(
-    hub: Hubs, count: Aggregators, tmp_path: Path
+    hub_server: Hubs, count: Aggregators, tmp_path: Path
 ) -> None:
-    server, feed, at = hub(), Feed(25), now_ms()
+    server, feed, at = hub_server(), Feed(25), now_ms()
     with (
         small_disk(tmp_path / "disk") as disk,
         contextlib.closing(count(server, DB_PATH=str(disk / "a.db"))) as one,
@@ -383,9 +304,9 @@ LIMITED = {"GLOBAL_RATE_LIMIT": "50", "RATE_LIMIT_PER_NODE": "10"}
 
 
 def test_a_flood_of_tasks_leaves_presence_counted_and_the_other_way_round(
-    hub: Hubs, count: Aggregators
+    hub_server: Hubs, count: Aggregators
 ) -> None:
-    server, feed, at = hub(), Feed(26, nodes=20), now_ms()
+    server, feed, at = hub_server(), Feed(26, nodes=20), now_ms()
     one, monitor = count(server, **LIMITED).start(), Publisher(server.address)
     strangers = Feed(27, nodes=1000)
     tasks = [feed.work(at) for _ in range(1000)]
@@ -476,9 +397,9 @@ def test_it_ends_at_once_without_a_hub(count: Aggregators, number: int) -> None:
 
 
 def test_it_ends_in_time_at_a_hub_that_answers_and_at_one_that_does_not(
-    hub: Hubs, count: Aggregators
+    hub_server: Hubs, count: Aggregators
 ) -> None:
-    server = hub()
+    server = hub_server()
     one = count(server).start()
     assert one.end(signal.SIGINT) == 0
     one.start()
@@ -491,8 +412,8 @@ def test_it_ends_in_time_at_a_hub_that_answers_and_at_one_that_does_not(
     assert "Traceback" not in one.text()
 
 
-def test_health_before_during_and_after(hub: Hubs, count: Aggregators) -> None:
-    server, one = hub(), count()
+def test_health_before_during_and_after(hub_server: Hubs, count: Aggregators) -> None:
+    server, one = hub_server(), count()
     one.launch()
     wait_for(lambda: "trying again" in one.text())
     before = one.run("healthcheck")
@@ -515,9 +436,9 @@ def test_health_before_during_and_after(hub: Hubs, count: Aggregators) -> None:
 
 
 def test_a_backup_made_while_it_counts_is_whole(
-    hub: Hubs, count: Aggregators, tmp_path: Path
+    hub_server: Hubs, count: Aggregators, tmp_path: Path
 ) -> None:
-    server, feed, at = hub(), Feed(28), now_ms()
+    server, feed, at = hub_server(), Feed(28), now_ms()
     one, monitor = count(server).start(), Publisher(server.address)
     monitor.publish(*(feed.work(at) for _ in range(3000)))
     settle(one, 3000)
@@ -542,8 +463,10 @@ def test_a_backup_made_while_it_counts_is_whole(
 # One at a hub
 
 
-def test_a_second_one_is_refused_until_the_first_has_ended(hub: Hubs, count: Aggregators) -> None:
-    server = hub()
+def test_a_second_one_is_refused_until_the_first_has_ended(
+    hub_server: Hubs, count: Aggregators
+) -> None:
+    server = hub_server()
     first, second = count(server).start(), count(server)
     assert second.launch().process is not None
     wait_for(lambda: second.code() is not None)
@@ -558,8 +481,10 @@ def test_a_second_one_is_refused_until_the_first_has_ended(hub: Hubs, count: Agg
     assert second.start().end() == 0
 
 
-def test_of_those_started_at_the_same_moment_one_stays(hub: Hubs, count: Aggregators) -> None:
-    server = hub()
+def test_of_those_started_at_the_same_moment_one_stays(
+    hub_server: Hubs, count: Aggregators
+) -> None:
+    server = hub_server()
     both = [count(server).launch() for _ in range(3)]
     wait_for(lambda: sum(one.code() is not None for one in both) == 2)
     assert sorted(str(one.code()) for one in both) == ["2", "2", "None"]
@@ -571,9 +496,9 @@ def test_of_those_started_at_the_same_moment_one_stays(hub: Hubs, count: Aggrega
 
 @pytest.mark.parametrize("tokens", ["0f", "f0"])
 def test_of_two_started_half_a_second_apart_one_stays(
-    hub: Hubs, tmp_path: Path, tokens: str
+    hub_server: Hubs, tmp_path: Path, tokens: str
 ) -> None:
-    server = hub()
+    server = hub_server()
 
     async def claims() -> list[Any]:
         login, inbox = {"user": "aggregator", "password": AGGREGATOR}, aggregator.INBOX.encode()

@@ -5,184 +5,36 @@ from __future__ import annotations
 import base64
 import http.client
 import json
-import random
 import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import contract
 import pytest
-from conftest import BEGUN, VERSION, WALLET, Program, header, wait_for
+from support.asking import KEY, PASSWORD, UTF8, allowed, ask, elsewhere
+from support.machine import wait_for
+from support.node_words import (
+    HASH,
+    HUGE,
+    IDS,
+    REQUESTER,
+    START,
+    STORY,
+    UNKNOWN,
+    VERSION,
+    WALLET,
+    at,
+    header,
+    invoice,
+    received,
+)
+from support.programs import Program, end, over_files, write
 
 import tbmon
 
-IDS = [f"{number:08x}-5b7a-4c11-9a60-0d5e8f7a1b2c" for number in range(6)]
-REQUESTER = "0xAbCdEf0123456789aBcDeF0123456789ABCDEF01"
-HASH = "4be1" * 16
-HUGE = 2**60 + 1
-START = int(BEGUN) - 7200
-PASSWORD, KEY, UTF8 = (
-    "open sesame",
-    "schlüssel-à",
-    "größe-à",
-)  # the last byte of à is a blank elsewhere
-
-
-class Answer(NamedTuple):
-    status: int
-    headers: http.client.HTTPMessage
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        assert self.headers["Content-Type"].startswith("application/json"), self.body
-        return json.loads(self.body, parse_constant=pytest.fail)
-
-
-def elsewhere() -> tuple[str, int]:
-    """An address of this host that has not been used: wrong secrets are counted by address."""
-    return (
-        f"127.{random.randrange(1, 255)}.{random.randrange(1, 255)}.{random.randrange(2, 255)}",
-        0,
-    )
-
-
-def ask(
-    program: Program,
-    path: str,
-    method: str = "GET",
-    host: str = "localhost",
-    password: str | bytes = "",
-    key: str = "",
-) -> Answer:
-    """Send the path as it stands, with the given Host and secrets."""
-    connection = http.client.HTTPConnection(
-        "127.0.0.1", program.port, timeout=10, source_address=elsewhere()
-    )
-    connection.putrequest(method, path, skip_host=True)
-    connection.putheader("Host", host)
-    if password:
-        connection.putheader(
-            "X-Task-Data-Password", password if isinstance(password, bytes) else password.encode()
-        )
-    if key:
-        connection.putheader("Authorization", key.encode())
-    connection.endheaders()
-    answer = connection.getresponse()
-    body = answer.read()
-    connection.close()
-    contract.check(method, path, answer.status, answer.headers, body)
-    return Answer(answer.status, answer.headers, body)
-
-
-def allowed(program: Program, path: str) -> Any:
-    """The JSON of a path that must be answered, asked with the password."""
-    answer = ask(program, path, password=PASSWORD)
-    assert answer.status == 200, answer.body
-    return answer.json
-
-
-def at(second: int) -> str:
-    return str(tbmon.utc((START + second) * 1000))
-
-
-def received(name: str, language: str = "js", timeout_ms: int = 10**9, **message: Any) -> str:
-    message = {
-        "taskId": f"{language}_{HASH}",
-        "econParams": {"executionTimeout": timeout_ms},
-        **message,
-    }
-    payload = {"type": "task_created", "executionId": name, "message": message}
-    return "Message received from task_created: " + json.dumps({"payload": payload})
-
-
-def output(cached: bool, code: int = 0, **more: Any) -> str:
-    metering = {"last": {"steps": HUGE}, "peak": {"memory": 87}}
-    body = {"elapsed": "1500000000", "wasi": {"exitCode": code}, "metering": metering}
-    return "Command execution stdout: " + json.dumps(
-        {**body, "execution": {"prepare": {"cached": cached}}, **more}
-    )
-
-
-def invoice(name: str, operation: str, number: str, price: float = 3) -> str:
-    items = [
-        {
-            "operation": "charge",
-            "account": REQUESTER,
-            "total_steps_computed": 9,
-            "peak_memory_used": 87,
-        },
-        {
-            "operation": operation,
-            "account": WALLET,
-            "total_steps_computed": HUGE,
-            "peak_memory_used": 88,
-        },
-    ]
-    body = {
-        "type": "invoice",
-        "executionId": name,
-        "invoiceId": number,
-        "stepGasPrice": price,
-        "lineItem": items,
-    }
-    return "InvoiceSubscriber got " + json.dumps(body)
-
-
-LIMITS = {"gas": str(2**60), "memory": "1024"}
-BLOCK: dict[str, Any] = {
-    "chainId": "43114",
-    "blockNumber": 2**53 + 1,
-    "blockHash": "0x" + "ab" * 32,
-}
-STORY = [  # (second after START, level, message)
-    (0, "info", "Starting services"),
-    (1, "info", f"Node with address {WALLET} registered successfully"),
-    (2, "info", "Semaphore InvoiceSubscriber processing started - Using slot 1/4"),
-    (10, "info", received(IDS[0], limits=LIMITS, **BLOCK, input="canary input")),
-    (11, "info", f"Task js_{HASH} downloaded successfully"),
-    (12, "info", f"Starting task execution {IDS[0]}"),
-    (15, "info", output(True, executionId=IDS[0], note="canary output")),
-    (16, "info", f"Execution {IDS[0]} completed"),
-    (19, "info", invoice(IDS[0], "pay", "7123456717698608000004")),
-    (20, "info", received(IDS[1], "rs")),
-    (21, "error", "Command execution stderr: canary stderr"),
-    (22, "error", f"Execution {IDS[1]} failed: memory canary"),
-    (30, "info", received(IDS[2], "py")),
-    (31, "info", output(False, executionId=IDS[2])),
-    (32, "info", invoice(IDS[2], "penalty", "9", price=0.5)),
-    (40, "info", received(IDS[3], "cpp", timeout_ms=1000)),
-    (200, "warn", "100% of a_b"),
-    (201, "info", "100 of aXb"),
-    (202, "info", "Größe überschritten"),
-    (203, "info", f"balance of {WALLET} and of {REQUESTER}"),
-    (
-        204,
-        "info",
-        f'odd numbers {{"x": NaN, "y": 1e999, "z": [-Infinity], "gas": {HUGE}, "debt": -{HUGE}}}',
-    ),
-    (210, "info", received(IDS[4], "zz")),
-    (220, "info", received(IDS[5], "js")),
-    (221, "info", f"Starting task execution {IDS[5]}"),
-]
-FIRST, LAST, UNKNOWN = f"/api/tasks/{IDS[0]}", f"/api/tasks/{IDS[5]}", f"/api/tasks/{IDS[0][:-1]}0"
-
-
-def write(program: Program, *lines: str) -> None:
-    with (Path(program.env["LOG_DIR"]) / "worker-2026-01-01.log").open("a") as file:
-        file.write("".join(line + "\n" for line in lines))
-
-
-def over_files(folder: Path, **settings: str) -> Program:
-    (folder / "logs").mkdir(parents=True)
-    return Program(folder / "program", LOG_DIR=str(folder / "logs"), **settings)
-
-
-def end(program: Program) -> None:
-    assert program.end() == 0
+FIRST, LAST = f"/api/tasks/{IDS[0]}", f"/api/tasks/{IDS[5]}"
 
 
 @pytest.fixture(scope="module")

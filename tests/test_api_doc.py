@@ -10,8 +10,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import ROOT, Node, Program, header, wait_for
-from test_api import BLOCK, IDS, invoice, output, received
+from support import ROOT
+from support.engine import Node
+from support.machine import wait_for
+from support.node_words import BLOCK, IDS, header, invoice, output, received
+from support.programs import Program
 
 import tbmon
 

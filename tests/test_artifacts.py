@@ -4,7 +4,6 @@ it, and no more.
 
 from __future__ import annotations
 
-import random
 import re
 import time
 import urllib.parse
@@ -13,46 +12,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import WALLET, Node, Program, Proxy, header, wait_for
-from test_api import IDS, PASSWORD, Answer, ask, end, output, over_files, received, write
-from test_lists import fetch
+from support.asking import PASSWORD, Answer, ask, fetch
+from support.engine import Node, Proxy
+from support.machine import wait_for
+from support.modules import CACHE, LARGE, MOST, OLD, SMALL, VERSIONS, Module, digest, module_path
+from support.node_words import IDS, WALLET, header, output, received
+from support.programs import Program, end, over_files, write
 
-CACHE = "/app/build/wasm-files/cache"
 EVENT_DB = f"/app/build/datadb/{WALLET}-eventDB.json"
-VERSIONS = ("1.119.0", "1.120.0-beta.275")
-MOST = 1_500_000  # MAX_ARTIFACT_BYTES of the monitor here
 SECRET = b"outside of the cache"
-
-
-def digest(number: int) -> str:
-    return f"{number:02x}" * 32
 
 
 def task_of(number: int) -> str:
     return f"{number:08x}-5b7a-4c11-9a60-0d5e8f7a1b2c"
 
 
-def module_path(number: int, version: str = VERSIONS[1]) -> str:
-    return f"{CACHE}/{version}/{digest(number)}/prepared.wasm"
-
-
-class Module(NamedTuple):
-    """A module in the cache: the task with this number ran it."""
-
-    number: int
-    version: str
-    size: int
-
-    @property
-    def content(self) -> bytes:
-        return b"\0asm" + random.Random(self.number).randbytes(self.size - 4)
-
-
-SMALL, LARGE, OLD = (
-    Module(1, VERSIONS[1], 3000),
-    Module(2, VERSIONS[1], MOST),
-    Module(3, VERSIONS[0], 70_001),
-)
 TOO_LARGE = Module(4, VERSIONS[1], MOST + 1)
 MODULES = (SMALL, LARGE, OLD, TOO_LARGE)
 NEVER_CACHED, WITHOUT_HASH = 5, 6

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Node, Program, Proxy, discard, docker, header, wait_for
-from hub import SECRET, Hub
-from pages import SCHEMES, WIDTHS, SubPath, Tab, wait_for_streams
-from test_api import output
-from test_artifacts import SMALL, digest, module_path
-from test_federation import publication
-from test_page import KEY, NAME, browser, follow, task
+from support.engine import Node, Proxy, docker
+from support.hubs import SECRET, Hub
+from support.machine import wait_for
+from support.modules import SMALL, digest, module_path
+from support.node_words import NAME, header, output, task
+from support.pages import KEY, SCHEMES, WIDTHS, SubPath, Tab, wait_for_streams
+from support.programs import Program, discard, follow
+from support.sharing import publication
 
-__all__ = ["browser"]
 PAGES = ("", "tasks", "tasks/TASK", "invoices", "logs", "federation", "setup")
 
 

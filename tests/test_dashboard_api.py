@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Program, Watch, header, wait_for
-from hub import Station, station
-from test_lists import fetch
-from test_page import follow, task
+from support.asking import fetch
+from support.hubs import Station
+from support.machine import wait_for
+from support.node_words import header, task
+from support.programs import Program, Watch, follow
 
 import tbmon
 
-__all__ = ["station"]  # a fixture
 MINUTE, HOUR, DAY = tbmon.MINUTE_MS, tbmon.HOUR_MS, tbmon.DAY_MS
 NOW = 1_800_000_000_000 // (8 * HOUR) * 8 * HOUR + 3 * HOUR  # three hours into a cell
 

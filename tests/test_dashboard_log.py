@@ -11,11 +11,11 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from conftest import Program, discard, header, wait_for
-from pages import Tab
-from test_page import browser, follow
+from support.machine import wait_for
+from support.node_words import header
+from support.pages import Tab
+from support.programs import Program, discard, follow
 
-__all__ = ["browser"]
 LINES = 1500
 
 

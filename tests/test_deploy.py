@@ -20,21 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stand_in
-from conftest import IMAGE, ROOT, SOCKET, Node, docker, header, missing, wait_for
-from hub import free_port, papers
-from hub_conf import AGGREGATOR, MONITOR, certificate
+from support import ROOT, stand_in
+from support.deployment import compose
+from support.engine import IMAGE, SOCKET, Node, docker
+from support.hub_conf import AGGREGATOR, MONITOR, certificate
+from support.hubs import free_port, papers
+from support.machine import wait_for
+from support.node_words import header
 
 LOOPBACK = "127.0.0.1"
-
-
-def compose() -> tuple[str, ...]:
-    """The command: version 2 is a part of docker, version 1 a program of its own."""
-    if subprocess.run(("docker", "compose", "version"), capture_output=True).returncode == 0:
-        return "docker", "compose"
-    if shutil.which("docker-compose") is None:
-        missing("docker-compose")
-    return ("docker-compose",)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, missing
-from test_deploy import compose
+from support import ROOT
+from support.deployment import compose
+from support.machine import missing
 
 import aggregator
 import tbmon

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -15,15 +14,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Program, Watch, header, wait_for
-from hub import free_port
-from hub_conf import AGGREGATOR, Server
-from stand_in import command
+from support import ROOT
+from support.deployment import PATIENCE_S, Systemd
+from support.hub_conf import AGGREGATOR, Server
+from support.hubs import free_port
+from support.machine import wait_for
+from support.node_words import header
+from support.programs import Program, Watch
+from support.stand_in import command
 
 import tbmon
 
 UNITS = sorted((ROOT / "deploy").glob("*.service"))
-PATIENCE_S = 3
 
 
 def analyze(*words: str) -> subprocess.CompletedProcess[str]:
@@ -72,38 +74,6 @@ def test_the_units_are_hardened_alike() -> None:
         for unit in UNITS
     }
     assert len(parts) == 1 and "ProtectSystem=strict" in parts.pop()
-
-
-class Systemd:
-    """What listens at NOTIFY_SOCKET."""
-
-    def __init__(self, address: str) -> None:
-        self.address, self.told = address, list[str]()
-        self.end = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.end.bind(address.replace("@", "\0") if address.startswith("@") else address)
-        self.end.settimeout(0.05)
-
-    def hears(self, words: str) -> bool:
-        """True if this came since it was asked last."""
-        with contextlib.suppress(TimeoutError):
-            while True:
-                self.told.append(self.end.recv(4096).decode())
-        if words not in self.told:
-            return False
-        del self.told[: self.told.index(words) + 1]
-        return True
-
-    def is_silent(self, seconds: float) -> bool:
-        """True if nothing comes for so long."""
-        self.hears("")
-        self.told.clear()
-        self.end.settimeout(seconds)
-        try:
-            return not self.end.recv(4096)
-        except TimeoutError:
-            return True
-        finally:
-            self.end.settimeout(0.05)
 
 
 @pytest.fixture(params=["path", "abstract"])

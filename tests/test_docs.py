@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Program, header, wait_for
+from support import ROOT
+from support.documents import run
+from support.machine import wait_for
+from support.node_words import header
+from support.programs import Program
 
 import tbmon
 
@@ -27,16 +29,6 @@ def site(program: Callable[..., Program], tmp_path: Path) -> Program:
     (one.folder / "logs" / "a.log").write_text(header("Heartbeat sent") + "\n")
     one.env["LOG_DIR"] = str(one.folder / "logs")
     return one
-
-
-def run(site: Program, line: str) -> subprocess.CompletedProcess[str]:
-    words = line.replace("localhost:8090", f"localhost:{site.port}").replace(
-        "curl ", "curl -sS --fail-with-body ", 1
-    )
-    env = {"PATH": os.environ["PATH"], "API_KEY": "of this test"}
-    return subprocess.run(
-        ("bash", "-c", words), cwd=site.folder, env=env, capture_output=True, text=True
-    )
 
 
 def test_every_curl_line_works_as_it_stands(site: Program) -> None:

@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Program, chromium, header
-from test_federation_doc import codes, is_of_source, made_example, table
-from test_layout import SOURCE, TREE, nodes, sections
+from support import ROOT
+from support.documents import codes, is_of_source, made_example, table
+from support.layout import SOURCE, TREE, nodes, sections
+from support.node_words import header
+from support.pages import chromium
+from support.programs import Program
 
 import aggregator
 import tbmon

@@ -14,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import WALLET, Node, Program, Proxy, Watch, docker, header, wait_for
+from support.engine import LOG_FOLDER, Node, Proxy, docker
+from support.machine import wait_for
+from support.node_words import WALLET, header
+from support.programs import Program, Watch
 
-LOG_FOLDER = f"/app/logs/@truebit/worker-runner-node-{WALLET}/debug"
 EVENT_DB = f"/app/build/datadb/{WALLET}-eventDB.json"
 
 

@@ -21,10 +21,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import contract
 import pytest
-from conftest import ROOT, WALLET, Node, Program, docker, header, wait_for
-from hub import (
+from support import ROOT
+from support.asking import KEY, PASSWORD
+from support.engine import Node, docker
+from support.hubs import (
     BEGIN,
     INFO,
     LOOPBACK,
@@ -41,83 +42,36 @@ from hub import (
     commands,
     forms,
     freeze,
-    hub,
     leaks,
-    listening,
     papers,
     published,
-    station,
-    stepped,
     thaw,
     unmasked,
 )
-from test_api import (
-    HASH,
-    HUGE,
-    IDS,
-    KEY,
-    PASSWORD,
-    REQUESTER,
-    Answer,
-    elsewhere,
-    end,
-    invoice,
-    output,
-    received,
-    write,
+from support.machine import wait_for
+from support.node_words import HASH, HUGE, IDS, REQUESTER, WALLET, header, invoice, output, received
+from support.programs import Program, end, write
+from support.sharing import (
+    AWAY,
+    FIGURES,
+    HEAD,
+    HUB_USER,
+    at_hub,
+    change,
+    connected,
+    publication,
+    see,
+    soon,
+    tell,
 )
 
 import tbmon
 
 Make = Callable[..., Any]
-__all__ = ["hub", "listening", "station", "stepped"]  # fixtures
-HUB_USER = {"FEDERATION_NATS_USER": "monitor", "FEDERATION_NATS_PASSWORD": SECRET}
+
 IN_HUB = {"federation_nats_user": "monitor", "federation_nats_password": SECRET}
 NAMES = [f"{number:08x}-1111-4000-8000-00000000abcd" for number in range(40)]
 SETTINGS, STATUS = "/api/federation/settings", "/api/federation/status"
-AWAY = f"nats://{LOOPBACK}:1"
-
-
-def tell(program: Program, method: str, path: str, body: object = None, **headers: str) -> Answer:
-    """Send a change as a page of tbmon's own or a script would."""
-    connection = http.client.HTTPConnection(
-        LOOPBACK, program.port, timeout=15, source_address=elsewhere()
-    )
-    named = {
-        "Host": "localhost",
-        **{name.replace("_", "-"): value for name, value in headers.items()},
-    }
-    sent = None if body is None else json.dumps(body).encode()
-    connection.request(
-        method, path, sent, {**named, **({"Content-Type": "application/json"} if sent else {})}
-    )
-    answer = connection.getresponse()
-    found = Answer(answer.status, answer.headers, answer.read())
-    connection.close()
-    contract.check(method, path, *found)
-    return found
-
-
-def change(program: Program, path: str, body: object = None, **headers: str) -> Any:
-    """A change that must be accepted: POST to /api/federation/`path`, or, with a body, PUT."""
-    answer = tell(program, "PUT" if body else "POST", f"/api/federation/{path}", body, **headers)
-    assert answer.status == 200, answer.body
-    return answer.json
-
-
-def see(program: Program, path: str) -> Any:
-    status, found = program.get(f"/api/federation/{path}")
-    assert status == 200, found
-    return found
-
-
-def at_hub(made: Hub, **settings: str) -> dict[str, str]:
-    return {"FEDERATION_NATS_URL": made.url, **HUB_USER, **settings}
-
-
-def soon(seconds: float = 2) -> float:
-    """A stamp, in whole seconds, surely after opting in."""
-    return time.time() + seconds
 
 
 def work(program: Program, *numbers: int) -> None:
@@ -140,10 +94,6 @@ def kinds(rows: list[dict[str, Any]]) -> list[str]:
 
 
 ALL_OF_ONE = ["invoice_created", "task_completed", "task_received"]
-
-
-def connected(program: Program) -> None:
-    wait_for(lambda: see(program, "status")["status"] == "connected")
 
 
 # Off is off
@@ -817,37 +767,6 @@ def test_a_name_server_that_does_not_answer_keeps_nobody_from_ending(stepped: Ma
 
 
 # Receiving
-
-FIGURES: dict[str, Any] = {
-    "activeNodes": 7,
-    "totalNodes": 9,
-    "totalTasks": 1000,
-    "completedTasks": 900,
-    "failedTasks": 50,
-    "cachedTasks": 100,
-    "tasksLast24h": 40,
-    "totalInvoices": 800,
-    "invoicesLast24h": 30,
-    "successRate": 95,
-    "cacheHitRate": 10.5,
-    "executionTimeDistribution": {"1-5s": 700, "unknown": 3},
-    "gasUsageDistribution": {"<1M": 5},
-    "stepsComputedDistribution": {">100B": 8},
-    "taskTypeDistribution": {"rust": 9, "other": 0},
-    "memoryUsedDistribution": {"<8MB": 1},
-    "peers": [{"handle": "0123456789abcdef", "seen": "today"}],
-    "snapshotAt": "2026-01-31T12:00:00.000Z",
-}
-HEAD = {
-    "version": "1.0",
-    "type": "network_stats",
-    "id": "ab" * 16,
-    "timestamp": "2026-01-31T12:00:30.000Z",
-}
-
-
-def publication(head: dict[str, Any] | None = None, **figures: Any) -> bytes:
-    return json.dumps({**HEAD, **(head or {}), "data": {**FIGURES, **figures}}).encode()
 
 
 HOSTILE_TEXT = "<img src=x onerror=alert(1)>\x1b[2J' OR 1=1 --"

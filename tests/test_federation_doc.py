@@ -16,14 +16,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import ROOT, Program, header, missing, wait_for
-from test_api import IDS, PASSWORD, elsewhere, received
-from test_docs import run
+from support import ROOT
+from support.asking import PASSWORD, elsewhere
+from support.documents import codes, is_of_source, made_example, run, table
+from support.machine import missing, wait_for
+from support.node_words import IDS, header, received
+from support.programs import Program
 
 import tbmon
 
@@ -34,33 +36,6 @@ CURL_LINES = re.findall(r"^    (curl .+)$", DOC, re.M)
 EXAMPLES = re.findall(r"^`(truebit\.\S+)`[^`\n](?:.+\n)+\n```json\n(.+)\n```$", DOC, re.M)
 OTHER_HUB = "nats://192.168.1.20:4222"  # in the line that names another hub; nobody's in a test
 
-KEY, NODE_ID = bytes(range(32)), "node-3f1d8a52-6c07-4e9b-a1d4-0b7c92e6f585"
-TASK = tbmon.Task(
-    "b4c9a1d2-5b7a-4c11-9a60-0d5e8f7a1b2c",
-    task_type="rust",
-    status="completed",
-    cached=False,
-    elapsed_ms=4200,
-)
-
-
-def words(kind: str) -> tbmon.Words:
-    """What an example is made with, beside its data."""
-    due = tbmon.parse_time("2026-01-31T12:07:31Z")
-    assert due is not None
-    return tbmon.Words(due, tbmon.keyed(KEY, "example", kind).hex()[:32], KEY)
-
-
-def made_example(kind: str) -> bytes:
-    """The bytes that the builder of this kind makes of the document's task and invoice."""
-    if kind == "task_received":
-        return tbmon.received_message(TASK, words(kind))
-    if kind == "task_completed":
-        return tbmon.completed_message(TASK, words(kind), "executionTimeBucket")
-    if kind == "invoice_created":
-        return tbmon.invoice_message("7123456717698608000004", 1_500_000_000, words(kind))
-    return tbmon.presence_message(kind, NODE_ID, kind != "node_left", words(kind))
-
 
 def section(title: str) -> str:
     """What stands under a heading, up to the next."""
@@ -69,26 +44,8 @@ def section(title: str) -> str:
     return found[1]
 
 
-def table(text: str) -> list[list[str]]:
-    """The cells of a table's lines, without its head."""
-    lines = [line.strip("|").split(" | ") for line in re.findall(r"^\|.+\|$", text, re.M)]
-    return [[cell.strip() for cell in line] for line in lines[2:]]
-
-
-def codes(text: str) -> list[str]:
-    return re.findall(r"`([^`\n]+)`", text)
-
-
 def path_of(line: str) -> str:
     return line.partition("localhost:8090")[2]
-
-
-def is_of_source(name: str) -> bool:
-    """True of a function, constant, method or attribute of tbmon."""
-    with contextlib.suppress(AttributeError):
-        return attrgetter(name)(tbmon) is not tbmon
-    first, _, rest = name.partition(".")
-    return rest in getattr(getattr(tbmon, first, None), "__annotations__", ())
 
 
 TROUBLES = table(section("Troubleshooting"))

@@ -5,57 +5,16 @@ invoices and rows.
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WALLET, frame, header
+from support.engine import frame
+from support.log_feed import IDS, NOW, Feed, completed, invoice, output, received
+from support.node_words import WALLET, header
 
 import tbmon
-from tbmon import Task
-
-IDS = [f"{number:08x}-5b7a-4c11-9a60-0d5e8f7a1b2c" for number in range(9)]
-NOW = int(time.time()) - 3600
-
-
-class Feed:
-    """Feeds lines to a monitor as an engine's log does, each with the engine's stamp of its second."""
-
-    def __init__(self, folder: Path, **settings: Any) -> None:
-        store, config = tbmon.Store(folder / "t.db", b"k" * 32), tbmon.Config(**settings)
-        self.monitor = tbmon.Monitor(
-            config, store, tbmon.Redactor(b"k" * 32), None, threading.Event()
-        )
-        self.store, self.number = store, 0
-        self.connect()
-
-    def connect(self, container_id: str = "a1") -> None:
-        container = tbmon.Container(
-            container_id * 32, "n", "running", True, None, None, "x", 0, False, "json-file"
-        )
-        self.feed = tbmon.EngineFeed(self.monitor, container)
-
-    def raw(self, at: int, *lines: str, stream: int = 1) -> None:
-        """Each line in a transaction of its own, as they come live."""
-        for line in lines:
-            self.number += 1
-            stamp = f"{tbmon.second_text(at).replace(' ', 'T')}.{self.number:09d}Z"
-            self.feed.take_lines([(stream, stamp.encode(), line.encode())])
-            self.feed.caught_up()
-
-    def say(self, at: int, *messages: str, stream: int = 1) -> None:
-        self.raw(at, *(header(message, at) for message in messages), stream=stream)
-
-    def task(self, number: int) -> Task:
-        found = self.store.task(IDS[number])
-        assert found is not None
-        return found
-
-    def invoices(self) -> list[Any]:
-        return self.store.page("invoice", {}, None, 100, 0)
 
 
 @pytest.fixture
@@ -64,36 +23,6 @@ def feed(tmp_path: Path) -> Iterator[Feed]:
     made.say(NOW, "Starting services")
     yield made
     made.store.close()
-
-
-def received(number: int, **message: Any) -> str:
-    payload = {
-        "type": "task_created",
-        "executionId": IDS[number],
-        "message": {"taskId": "js_" + "4b" * 32, **message},
-    }
-    return "Message received from task_created: " + json.dumps({"payload": payload})
-
-
-def output(steps: int, code: int = 0) -> str:
-    body = {
-        "elapsed": "1500000000",
-        "wasi": {"exitCode": code},
-        "metering": {"last": {"steps": steps}},
-    }
-    return "Command execution stdout: " + json.dumps(body)
-
-
-def completed(number: int) -> str:
-    return f"Execution {IDS[number]} completed"
-
-
-def invoice(number: int, operation: str = "pay", **more: Any) -> dict[str, Any]:
-    items = [
-        {"operation": "charge", "account": "0x" + "99" * 20, "total_steps_computed": 1},
-        {"operation": operation, "account": WALLET, "total_steps_computed": 2},
-    ]
-    return {"type": "invoice", "executionId": IDS[number], "lineItem": items, **more}
 
 
 def test_a_timeout_of_ages_is_taken_for_a_day(feed: Feed) -> None:

@@ -21,10 +21,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import contract
 import pytest
-from conftest import Program, chromium, header, wait_for
-from test_api import Answer, elsewhere, end, over_files, write
+from support import contract
+from support.asking import Answer, elsewhere
+from support.machine import wait_for
+from support.node_words import header
+from support.pages import chromium
+from support.programs import Program, end, over_files, write
 
 import tbmon
 

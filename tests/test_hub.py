@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import wait_for
-from hub import LOOPBACK, STATS, SUBJECTS, Papers, Station, listening, papers, station
-from hub_conf import (
+from support.hub_conf import (
     AGGREGATOR,
     CLIENTS,
     DEPLOY,
@@ -35,11 +33,12 @@ from hub_conf import (
     nats_server,
     state,
 )
+from support.hubs import LOOPBACK, STATS, SUBJECTS, Papers, Station, papers
+from support.machine import wait_for
 
 from aggregator import STREAMS
 
 Make = Callable[..., Any]
-__all__ = ["listening", "station"]  # fixtures
 AS_MONITOR = {"federation_nats_user": "monitor", "federation_nats_password": MONITOR}
 RECEIVED = "truebit.tasks.received"
 QUESTION, INBOX = "truebit.aggregator", "_INBOX.aggregator.x"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 
-from conftest import ROOT
-from federation_feed import NOON, Feed
+from support import ROOT
+from support.federation_feed import NOON, Feed
 
 import aggregator
 import tbmon

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import VERSION, WALLET, Node, Program, Watch, header, wait_for
+from support.engine import Node
+from support.machine import wait_for
+from support.node_words import VERSION, WALLET, header
+from support.programs import Program, Watch
 
 import tbmon
 

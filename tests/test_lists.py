@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import http.client
 import io
 import json
 import re
@@ -17,24 +16,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import contract
 import pytest
-from conftest import WALLET, Program, header, wait_for
-from test_api import (
-    HASH,
-    HUGE,
-    PASSWORD,
-    REQUESTER,
-    START,
-    Answer,
-    ask,
-    at,
-    elsewhere,
-    end,
-    over_files,
-    received,
-    write,
-)
+from support.asking import PASSWORD, Answer, ask, fetch
+from support.machine import wait_for
+from support.node_words import HASH, HUGE, REQUESTER, START, WALLET, at, header, received
+from support.programs import Program, end, over_files, write
 
 import tbmon
 
@@ -117,25 +103,6 @@ def story() -> Iterator[str]:
         yield header(f"InvoiceSubscriber got {text}", START + 50 + number)
     for number, words in enumerate((*NEEDLES, *DECOYS)):
         yield header(f"needle <{words}> end", START + 70 + number, "warn")
-
-
-def fetch(
-    program: Program, path: str, method: str = "GET", password: str = PASSWORD, **headers: str
-) -> Answer:
-    """Ask with the given headers; the body as it came, what it holds checked."""
-    connection = http.client.HTTPConnection(
-        "127.0.0.1", program.port, timeout=10, source_address=elsewhere()
-    )
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    connection.request(
-        method, path, headers={"X-Task-Data-Password": password, **named} if password else named
-    )
-    answer = connection.getresponse()
-    body = answer.read()
-    connection.close()
-    plain = gzip.decompress(body) if body and answer.headers["Content-Encoding"] == "gzip" else body
-    contract.check(method, path, answer.status, answer.headers, plain)
-    return Answer(answer.status, answer.headers, body)
 
 
 def name_of(path: str) -> str:

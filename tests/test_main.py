@@ -8,7 +8,6 @@ import http.server
 import itertools
 import json
 import re
-import signal
 import socket
 import sqlite3
 import subprocess
@@ -22,13 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Node, Program, header, wait_for
+from support import ROOT
+from support.engine import Node
+from support.machine import wait_for
+from support.node_words import header
+from support.programs import PROGRAM, SIGNALS, Make, Program, begin, has_handlers
+from support.programs import made_over_files as over_files
 
 import tbmon
 
-PROGRAM = str(ROOT / "tbmon.py")
 NO_ENGINE = "unix:///nonexistent.sock"
-Make = Callable[..., Program]
 
 
 def run(
@@ -39,24 +41,6 @@ def run(
     return subprocess.run(
         command, env=env, cwd=program.folder, capture_output=True, text=True, timeout=20
     )
-
-
-def begin(program: Program, *command: str) -> Program:
-    """Start without waiting for an answer; `command` is what Python is given."""
-    with program.log.open("ab") as log:
-        words = (sys.executable, *(command or (PROGRAM,)))
-        program.process = subprocess.Popen(
-            words, env=program.env, cwd=program.folder, stdout=log, stderr=log
-        )
-    return program
-
-
-def over_files(program: Make, **settings: str) -> Program:
-    """A program that follows an empty folder of log files."""
-    made = program(**settings)
-    made.env["LOG_DIR"] = str(made.folder / "logs")
-    (made.folder / "logs").mkdir()
-    return made
 
 
 def names_in(folder: Path) -> set[str]:
@@ -213,13 +197,6 @@ def test_a_file_that_is_no_database_is_left_as_it_is(program: Make) -> None:
 # Start and end
 
 
-def has_handlers(one: Program) -> bool:
-    """True when the process catches SIGHUP, which is the last of the three to be caught."""
-    assert one.process.poll() is None, one.log.read_text()
-    caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{one.process.pid}/status").read_text())
-    return caught is not None and bool(int(caught[1], 16) >> signal.SIGHUP - 1 & 1)
-
-
 def end_soon_after_start(one: Program, number: int, delays: tuple[float, ...]) -> None:
     for delay in delays:
         begin(one)
@@ -233,9 +210,6 @@ def end_soon_after_start(one: Program, number: int, delays: tuple[float, ...]) -
     said = one.log.read_text()
     assert "Traceback" not in said and "CRITICAL" not in said
     assert [name for name in names_in(one.folder) if "damaged" in name] == []
-
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @pytest.mark.parametrize("number", SIGNALS)

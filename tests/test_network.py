@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Node, figure_of, header, wait_for
-from federation_feed import Aggregation, Feed, Publisher
-from hub import Stepped, stepped
-from hub_conf import MONITOR, Server
-from test_api import invoice, output, received
-from test_federation import change, connected, see, soon
+from support.engine import Node
+from support.federation_feed import Aggregation, Feed, Publisher
+from support.hub_conf import MONITOR, Server
+from support.hubs import Stepped
+from support.machine import figure_of, wait_for
+from support.node_words import header, invoice, output, received
+from support.sharing import change, connected, see, soon
 
-__all__ = ["stepped"]  # a fixture
 AT_ONCE = "tbmon.due_after = lambda at, level, share: at"  # a delay takes an hour, or a day
 TASKS = (
     ("rs", 0, False),

@@ -10,7 +10,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from node_samples import (
+from support.node_samples import (
     ENGINE_STAMP,
     FIRST,
     HEADER,

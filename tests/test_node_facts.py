@@ -13,7 +13,18 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from node_samples import FIRST, KEY, MORE, OWN, PEER, RECORDS, REQUESTER, SECOND, SOME, THIRD
+from support.node_samples import (
+    FIRST,
+    KEY,
+    MORE,
+    OWN,
+    PEER,
+    RECORDS,
+    REQUESTER,
+    SECOND,
+    SOME,
+    THIRD,
+)
 
 from tbmon import (
     PAYLOAD_DEPTH,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from node_samples import FIRST, MORE
+from support.node_samples import FIRST, MORE
 
 from tbmon import (
     COMPLETED_LINE,

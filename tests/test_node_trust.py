@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from node_samples import (
+from support.node_samples import (
     FIRST,
     HEADER,
     KEY,

@@ -19,27 +19,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import contract
 import jsonschema
 import pytest
-from conftest import Program, figure_of, header, wait_for
-from hub import Hub, Station
-from test_api import (
-    HASH,
-    IDS,
-    PASSWORD,
-    START,
-    STORY,
-    Answer,
-    allowed,
-    ask,
-    elsewhere,
-    end,
-    over_files,
-    received,
-    write,
-)
-from test_federation import AWAY, at_hub, change, publication, see
+from support import contract
+from support.asking import PASSWORD, Answer, allowed, ask, elsewhere
+from support.hubs import Hub, Station
+from support.machine import figure_of, wait_for
+from support.node_words import HASH, IDS, START, STORY, header, received
+from support.programs import Program, end, over_files, resident_bytes, write
+from support.sharing import AWAY, at_hub, change, publication, see
 
 import tbmon
 
@@ -843,10 +831,6 @@ class Client:
             sent = request.target.partition("#")[0]  # what follows is no part of the path
             contract.check(request.method, sent, answer.status, answer.headers, body)
             self.seen.add(alike)
-
-
-def resident_bytes(program: Program) -> int:
-    return 1024 * figure_of(program.process.pid, "VmRSS")
 
 
 def test_ten_thousand_random_requests_get_what_the_document_promises(tmp_path: Path) -> None:

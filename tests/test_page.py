@@ -7,43 +7,17 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import Program, chromium, discard, header, wait_for
-from pages import Tab
-from test_lists import fetch
+from support.asking import fetch
+from support.machine import wait_for
+from support.node_words import NAME, task
+from support.pages import KEY, Tab
+from support.programs import Program, discard, follow
 
-NAME = "3f1c9d2e-5b7a-4c11-9a60-0d5e8f7a1b2c"
 CANARY = "<img src=x onerror=\"document.title='taken'\">"
-KEY = "key of this test"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as started:
-        yield started
-
-
-def task(name: str, **message: Any) -> str:
-    payload = {
-        "type": "task_created",
-        "executionId": name,
-        "message": {"taskId": "js_" + "4b" * 32, **message},
-    }
-    return "Message received from task_created: " + json.dumps({"payload": payload})
-
-
-def follow(one: Program, *said: str) -> Program:
-    """Start a program on a folder of logs that says these words, a second apart."""
-    (one.folder / "logs").mkdir()
-    one.env["LOG_DIR"] = str(one.folder / "logs")
-    begin = time.time() - 9
-    lines = [header(words, begin + second / 4) for second, words in enumerate(said)]
-    (one.folder / "logs" / "a.log").write_text("\n".join(lines) + "\n")
-    return one.start()
 
 
 @pytest.fixture(scope="module")

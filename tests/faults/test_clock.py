@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from conftest import Node, Program, frame, header, length, missing, wait_for
-from test_feed import Feed
-from test_stream import OPEN, Stream, login
+from support.engine import Node, frame
+from support.log_feed import Feed
+from support.machine import length, missing, wait_for
+from support.node_words import header
+from support.programs import Program
+from support.streams import OPEN, Stream, login
 
 import tbmon
 

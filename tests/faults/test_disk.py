@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Node, Program, length, wait_for
-from disks import (
+from support.disks import (
     Station,
     during,
     ext4_disk,
@@ -27,7 +26,10 @@ from disks import (
     root,
     spoil,
 )
-from test_upgrade import schema
+from support.engine import Node
+from support.machine import length, wait_for
+from support.programs import Program
+from support.schemas import schema
 
 import tbmon
 

@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LONG, Node, Program, Watch, docker, figure_of, frame, header, length, wait_for
-from own_engine import (
+from support.engine import Node, docker, frame
+from support.log_feed import IDS, completed, received
+from support.machine import LONG, figure_of, length, wait_for
+from support.node_words import header
+from support.own_engine import (
     WORDS,
     OddEngine,
     Spoil,
@@ -35,7 +38,7 @@ from own_engine import (
     unspoilt,
     verdict,
 )
-from test_feed import IDS, completed, received
+from support.programs import Program, Watch
 
 import tbmon
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LONG, Node, Program, cpu_s, docker, header, length, wait_for
-from own_engine import (
+from support.engine import Node, docker
+from support.machine import LONG, cpu_s, length, wait_for
+from support.node_words import header
+from support.own_engine import (
     OwnEngine,
     Talk,
     await_line,
@@ -27,6 +29,7 @@ from own_engine import (
     stored,
     verdict,
 )
+from support.programs import Program
 
 Make = Callable[..., Program]
 WITHIN_S = 10  # for the verdict after a fault, and for the first new line after the engine's return

@@ -1,5 +1,5 @@
 """Whatever comes in, by mutation with a seed: nothing raises, hangs, grows or is wrongly accepted
-(see fuzz.py).
+(see tests/support/fuzz.py).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LONG, length
-from fuzz import Told, attack_with, corpus_of, replay
-from fuzz_targets import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.fuzz import Told, attack_with, corpus_of, replay
+from support.fuzz_targets import (
     MESSAGES,
     ONE,
     SCHEMA_WORDS,
@@ -28,9 +29,8 @@ from fuzz_targets import (
     publication,
     read_frames,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from node_samples import HEADER, KEY, OWN, lines
+from support.machine import LONG, length
+from support.node_samples import HEADER, KEY, OWN, lines
 
 import tbmon
 

@@ -13,16 +13,16 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import LONG, Node, Program, header, length, wait_for
-from federation_feed import Aggregation
-from test_aggregator_hub import Aggregators, Hubs, Load, count, hub, settle
-from test_engine import LOG_FOLDER
-from test_main import begin
-from writer import compare, disturb, is_sound, moments, telling
+from support.aggregation import Aggregators, Hubs, Load, settle
+from support.engine import LOG_FOLDER, Node
+from support.federation_feed import Aggregation
+from support.machine import LONG, length, wait_for
+from support.node_words import header
+from support.programs import Program, begin
+from support.writer import compare, disturb, is_sound, moments, telling
 
 import aggregator
 
-__all__ = ["count", "hub"]  # fixtures
 Figure = Callable[[str, object], None]
 ROUND = 25  # kills of one database
 
@@ -101,11 +101,11 @@ def disturb_count(one: Aggregation, moment: str, dice: random.Random) -> float |
 
 
 def test_kill_9_of_the_aggregator_at_any_moment(
-    hub: Hubs, count: Aggregators, figure: Figure
+    hub_server: Hubs, count: Aggregators, figure: Figure
 ) -> None:
     starts, messages = [], 0
     for turn in range(rounds := length(1, 20)):
-        server, dice = hub(), random.Random(turn)
+        server, dice = hub_server(), random.Random(turn)
         one, load = (
             count(server, "aggregator.ASK_S = 0.1").start(),
             Load(server, turn),

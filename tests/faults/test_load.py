@@ -18,9 +18,12 @@ from typing import Any
 
 import pytest
 from bench_parts import Monitor, semaphore, task
-from clients import Clients
-from conftest import LONG, Node, Program, cpu_s, figure_of, header, length, wait_for
-from test_stream import streams_of
+from support.clients import Clients
+from support.engine import Node
+from support.machine import LONG, cpu_s, figure_of, length, wait_for
+from support.node_words import header
+from support.programs import Program
+from support.streams import streams_of
 
 import tbmon
 

@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LONG, Node, Program, header, length, wait_for
-from test_stream import OPEN, Stream
+from support.engine import Node
+from support.machine import LONG, length, wait_for
+from support.node_words import header
+from support.programs import Program
+from support.streams import OPEN, Stream
 
 import tbmon
 

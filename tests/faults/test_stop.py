@@ -13,15 +13,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import Node, Program, header, length, wait_for
-from hub import Hub, hub
-from test_deploy_units import PATIENCE_S, Systemd
-from test_federation import at_hub, change, connected, see
-from test_main import SIGNALS, begin, has_handlers, over_files
-from test_stream import OPEN, Stream
-from writer import compare, disturb, is_sound, moments, telling
+from support.deployment import PATIENCE_S, Systemd
+from support.engine import Node
+from support.hubs import Hub
+from support.machine import length, wait_for
+from support.node_words import header
+from support.programs import SIGNALS, Program, begin, has_handlers
+from support.programs import made_over_files as over_files
+from support.sharing import at_hub, change, connected, see
+from support.streams import OPEN, Stream
+from support.writer import compare, disturb, is_sound, moments, telling
 
-__all__ = ["hub"]  # a fixture
 # Python reports, and goes on, where a signal's exit is raised in a destructor.
 IGNORED = re.compile(r"Exception ignored in.*\nTraceback .*\n(?:  .*\n)*SystemExit: 0\n")
 Figure = Callable[[str, object], None]

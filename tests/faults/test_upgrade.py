@@ -12,8 +12,6 @@ import contextlib
 import gzip
 import json
 import random
-import re
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,9 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Program, length
-from disks import memory_folder
-from federation_feed import EXACT, NOON, UNLIMITED, Feed
+from support import ROOT
+from support.disks import memory_folder
+from support.federation_feed import EXACT, NOON, UNLIMITED, Feed
+from support.machine import length
+from support.programs import Program
+from support.schemas import ask, schema
 
 import aggregator
 import tbmon
@@ -39,23 +40,6 @@ def unpack(name: str, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.decompress((FILES / f"{name}.db.gz").read_bytes()))
     return path
-
-
-def ask(path: Path, sql: str) -> list[tuple[Any, ...]]:
-    """The rows of a query, as sqlite3 itself gives them."""
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        return db.execute(sql).fetchall()
-
-
-def schema(path: Path) -> list[tuple[Any, ...]]:
-    """All that the database is made of; how its statements were laid out and explained is no part of it."""
-    made = ask(path, "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name")
-    return [(*names, sql and plain(sql)) for *names, sql in made]
-
-
-def plain(sql: str) -> str:
-    """A statement without its comments, line breaks and blanks."""
-    return re.sub(r"--[^\n]*|\s", "", sql)
 
 
 def columns(path: Path) -> dict[str, list[str]]:

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from hypothesis import settings
 
+from support import ROOT
 from tbmon import Assembler, Entry, Event, Redactor, read_event
 
-SAMPLES = Path(__file__).parent / "samples"
+SAMPLES = ROOT / "tests" / "samples"
 NOTES: list[dict[str, str]] = json.loads((SAMPLES / "composed-samples.json").read_text("utf-8"))
 RECORDS: list[Any] = json.loads((SAMPLES / "composed-eventdb.json").read_text("utf-8"))["records"]
 WHOLE_LOG = (SAMPLES / "composed-samples.log").read_bytes()

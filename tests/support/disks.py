@@ -16,7 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from conftest import Node, Program, discard, header, missing, wait_for
+from support.engine import Node
+from support.machine import missing, wait_for
+from support.node_words import header
+from support.programs import Program, discard
 
 MEMORY = Path("/dev/shm")
 

@@ -21,13 +21,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import node_samples
-from conftest import frame
-from fuzz import Check, Target
-from node_samples import HEADER, KEY, OWN, PEER, REQUESTER, SAMPLES, WHOLE_LOG
-
 import aggregator
 import tbmon
+from support import node_samples
+from support.engine import frame
+from support.fuzz import Check, Target
+from support.node_samples import HEADER, KEY, OWN, PEER, REQUESTER, SAMPLES, WHOLE_LOG
 
 WIRE = [
     path.read_bytes().strip() for path in sorted((SAMPLES.parent / "wire" / "v1").glob("*.json"))

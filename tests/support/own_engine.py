@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from conftest import IMAGE, SOCKET, Node, Program, docker, header, missing, wait_for
-
 import tbmon
+from support.engine import IMAGE, SOCKET, Node, docker
+from support.machine import missing, wait_for
+from support.node_words import header
+from support.programs import Program
 
 # what the node says when it has nothing to do; other words would count as not recognised
 WORDS = "Heartbeat sent"

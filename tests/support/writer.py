@@ -20,11 +20,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from conftest import WALLET, Node, Program, header, wait_for
-from test_engine import LOG_FOLDER
-from test_main import begin
-
 import tbmon
+from support.engine import LOG_FOLDER, Node
+from support.machine import wait_for
+from support.node_words import WALLET, header
+from support.programs import Program, begin
 
 BURST, PACED = (
     2_000,

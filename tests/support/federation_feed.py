@@ -15,10 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from conftest import ROOT, wait_for
-from hub_conf import AGGREGATOR, CLIENTS, MONITOR
-
 import tbmon
+from support import ROOT
+from support.hub_conf import AGGREGATOR, CLIENTS, MONITOR
+from support.machine import wait_for
 
 NOON = 1_780_056_000_000  # ms; 12:00 UTC of some day
 CHOICES = tuple(tbmon.MESSAGES["task_completed"].choices)

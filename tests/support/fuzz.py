@@ -1,7 +1,7 @@
 """Fuzzing: a fast mutator with a seed, the corpus, and the runs over the targets of
 fuzz_targets.py.
 
-By hand: `python tests/faults/fuzz.py TARGET FILE...` replays inputs, `python tests/faults/fuzz.py
+By hand: `python tests/support/fuzz.py TARGET FILE...` replays inputs, `python tests/support/fuzz.py
 TARGET --count 100000 --seed 7` mutates. An input that found a fault is kept in corpus/TARGET/,
 beside small seeds.
 """
@@ -23,7 +23,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-CORPUS = Path(__file__).parent / "corpus"
+CORPUS = Path(__file__).parents[1] / "faults" / "corpus"
 MOST = 64 * 1024  # bytes of an input
 HANG_S = 10.0  # of CPU time for one input
 POOL = 400  # inputs that are mutated further
@@ -191,7 +191,7 @@ def attack(target: Target, name: str, folder: Path, seed: int, count: int) -> To
             try:
                 check(data)
             except Exception as error:
-                how = f"replay: python tests/faults/fuzz.py {name} {keep(name, data)}"
+                how = f"replay: python tests/support/fuzz.py {name} {keep(name, data)}"
                 raise Fault(
                     f"{error!r:.1000}\nseed {seed}; {how}\nMended, it belongs into {CORPUS / name}"
                 ) from error
@@ -236,7 +236,7 @@ def replay(target: Target, folder: Path, paths: Sequence[Path]) -> None:
 
 def main() -> None:
     """Replay files, or mutate."""
-    from fuzz_targets import TARGETS
+    from support.fuzz_targets import TARGETS
 
     parser = argparse.ArgumentParser(description="fuzz one part of tbmon")
     parser.add_argument("target", choices=sorted(TARGETS))
@@ -255,5 +255,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     main()

@@ -18,10 +18,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from conftest import ROOT, missing, wait_for
-from hub import LOOPBACK, Papers, Tap, free_port
-
 import aggregator
+from support import ROOT
+from support.hubs import LOOPBACK, Papers, Tap, free_port
+from support.machine import missing, wait_for
 
 DEPLOY = ROOT / "deploy"
 CLIENTS, WEB, LEAVES, ROUTES = 4222, 9086, 7422, 6222  # the ports of the files

@@ -19,8 +19,11 @@ from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from conftest import ROOT, docker, missing
 from packaging.requirements import Requirement
+
+from support import ROOT
+from support.engine import docker
+from support.machine import missing
 
 APPLETS = ("sh", "mkdir", "chown", "cat")
 LEFT_OUT = {

@@ -23,10 +23,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
-from conftest import Program, discard, figure_of, missing, wait_for
-
 import tbmon
+from support.machine import figure_of, missing, wait_for
+from support.programs import Program
 
 SUBJECTS = (
     "truebit.heartbeat",
@@ -525,61 +524,6 @@ class Station:
         assert not self.federation.stuck
         self.store.close()
         assert not self.died
-
-
-@pytest.fixture
-def station(tmp_path: Path) -> Iterator[Callable[..., Station]]:
-    """Makes Stations, and closes them."""
-    made: list[Station] = []
-
-    def make(url: str, **settings: Any) -> Station:
-        made.append(Station(tmp_path / f"station{len(made)}", url, **settings))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Callable[..., Hub]]:
-    """Makes running Hubs, and ends them."""
-    made: list[Hub] = []
-
-    def make(start: bool = True, **settings: Any) -> Hub:
-        made.append(Hub(tmp_path, **settings))
-        return made[-1].start() if start else made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
-@pytest.fixture
-def listening() -> Iterator[Callable[..., Any]]:
-    """Keeps servers of this process, and closes them."""
-    made: list[Listening] = []
-
-    def keep(one: Listening) -> Listening:
-        made.append(one)
-        return one
-
-    yield keep
-    for one in made:
-        one.close()
-
-
-@pytest.fixture
-def stepped(tmp_path: Path) -> Iterator[Callable[..., Stepped]]:
-    """Makes Stepped processes, and ends what is left of them."""
-    made: list[Stepped] = []
-
-    def make(more: str = "", **settings: str) -> Stepped:
-        made.append(Stepped(tmp_path / f"stepped{len(made)}", more, **settings))
-        return made[-1]
-
-    yield make
-    discard(made)
 
 
 # What must not be on the wire, in the forms it could take

@@ -10,13 +10,18 @@ import http.server
 import importlib.util
 import os
 import re
+import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from conftest import Program, missing, wait_for
-from playwright.sync_api import Locator
+from playwright.sync_api import Locator, sync_playwright
 
+from support.machine import missing, wait_for
+from support.programs import Program
+
+KEY = "key of this test"
 PASSWORD = "open sesame"
 WIDTHS = (360, 768, 1440)
 SCHEMES = ("light", "dark")
@@ -185,3 +190,15 @@ def streams(program: Program) -> int:
 
 def wait_for_streams(program: Program, number: int) -> None:
     wait_for(lambda: streams(program) == number)
+
+
+@contextlib.contextmanager
+def chromium(*words: str) -> Iterator[Any]:
+    """A real browser, started with further words of its command line."""
+    path = shutil.which("chromium")
+    if path is None:
+        missing("chromium")
+    with sync_playwright() as playing:
+        started = playing.chromium.launch(executable_path=path, args=["--no-sandbox", *words])
+        yield started
+        started.close()
