@@ -9,6 +9,10 @@ run: $(VENV)/run
 test: $(VENV)/dev
 	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
+# What needs no Docker Engine, no nats-server and no browser, in well under a minute.
+quick: $(VENV)/dev
+	$(VENV)/bin/python -m pytest --quick -n 2 --dist loadfile
+
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -52,4 +56,4 @@ $(VENV)/dev: requirements.txt requirements-dev.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
-.PHONY: run test lint bench soak image install-service
+.PHONY: run test quick lint bench soak image install-service

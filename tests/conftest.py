@@ -1,10 +1,22 @@
-"""Real parts for the tests: a container that says what a test writes, proxies before the engine,
-the program itself.
+"""The fixtures that several test files use, and what pytest is told. The helpers are in tests/support.
+
+Before you change a test, know these:
+* `Node` (`node`): a container that says what the test writes, read through a real Docker Engine.
+* `Watch` (`watch`): the monitor's threads in this process, on a database of their own.
+* `Program` (`program`): tbmon as a process, with its own port, folder and environment.
+* `Proxy`: stands before the engine's socket, records what is asked, and cuts answers.
+* `Hub` (`hub`): a real nats-server for the federation; `Server` (`hub_server`): with the shipped file.
+* `Station` (`station`): the federation's part alone, in this process, its delays shortened.
+* `Stepped` (`stepped`): a Program whose clock the test moves.
+* A missing part skips its test by `missing(...)`; with CI in the environment that is a failure.
+* pytest-xdist gives each file to one process (--dist loadfile): files may share nothing that is named.
+* `wait_for` waits for what happens; no test sleeps. `--quick` (`make quick`) takes what is pure.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +38,44 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
         signal.getsignal(number) is signal.SIG_IGN
     ):  # by a shell in whose background the tests run; programs inherit it
         signal.signal(number, usual)
+
+
+# What `--quick` takes may import of tests/support, and may not ask for.
+PURE = {"federation_feed", "layout", "log_feed", "machine", "node_samples", "node_words"}
+REAL = {"engine", "hub", "hub_server", "stepped", "browser", "program"}
+
+
+def is_pure(file: Path) -> bool:
+    """True of a test file that imports no real part."""
+    text = file.read_text("utf-8")
+    whole = re.findall(r"^from support import (.+)", text, re.M)
+    names = {name for line in whole for name in line.split(", ") if name != "ROOT"}
+    return names.union(re.findall(r"^from support\.(\w+) import", text, re.M)) <= PURE
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="only what needs no engine, hub, browser")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    is_test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    if is_test and config.getoption("quick") and not is_pure(collection_path):
+        return True
+    return None  # as pytest itself decides
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("quick"):
+        return
+    left = [item for item in items if not is_quick(item)]
+    items[:] = [item for item in items if is_quick(item)]
+    config.hook.pytest_deselected(items=left)
+
+
+def is_quick(item: pytest.Item) -> bool:
+    """True of a test that asks for no real part and is not marked as slow."""
+    asked = set(getattr(item, "fixturenames", ()))
+    return not asked & REAL and item.get_closest_marker("slow") is None
 
 
 @pytest.fixture

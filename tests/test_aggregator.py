@@ -265,6 +265,7 @@ def check_sums(data: dict[str, Any]) -> None:
     assert (data["activeNodes"] or 0) <= (data["totalNodes"] or 0)
 
 
+@pytest.mark.slow
 def test_100_000_random_messages_add_up_to_what_a_plain_recount_gives(make: Make) -> None:
     feed, counter, recount = Feed(51, nodes=40), make(**EXACT), Recount()
     dice, before = feed.dice, list[Said]()

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.engine import frame
-from support.log_feed import IDS, NOW, Feed, completed, invoice, output, received
+from support.log_feed import IDS, NOW, Feed, completed, frame, invoice, output, received
 from support.node_words import WALLET, header
 
 import tbmon

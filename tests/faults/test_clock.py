@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from support.engine import Node, frame
-from support.log_feed import Feed
+from support.engine import Node
+from support.log_feed import Feed, frame
 from support.machine import length, missing, wait_for
 from support.node_words import header
 from support.programs import Program

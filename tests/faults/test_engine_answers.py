@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.engine import Node, docker, frame
-from support.log_feed import IDS, completed, received
+from support.engine import Node, docker
+from support.log_feed import IDS, completed, frame, received
 from support.machine import LONG, figure_of, length, wait_for
 from support.node_words import header
 from support.own_engine import (

@@ -30,17 +30,6 @@ def docker(*words: str, check: bool = True, data: bytes | None = None) -> str:
     return done.stdout.decode().strip()
 
 
-def frame(stream: int, payload: bytes, size: int | None = None) -> bytes:
-    """A piece of a log as the engine sends it; `size` is what it announces, if that is not the
-    payload's.
-    """
-    return (
-        bytes((stream, 0, 0, 0))
-        + (len(payload) if size is None else size).to_bytes(4, "big")
-        + payload
-    )
-
-
 class Node:
     """A stand-in for the node's container: it says on its two streams what is written to two
     pipes.

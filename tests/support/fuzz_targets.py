@@ -24,8 +24,8 @@ from typing import Any
 import aggregator
 import tbmon
 from support import node_samples
-from support.engine import frame
 from support.fuzz import Check, Target
+from support.log_feed import frame
 from support.node_samples import HEADER, KEY, OWN, PEER, REQUESTER, SAMPLES, WHOLE_LOG
 
 WIRE = [

@@ -16,6 +16,17 @@ IDS = [f"{number:08x}-5b7a-4c11-9a60-0d5e8f7a1b2c" for number in range(9)]
 NOW = int(time.time()) - 3600
 
 
+def frame(stream: int, payload: bytes, size: int | None = None) -> bytes:
+    """A piece of a log as the engine sends it; `size` is what it announces, if that is not the
+    payload's.
+    """
+    return (
+        bytes((stream, 0, 0, 0))
+        + (len(payload) if size is None else size).to_bytes(4, "big")
+        + payload
+    )
+
+
 class Feed:
     """Feeds lines to a monitor as an engine's log does, each with the engine's stamp of its second."""
 
