@@ -20,7 +20,17 @@ from typing import Any
 
 from support.engine import Node, docker
 from support.machine import figure_of, wait_for
-from support.node_words import WALLET, header
+from support.node_words import (
+    WALLET,
+    completed,
+    created_record,
+    header,
+    invoice_of,
+    invoice_record,
+    line_item,
+    output_of,
+    receipt,
+)
 from support.programs import Program
 
 import tbmon
@@ -79,8 +89,7 @@ def task(dice: random.Random) -> Iterator[str]:
         "limits": {"gas": "60000000000", "memory": "1024"},
         "workers": {"setNodes": [WALLET, third]},
     }
-    created = {"payload": {"type": "task_created", "executionId": execution_id, "message": message}}
-    yield "Message received from task_created:\n" + json.dumps(created, indent=2)
+    yield receipt({"payload": created_record(execution_id, message)}, "\n", indent=2)
     yield f"Task {task_id} downloaded successfully"
     yield "Starting task execution"
     output = {
@@ -96,22 +105,13 @@ def task(dice: random.Random) -> Iterator[str]:
             "prepare": {"cached": dice.random() < 0.5},
         },
     }
-    yield "Command execution stdout:\n" + json.dumps(output, indent=2)
-    yield f"Execution {execution_id} completed"
+    yield output_of(output, "\n", indent=2)
+    yield completed(execution_id)
     yield "Message published to compute_outcome"
     shares = ("charge", other), ("pay", WALLET), ("pay", third)
-    items = [
-        {"operation": what, "account": who, "total_steps_computed": steps} for what, who in shares
-    ]
-    invoice = {
-        "type": "invoice",
-        "executionId": execution_id,
-        "taskId": task_id,
-        "invoiceId": str(int(number, 16)),
-    }
-    yield "InvoiceSubscriber invoice received: " + json.dumps(
-        {**invoice, "stepGasPrice": 5e-07, "lineItem": items}
-    )
+    items = [line_item(what, who, steps) for what, who in shares]
+    more = {"taskId": task_id, "invoiceId": str(int(number, 16)), "stepGasPrice": 5e-07}
+    yield invoice_of(invoice_record(execution_id, items, **more), "invoice received:")
 
 
 def mixed(dice: random.Random) -> Iterator[tuple[bool, list[str]]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from support.engine import LOG_FOLDER, Node, Proxy, docker
 from support.machine import wait_for
-from support.node_words import WALLET, header
+from support.node_words import WALLET, created_record, header, invoice_record, line_item
 from support.programs import Program, Watch
 
 EVENT_DB = f"/app/build/datadb/{WALLET}-eventDB.json"
@@ -281,22 +281,10 @@ def test_reading_the_files_never_holds_the_container(node: Node, watch: Watch) -
 
 def test_the_event_database_is_read_again_when_it_changes(node: Node, watch: Watch) -> None:
     name = "3f1c9d2e-5b7a-4c11-9a60-0d5e8f7a1b2c"
-    created = {
-        "type": "task_created",
-        "executionId": name,
-        "message": {"taskId": "js_" + "4be1" * 16},
-    }
+    created = created_record(name, {"taskId": "js_" + "4be1" * 16})
     outcome = {"type": "computed_outcome", "executionId": name, "senderAddress": WALLET}
-    items = [
-        {"operation": "charge", "account": "0x" + "11" * 20},
-        {"operation": "pay", "account": WALLET, "total_steps_computed": 5},
-    ]
-    invoice = {
-        "type": "invoice",
-        "executionId": name,
-        "invoiceId": "7123456717698608000004",
-        "lineItem": items,
-    }
+    items = [{"operation": "charge", "account": "0x" + "11" * 20}, line_item("pay", WALLET, 5)]
+    invoice = invoice_record(name, items, invoiceId="7123456717698608000004")
     node.run()
     node.put(EVENT_DB, json.dumps({"records": [{"payload": created}]}).encode())
     watch.start()

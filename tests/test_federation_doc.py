@@ -23,6 +23,7 @@ import pytest
 from support import ROOT
 from support.asking import PASSWORD, elsewhere
 from support.documents import codes, is_of_source, made_example, run, table
+from support.hubs import free_port
 from support.machine import missing, wait_for
 from support.node_words import IDS, header, received
 from support.programs import Program
@@ -217,11 +218,6 @@ class Hubs(NamedTuple):
     strict: int
     tls: int
     certificate: Path
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def listens(port: int) -> bool:

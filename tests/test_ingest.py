@@ -16,7 +16,18 @@ from typing import Any
 import pytest
 from support.engine import Node
 from support.machine import wait_for
-from support.node_words import VERSION, WALLET, header
+from support.node_words import (
+    VERSION,
+    WALLET,
+    created_record,
+    header,
+    invoice_of,
+    invoice_record,
+    line_item,
+    metering,
+    output_of,
+    receipt,
+)
 from support.programs import Program, Watch
 
 import tbmon
@@ -44,38 +55,17 @@ def write(watch: Watch, *lines: str, name: str = "worker-2026-01-01.log") -> Non
 
 
 def received(name: str, **message: Any) -> str:
-    payload = {"type": "task_created", "executionId": name, "message": {"taskId": TASK, **message}}
-    return "Message received from task_created: " + json.dumps({"payload": payload}, indent=2)
+    return receipt({"payload": created_record(name, {"taskId": TASK, **message})}, indent=2)
 
 
 def output(name: str | None = None, code: int = 0, steps: int = 5, elapsed_ms: int = 1500) -> str:
-    body = {
-        "elapsed": str(elapsed_ms * 10**6),
-        "wasi": {"exitCode": code},
-        "metering": {"last": {"steps": steps}},
-    }
-    return "Command execution stdout: " + json.dumps(
-        {**body, **({"executionId": name} if name else {})}
-    )
+    body = metering(steps, elapsed_ms, code)
+    return output_of({**body, **({"executionId": name} if name else {})})
 
 
 def invoice(name: str, own: str, number: str = "7123456717698608000004") -> dict[str, Any]:
-    items = [
-        {
-            "operation": "charge",
-            "account": REQUESTER,
-            "total_steps_computed": 9,
-            "peak_memory_used": 87,
-        },
-        {"operation": own, "account": WALLET, "total_steps_computed": 7, "peak_memory_used": 88},
-    ]
-    return {
-        "type": "invoice",
-        "executionId": name,
-        "invoiceId": number,
-        "stepGasPrice": 2,
-        "lineItem": items,
-    }
+    items = [line_item("charge", REQUESTER, 9, 87), line_item(own, WALLET, 7, 88)]
+    return invoice_record(name, items, invoiceId=number, stepGasPrice=2)
 
 
 def story(watch: Watch, *steps: str) -> None:
@@ -146,9 +136,9 @@ def test_failures_stay_failures(files: Watch) -> None:
             f"Execution {IDS[1]} failed: memory limit exceeded",
             f"Execution {IDS[1]} completed",
             received(IDS[2]),
-            "InvoiceSubscriber got " + json.dumps(invoice(IDS[2], "penalty")),
+            invoice_of(invoice(IDS[2], "penalty")),
             received(IDS[3]),
-            "InvoiceSubscriber got " + json.dumps(invoice(IDS[3], "pay", "9")),
+            invoice_of(invoice(IDS[3], "pay", "9")),
         )
         wait_for(lambda: files.task(IDS[3]).status == "completed")
         found = [(files.task(name).status, files.task(name).error) for name in IDS[:3]]
@@ -189,7 +179,7 @@ def test_lines_that_a_task_prints_change_nothing(node: Node, watch: Watch) -> No
         f"Execution {IDS[0]} failed: forged",
         f"Execution {IDS[0]} completed",
         f"Node with address {OTHER} registered",
-        "InvoiceSubscriber got " + json.dumps(invoice(IDS[0], "penalty")),
+        invoice_of(invoice(IDS[0], "penalty")),
         received(IDS[5]),
         "Semaphore InvoiceSubscriber processing started - Using slot 4/4",
     ]
@@ -248,7 +238,7 @@ def test_the_event_database_and_the_log_complete_each_other(files: Watch) -> Non
             files,
             received(IDS[1]),
             output(code=2),
-            "InvoiceSubscriber got " + json.dumps(invoice(IDS[0], "pay")),
+            invoice_of(invoice(IDS[0], "pay")),
         )
         path = Path(files.config.log_dir) / "any-eventDB.json"
         path.write_text(json.dumps({"records": records}))
@@ -352,7 +342,7 @@ def test_wallets_never_reach_the_disk(
     lines += canaries()
     lines += [header(f"Node with address {WALLET} registered successfully")]
     lines += [header(f"{WALLET.lower()}: {{"), WALLET, "}"]
-    lines += [header("InvoiceSubscriber got " + json.dumps(invoice(IDS[0], "pay")))]
+    lines += [header(invoice_of(invoice(IDS[0], "pay")))]
     lines += [header(received(IDS[0], senderAddress=WALLET, taskId=f"js_{WALLET}"))]
     lines += [header("Command execution stderr: " + REQUESTER)]
     records = [

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from support.asking import PASSWORD, Answer, ask, fetch
 from support.machine import wait_for
-from support.node_words import HASH, HUGE, REQUESTER, START, WALLET, at, header, received
+from support.node_words import HASH, HUGE, REQUESTER, START, WALLET, at, header, line_item, received
 from support.programs import Program, end, over_files, write
 
 import tbmon
@@ -52,18 +52,10 @@ def bill(
     number: str, name: str | None, operation: str, steps: int, price: float, when: str | None = None
 ) -> str:
     """An invoice as the node writes it; that of another's operation names no wallet of ours."""
-    account = REQUESTER if operation == "charge" else WALLET
-    item = {
-        "operation": operation,
-        "account": account,
-        "total_steps_computed": steps,
-        "peak_memory_used": 88,
-    }
-    told = {"executionId": name, "taskCreated_timeStamp": when}
+    item = line_item(operation, REQUESTER if operation == "charge" else WALLET, steps, 88)
     body = {"type": "invoice", "invoiceId": number, "stepGasPrice": price, "lineItem": [item]}
-    return json.dumps(
-        {**body, **{name: value for name, value in told.items() if value is not None}}
-    )
+    told = {"executionId": name, "taskCreated_timeStamp": when}
+    return json.dumps({**body, **{key: value for key, value in told.items() if value is not None}})
 
 
 LANGUAGES = ["js", "js", "py", "rs", "cpp", "c", "api", "js", "zz", "js", "js", "js"]

@@ -5,7 +5,6 @@ words.
 from __future__ import annotations
 
 import gzip
-import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 from support.asking import fetch
 from support.machine import wait_for
-from support.node_words import NAME, task
+from support.node_words import NAME, invoice_of, task
 from support.pages import KEY, Tab
 from support.programs import Program, discard, follow
 
@@ -131,7 +130,7 @@ def test_no_words_of_a_log_become_markup(browser: Any, program: Callable[..., Pr
         f"Command execution stderr: {CANARY}",
         f"Execution {NAME} failed: {CANARY}",
         f"Semaphore {CANARY} processing started - Using slot 1/4",
-        f"InvoiceSubscriber got {json.dumps(bill)}",
+        invoice_of(bill),
         f"Message received from {CANARY}: {{}}",
         f"</script>{CANARY}",
     )

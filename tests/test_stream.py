@@ -23,7 +23,7 @@ from support.asking import PASSWORD, allowed, ask, elsewhere
 from support.engine import Node, docker
 from support.machine import figure_of, wait_for
 from support.node_words import HUGE, header, invoice, output, received
-from support.programs import Program, over_files, write
+from support.programs import Program, end, over_files, write
 from support.streams import (
     NOTHING,
     OPEN,
@@ -46,10 +46,6 @@ MANY = 40  # so few entries do not tell whether the wording is known
 
 def say(program: Program, *messages: str) -> None:
     write(program, *(header(message) for message in messages))
-
-
-def end(program: Program) -> None:
-    assert program.end() == 0
 
 
 class Tuned(Program):

@@ -4,7 +4,6 @@ at once.
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 import threading
@@ -17,7 +16,7 @@ from support.aggregation import Aggregators, Hubs, Load, settle
 from support.engine import LOG_FOLDER, Node
 from support.federation_feed import Aggregation
 from support.machine import LONG, length, wait_for
-from support.node_words import header
+from support.node_words import created_record, header, receipt
 from support.programs import Program, begin
 from support.writer import compare, disturb, is_sound, moments, telling
 
@@ -71,9 +70,8 @@ def test_what_an_import_had_still_to_bind_is_bound_by_the_next_start(
     node: Node, program: Callable[..., Program]
 ) -> None:
     name, now = "3f1c9d2e-5b7a-4c11-9a60-0d5e8f7a1b2c", time.time()
-    received = json.dumps({"type": "task_created", "executionId": name, "message": {}})
     node.run()
-    told = header(f"Message received from task_created: {received}", now - 20) + "\n"
+    told = header(receipt(created_record(name, {})), now - 20) + "\n"
     node.put(f"{LOG_FOLDER}/worker-2026-01-01.log", told.encode())
     node.say(header("Starting task execution", now - 10))
     one = program(CONTAINER_NAME=node.name)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import tbmon
-from support.node_words import WALLET, header
+from support import node_words
+from support.node_words import WALLET, header, invoice_record, line_item, metering, output_of, task
 from tbmon import Task
 
 IDS = [f"{number:08x}-5b7a-4c11-9a60-0d5e8f7a1b2c" for number in range(9)]
@@ -65,30 +65,17 @@ class Feed:
 
 
 def received(number: int, **message: Any) -> str:
-    payload = {
-        "type": "task_created",
-        "executionId": IDS[number],
-        "message": {"taskId": "js_" + "4b" * 32, **message},
-    }
-    return "Message received from task_created: " + json.dumps({"payload": payload})
+    return task(IDS[number], **message)
 
 
 def output(steps: int, code: int = 0) -> str:
-    body = {
-        "elapsed": "1500000000",
-        "wasi": {"exitCode": code},
-        "metering": {"last": {"steps": steps}},
-    }
-    return "Command execution stdout: " + json.dumps(body)
+    return output_of(metering(steps, code=code))
 
 
 def completed(number: int) -> str:
-    return f"Execution {IDS[number]} completed"
+    return node_words.completed(IDS[number])
 
 
 def invoice(number: int, operation: str = "pay", **more: Any) -> dict[str, Any]:
-    items = [
-        {"operation": "charge", "account": "0x" + "99" * 20, "total_steps_computed": 1},
-        {"operation": operation, "account": WALLET, "total_steps_computed": 2},
-    ]
-    return {"type": "invoice", "executionId": IDS[number], "lineItem": items, **more}
+    items = [line_item("charge", "0x" + "99" * 20, 1), line_item(operation, WALLET, 2)]
+    return {**invoice_record(IDS[number], items), **more}

@@ -1,9 +1,10 @@
-"""The node's words, as it writes them into its log."""
+"""The node's words, as it writes them into its log and its event database: the one place that has them."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tbmon
@@ -19,8 +20,50 @@ def header(message: str, at: float | None = None, level: str = "info", wallet: s
     return f"{stamp} {level}: @truebit/worker-runner-node-{wallet}:{VERSION} {message}"
 
 
+# Records: payloads in the log, and what the event database holds
+
+
+def created_record(name: str, message: Mapping[str, Any]) -> dict[str, Any]:
+    """That of a task's receipt."""
+    return {"type": "task_created", "executionId": name, "message": message}
+
+
+def line_item(
+    operation: str, account: str, steps: int, memory: int | None = None
+) -> dict[str, Any]:
+    """A part of an invoice."""
+    item = {"operation": operation, "account": account, "total_steps_computed": steps}
+    return item if memory is None else {**item, "peak_memory_used": memory}
+
+
+def invoice_record(name: str, items: Sequence[object], **more: object) -> dict[str, Any]:
+    return {"type": "invoice", "executionId": name, **more, "lineItem": items}
+
+
+# Messages
+
+
+def receipt(payload: object, between: str = " ", indent: int | None = None) -> str:
+    return f"Message received from task_created:{between}" + json.dumps(payload, indent=indent)
+
+
+def output_of(body: object, between: str = " ", indent: int | None = None) -> str:
+    return f"Command execution stdout:{between}" + json.dumps(body, indent=indent)
+
+
+def invoice_of(body: object, told: str = "got", indent: int | None = None) -> str:
+    return f"InvoiceSubscriber {told} " + json.dumps(body, indent=indent)
+
+
+def completed(name: str) -> str:
+    return f"Execution {name} completed"
+
+
+# What most tests let the node say of their tasks
+
 IDS = [f"{number:08x}-5b7a-4c11-9a60-0d5e8f7a1b2c" for number in range(6)]
 UNKNOWN = f"/api/tasks/{IDS[0][:-1]}0"  # the path of a task that never was
+NAME = "3f1c9d2e-5b7a-4c11-9a60-0d5e8f7a1b2c"
 REQUESTER = "0xAbCdEf0123456789aBcDeF0123456789ABCDEF01"
 HASH = "4be1" * 16
 HUGE = 2**60 + 1
@@ -31,47 +74,30 @@ def at(second: int) -> str:
     return str(tbmon.utc((START + second) * 1000))
 
 
+def task(name: str, **message: Any) -> str:
+    """A receipt that says no more than the task's hash."""
+    return receipt({"payload": created_record(name, {"taskId": "js_" + "4b" * 32, **message})})
+
+
 def received(name: str, language: str = "js", timeout_ms: int = 10**9, **message: Any) -> str:
-    message = {
-        "taskId": f"{language}_{HASH}",
-        "econParams": {"executionTimeout": timeout_ms},
-        **message,
-    }
-    payload = {"type": "task_created", "executionId": name, "message": message}
-    return "Message received from task_created: " + json.dumps({"payload": payload})
+    usual = {"taskId": f"{language}_{HASH}", "econParams": {"executionTimeout": timeout_ms}}
+    return receipt({"payload": created_record(name, {**usual, **message})})
+
+
+def metering(steps: int, elapsed_ms: int = 1500, code: int = 0, **more: Any) -> dict[str, Any]:
+    """The body of an execution's output."""
+    metered = {"last": {"steps": steps}, **more}
+    return {"elapsed": str(elapsed_ms * 10**6), "wasi": {"exitCode": code}, "metering": metered}
 
 
 def output(cached: bool, code: int = 0, **more: Any) -> str:
-    metering = {"last": {"steps": HUGE}, "peak": {"memory": 87}}
-    body = {"elapsed": "1500000000", "wasi": {"exitCode": code}, "metering": metering}
-    return "Command execution stdout: " + json.dumps(
-        {**body, "execution": {"prepare": {"cached": cached}}, **more}
-    )
+    body = metering(HUGE, code=code, peak={"memory": 87})
+    return output_of({**body, "execution": {"prepare": {"cached": cached}}, **more})
 
 
 def invoice(name: str, operation: str, number: str, price: float = 3) -> str:
-    items = [
-        {
-            "operation": "charge",
-            "account": REQUESTER,
-            "total_steps_computed": 9,
-            "peak_memory_used": 87,
-        },
-        {
-            "operation": operation,
-            "account": WALLET,
-            "total_steps_computed": HUGE,
-            "peak_memory_used": 88,
-        },
-    ]
-    body = {
-        "type": "invoice",
-        "executionId": name,
-        "invoiceId": number,
-        "stepGasPrice": price,
-        "lineItem": items,
-    }
-    return "InvoiceSubscriber got " + json.dumps(body)
+    items = [line_item("charge", REQUESTER, 9, 87), line_item(operation, WALLET, HUGE, 88)]
+    return invoice_of(invoice_record(name, items, invoiceId=number, stepGasPrice=price))
 
 
 LIMITS = {"gas": str(2**60), "memory": "1024"}
@@ -110,15 +136,3 @@ STORY = [  # (second after START, level, message)
     (220, "info", received(IDS[5], "js")),
     (221, "info", f"Starting task execution {IDS[5]}"),
 ]
-
-
-NAME = "3f1c9d2e-5b7a-4c11-9a60-0d5e8f7a1b2c"
-
-
-def task(name: str, **message: Any) -> str:
-    payload = {
-        "type": "task_created",
-        "executionId": name,
-        "message": {"taskId": "js_" + "4b" * 32, **message},
-    }
-    return "Message received from task_created: " + json.dumps({"payload": payload})

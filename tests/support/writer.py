@@ -8,7 +8,6 @@ import contextlib
 import functools
 import gzip
 import itertools
-import json
 import random
 import re
 import sqlite3
@@ -23,7 +22,16 @@ from typing import NamedTuple
 import tbmon
 from support.engine import LOG_FOLDER, Node
 from support.machine import wait_for
-from support.node_words import WALLET, header
+from support.node_words import (
+    WALLET,
+    completed,
+    created_record,
+    header,
+    invoice_of,
+    invoice_record,
+    line_item,
+    receipt,
+)
 from support.programs import Program, begin
 
 BURST, PACED = (
@@ -86,13 +94,12 @@ class Story:
         """One execution, from receipt to invoice."""
         name = f"{self.dice.getrandbits(32):08x}-{len(self.tasks):04x}-4000-8000-{self.dice.getrandbits(48):012x}"
         message = {"taskId": "js_" + "4b" * 32, "econParams": {"executionTimeout": 10**9}}
-        payload = {"type": "task_created", "executionId": name, "message": message}
         steps, pages, millis = (
             self.dice.randrange(10**9),
             self.dice.randrange(1, 500),
             self.dice.randrange(10**5),
         )
-        yield "o", "Message received from task_created: " + json.dumps(payload, indent=2)
+        yield "o", receipt(created_record(name, message), indent=2)
         yield "o", f"Starting task execution {name}"
         if fate == "refused":
             self.tasks.append(Outcome(name, "failed"))
@@ -109,22 +116,10 @@ class Story:
             f"exitCode: {code} }},\n"
             f"  metering: {{ last: {{ steps: {steps} }}, peak: {{ memory: {pages} }} }} }}",
         )
-        yield "o", f"Execution {name} completed"
-        items = [
-            {
-                "operation": "pay",
-                "account": WALLET,
-                "total_steps_computed": steps,
-                "peak_memory_used": pages,
-            }
-        ]
-        invoice = {
-            "type": "invoice",
-            "executionId": name,
-            "invoiceId": str(10**21 + steps),
-            "lineItem": items,
-        }
-        yield "o", "InvoiceSubscriber received invoice: " + json.dumps(invoice, indent=1)
+        yield "o", completed(name)
+        items = [line_item("pay", WALLET, steps, pages)]
+        invoice = invoice_record(name, items, invoiceId=str(10**21 + steps))
+        yield "o", invoice_of(invoice, "received invoice:", indent=1)
 
     def lines(self) -> Iterator[str]:
         """As AWK takes them; pauses come within entries too."""
