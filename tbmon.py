@@ -16,7 +16,7 @@ an API. The Docker Engine is only asked, with GET and HEAD, on the paths listed
 in section 7. Nothing else is connected to, unless the operator opts in to the
 federation.
 
-To see what can leave this machine, read sections 5 and 6, a twelfth of it: 5
+To see what can leave this machine, read sections 5 and 6, less than a tenth: 5
 says what a message can hold, and `refusal_of` is the gate that every byte
 passes; 6 is the only section that opens an outbound connection.
 
@@ -73,7 +73,15 @@ import urllib.parse
 import zlib
 import zoneinfo
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -94,7 +102,12 @@ TASK_GRACE_MS = MINUTE_MS  # after the timeout, before a task counts as lost
 BELIEF_MS = 5 * MINUTE_MS  # a header's second may differ this much from the engine's stamp
 ZONE_S = 15 * 3600  # no zone is further from UTC
 SILENCE_MS = 10 * MINUTE_MS  # the node's own pulse comes every two minutes
-SEAM_MS = HOUR_MS  # on both sides of an import's newest entry, id-less lines are bound again
+# How long a task may still be in work whose receipt was not seen.
+UNKNOWN_MS = TASK_TIMEOUT_MS + TASK_GRACE_MS + HOUR_MS
+FIRST_LINE_MS = 15_000  # after its start the node has said its first line
+OVERTAKE_MS = 250  # by the engine's stamps: one stream may be so far ahead of the other
+HELD_ENTRY_BYTES = 400  # of an entry in memory, beside its words
+WAITING_LINES = 64  # loose lines that wait for what shows whose they are
 OVERLAP_S = 3  # read again before the cursor: stamps step back between the two streams
 RETRY_MAX_S, STILL_S = (
     5.0,
@@ -655,6 +668,11 @@ REGISTRATION = re.compile(
 OWN_START = re.compile(
     r"Command execution std(?:out|err):|\(node:\d+\) |\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d", re.ASCII
 )
+LOGGER = b": @truebit/"
+BEFORE_LOGGER_BYTES = 26  # the least that stands before a logger which does not begin its line
+INNER_HEADER = re.compile(
+    rb"(?<=.)\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [A-Za-z]{1,16}: @truebit/[^\s:]+:v?\d", re.S
+)
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\'|\\.', re.S)
 WALLET = re.compile(r"(?:0[xX]|(?<![0-9a-fA-F]))[0-9a-fA-F]{40}(?![1-9a-fA-F]|0(?![xX]))")
@@ -757,6 +775,9 @@ class Entry:
     seq: int = 0
     at: int = 0
     believed: bool = False
+    execution_id: str | None = None
+    flags: int = 0
+    waits: bool = False  # its payload was open when it was last looked at
 
     def expects_more(self) -> bool:
         """True while a payload is open: the text ends in a colon or its brackets are not
@@ -852,11 +873,7 @@ class Assembler:
         call.
         """
         entries: list[Entry] = []
-        for raw, engine_ms, place in lines:
-            if raw[-1:] == b"\r":
-                raw = raw[:-1]
-            if b"\x1b" in raw:
-                raw = ESCAPES.sub(b"", raw)
+        for raw, engine_ms, place in self.pieces(lines):
             known = self.known.get(raw[19:])
             if known is not None and (
                 raw[:19] == self.stamp or self.read_stamp(raw[:19], engine_ms)
@@ -873,7 +890,7 @@ class Assembler:
                 if found is None:
                     continue
                 entry = found
-            if self.open is not None and self.open.changed:
+            if self.open is not None and (self.open.changed or self.open.waits):
                 self.open.changed = False
                 entries.append(self.open)
             self.open = entry
@@ -881,6 +898,34 @@ class Assembler:
             self.open.changed = False
             entries.append(self.open)
         return entries
+
+    def pieces(
+        self, lines: Iterable[tuple[bytes, int | None, object]]
+    ) -> Iterator[tuple[bytes, int | None, object]]:
+        """The lines without colours, and cut where a header begins behind other words."""
+        for raw, engine_ms, place in lines:
+            if raw[-1:] == b"\r":
+                raw = raw[:-1]
+            if b"\x1b" in raw:
+                raw = ESCAPES.sub(b"", raw)
+            while raw.find(LOGGER, BEFORE_LOGGER_BYTES) >= 0 and (at := self.inner_header(raw)):
+                yield raw[:at].rstrip(b"\r"), engine_ms, place
+                raw = raw[at:]
+            yield raw, engine_ms, place
+
+    def inner_header(self, raw: bytes) -> int:
+        """Where a header begins behind words that had no newline; 0 if none does.
+
+        Behind a carriage return one always does, as on a terminal. Else a line that has a header of
+        its own, and an open payload, may quote one.
+        """
+        for found in INNER_HEADER.finditer(raw):
+            if raw[found.start() - 1] == ord("\r"):
+                return found.start()
+            is_open = self.open is not None and self.open.expects_more()
+            if not is_open and not PREFIX.match(raw.decode("utf-8", "replace")):
+                return found.start()
+        return 0
 
     def read_stamp(self, stamp: bytes, engine_ms: int | None) -> bool:
         """Take over a header's stamp; False for none, and for one ahead, whose line would be the
@@ -975,12 +1020,15 @@ class Trust:
     """
 
     SETTLE_S, RIVAL_S, RIVALS = 120, 600, 20
+    HELD_BYTES = 32 * MIB  # of a rival's entries, those that may say something of a task or invoice
+    HELD_PLAIN_BYTES = 4 * MIB  # of the others, whose mark is all that adopting them would change
 
     def __init__(self, identity: tuple[str | None, str] | None = None) -> None:
         self.identity = identity
         self.first_second: int | None = None
         self.heard = 0  # when the node's own last header came
         self.rivals: list[Entry] = []
+        self.rival_headers = self.held_bytes = self.held_plain_bytes = 0
         self.adopted: list[Entry] = []
 
     def restart(self) -> None:
@@ -1015,17 +1063,27 @@ class Trust:
         return entry.second if entry.engine_ms is None else entry.engine_ms // 1000
 
     def hold(self, entry: Entry, who: tuple[str | None, str]) -> None:
+        """Keep an entry of another identity, which may turn out to be the node's new one."""
         if self.moment(entry) < self.heard:
             return
         first = self.rivals[0] if self.rivals else None
         if first is None or first.head is None or (first.head.suffix, first.head.version) != who:
-            self.rivals = [entry]
-            return
-        if len(self.rivals) < 1000:
+            self.rivals, self.rival_headers = [], 0
+            self.held_bytes = self.held_plain_bytes = 0
+        self.rival_headers += 1
+        size = HELD_ENTRY_BYTES + len(entry.text) + len(entry.raw)
+        if entry.type not in ("info", "semaphore"):
+            self.held_bytes += size
+            if self.held_bytes <= self.HELD_BYTES:
+                self.rivals.append(entry)
+            elif self.held_bytes - size <= self.HELD_BYTES:
+                log.warning("ingest: too much of a new version's log came before it was believed")
+        elif not self.rivals or self.held_plain_bytes + size <= self.HELD_PLAIN_BYTES:
+            self.held_plain_bytes += size
             self.rivals.append(entry)
         if (
-            len(self.rivals) >= self.RIVALS
-            and self.moment(entry) - self.moment(first) >= self.RIVAL_S
+            self.rival_headers >= self.RIVALS
+            and self.moment(entry) - self.moment(self.rivals[0]) >= self.RIVAL_S
         ):
             self.identity, self.adopted, self.rivals = who, self.rivals, []
 
@@ -1134,18 +1192,35 @@ def read_inspect(text: str) -> object:
 DECODER = json.JSONDecoder(strict=False)
 
 
-def read_payload(text: str) -> dict[str, Any]:
-    """Return the object in a message: JSON if it is, else as JavaScript prints it; {} if there is
+PAYLOAD_NAMES = {  # by which the payload of a type is told from other words in brackets
+    "task_received": {"payload", "executionId", "message", "taskId"},
+    "execution_output": {"elapsed", "wasi", "metering", "execution", "executionId"},
+    "invoice": {"invoiceId", "executionId", "lineItem"},
+}
+PAYLOAD_TRIES = 4  # braces of a message that are tried
+
+
+def read_payload(text: str, names: Collection[str] = ()) -> dict[str, Any]:
+    """Return the first object of a message, or the first that has one of `names`; {} if there is
     none.
+
+    It is JSON, or as JavaScript prints it. What else stands in brackets is passed over:
+
+    >>> read_payload('[queue-1] {queue 1} received: {"invoiceId": "7"}', {"invoiceId"})
+    {'invoiceId': '7'}
     """
-    start = min((at for at in (text.find("{"), text.find("[")) if at >= 0), default=-1)
-    if start < 0:
-        return {}
-    try:
-        value = DECODER.raw_decode(text, start)[0]
-    except (ValueError, RecursionError):
-        value = read_inspect(text[start:])
-    return value if isinstance(value, dict) else {}
+    at = text.find("{")
+    for _ in range(PAYLOAD_TRIES):
+        if at < 0:
+            break
+        try:
+            value, end = DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            value, end = read_inspect(text[at:]), at + 1
+        if isinstance(value, dict) and (not names or any(name in value for name in names)):
+            return value
+        at = text.find("{", end)
+    return {}
 
 
 def part(value: object, *path: str) -> Any:
@@ -1245,7 +1320,7 @@ def output_event(text: str, raw: str, clean: Clean) -> Event:
     words = raw.partition(":")[2].strip()
     if stream == "stderr":
         return Event("execution_output", None, {"error_text": text.partition(":")[2].strip()})
-    payload = read_payload(words)
+    payload = read_payload(words, PAYLOAD_NAMES["execution_output"])
     elapsed_ns = whole(payload.get("elapsed"))
     cached = part(payload, "execution", "prepare", "cached")
     fields = {
@@ -1331,7 +1406,7 @@ def read_event(kind: str, text: str, raw: str, clean: Clean) -> Event | None:
         words = found[3].strip(" :\n") if found else ""
         return Event(kind, found[1].lower(), {"error_text": words or None}) if found else None
     if kind == "task_received":
-        payload = read_payload(raw)
+        payload = read_payload(raw, PAYLOAD_NAMES["task_received"])
         body = payload["payload"] if isinstance(payload.get("payload"), dict) else payload
         event = task_event(body, clean)
         found = EXECUTION_ID.search(raw) if event is None else None
@@ -1340,7 +1415,7 @@ def read_event(kind: str, text: str, raw: str, clean: Clean) -> Event | None:
     if kind == "execution_output":
         return output_event(text, raw, clean)
     if kind == "invoice":
-        return invoice_event(read_payload(raw), clean)
+        return invoice_event(read_payload(raw, PAYLOAD_NAMES["invoice"]), clean)
     if kind == "task_start":
         found = re.search(UUID, text)
         return Event(kind, found[0].lower() if found else None, {})
@@ -1348,6 +1423,15 @@ def read_event(kind: str, text: str, raw: str, clean: Clean) -> Event | None:
         found = DOWNLOADED.match(text)
         return Event(kind, None, {"task_id": found[1]}) if found else None
     return registration_event(text) if kind == "registration" else None
+
+
+def lacks_payload(kind: str, event: Event | None) -> bool:
+    """True for an entry that should hold a payload and yields none, as a changed log would."""
+    if kind in ("task_received", "invoice"):
+        return event is None
+    if kind != "execution_output" or event is None or "error_text" in event.fields:
+        return False
+    return all(event.fields[name] is None for name in OUTPUT_COLUMNS)
 
 
 def record_event(record: object, clean: Clean) -> Event | None:
@@ -1368,8 +1452,19 @@ def record_event(record: object, clean: Clean) -> Event | None:
 
 
 # Evidence about a task, as bits; the status follows from all of it, in whatever order it came.
-COMPLETED_LINE, FAILED_LINE, OUTCOME, PAID, PENALISED, LOST, IN_EVENT_DB, IN_LOG = (
-    1 << bit for bit in range(8)
+COMPLETED_LINE, FAILED_LINE, OUTCOME, PAID, PENALISED, LOST, IN_EVENT_DB, IN_LOG, IN_DOUBT = (
+    1 << bit for bit in range(9)
+)
+END_LINES = COMPLETED_LINE | FAILED_LINE
+OUTPUT_COLUMNS = (  # of a task, told by its stdout
+    "elapsed_ms",
+    "gas_used",
+    "memory_peak",
+    "exit_code",
+    "cached",
+    "wasm_hash",
+    "gas_limit",
+    "memory_limit",
 )
 
 
@@ -1410,29 +1505,51 @@ class Task(NamedTuple):
 
 
 def task_status(task: Task) -> str:
-    """The state that all evidence together gives (design: failed wins, then completed, then
-    lost).
+    """The state that all evidence together gives (node-data.md, 7.5).
+
+    `ended` is a task that a line calls completed, while an output that may be its own does not show
+    that it succeeded.
     """
     seen = task.evidence
     if task.exit_code or seen & FAILED_LINE or (seen & PENALISED and not seen & COMPLETED_LINE):
         return "failed"
-    if seen & (COMPLETED_LINE | OUTCOME | PAID):
+    if seen & (OUTCOME | PAID):
         return "completed"
+    if seen & COMPLETED_LINE:
+        return "ended" if seen & IN_DOUBT and task.exit_code is None else "completed"
     if seen & LOST:
         return "lost"
     return "received" if task.started_at is None else "executing"
 
 
 def failure_reason(words: str | None) -> str:
-    """One of the enumerated reasons, by what a failure's words mention."""
+    """The limit that a failure's words name, one of REASONS; `other` if they name none."""
     lower = (words or "").lower()
     return next((reason for word, reason in REASONS if re.search(rf"\b{word}", lower)), "other")
 
 
-def merge_task(task: Task, evidence: int = 0, **found: Any) -> Task:
+def why_failed(task: Task, words: str | None) -> str | None:
+    """Why a task failed, whatever was read first: what words name, else its exit code, else other,
+    else its penalty; None for a task that did not fail.
+    """
+    if task.status != "failed":
+        return None
+    named = task.error
+    if named in (None, "exit_code", "other", "penalty"):
+        named = failure_reason(words)
+    if named != "other":
+        return named
+    if task.exit_code:
+        return "exit_code"
+    return "other" if task.evidence & FAILED_LINE else "penalty"
+
+
+def merge_task(task: Task, evidence: int = 0, in_doubt: bool | None = None, **found: Any) -> Task:
     """Add what was found to what is known: fill what is unknown, overwrite nothing, except that
-    a failing exit code replaces 0, and a receipt told by the log replaces the event database's. The
-    words of `error` only choose a reason.
+    a failing exit code replaces 0, a receipt told by the log replaces the event database's, and the
+    line that ends a task tells better than its output when that was. The words of `error` only
+    choose a reason. With `in_doubt`, an output that may be its own leaves its success open, or none
+    does any more.
     """
     words = found.pop("error", None)
     known = {
@@ -1444,13 +1561,225 @@ def merge_task(task: Task, evidence: int = 0, **found: Any) -> Task:
         known["exit_code"] = task.exit_code or found["exit_code"]
     if found.get("received_at") is not None and evidence & IN_LOG and not task.evidence & IN_LOG:
         known["received_at"] = found["received_at"]
-    task = task._replace(evidence=task.evidence | evidence, **known)
-    status = task_status(task)
-    reason = task.error if status == "failed" else None
-    if status == "failed" and reason in (None, "other"):
-        reason = "penalty" if not task.exit_code and not task.evidence & FAILED_LINE else None
-        reason = "exit_code" if task.exit_code else reason or failure_reason(words)
-    return task._replace(status=status, error=reason)
+    if evidence & END_LINES and not task.evidence & END_LINES and found.get("completed_at"):
+        known["completed_at"] = found["completed_at"]
+    seen = task.evidence | evidence
+    if in_doubt is not None:
+        seen = seen | IN_DOUBT if in_doubt else seen & ~IN_DOUBT
+    task = task._replace(evidence=seen, **known)
+    task = task._replace(status=task_status(task))
+    return task._replace(error=why_failed(task, words))
+
+
+# Whose a line is that names no task (node-data.md, 7.3)
+
+
+class Work(NamedTuple):
+    """A task that the log shows in work: Work(1764000660000, ("task_start", "stdout"))."""
+
+    deadline: int  # ms, when it counts as lost
+    wrote: tuple[str, ...] = ()  # the kinds of LooseLine of which its own line is known
+
+
+class LooseLine(NamedTuple):
+    """A line that one task wrote, without its name. A task has at most one of each kind."""
+
+    kind: str  # task_start, task_download, stdout or stderr
+    at: int  # ms
+    owners: frozenset[str]  # the executions that can have written it
+    event: Event
+
+
+TASK_WORDS = ("output", "error_text")  # what an output says, word by word
+Changes = list[
+    tuple[str, LooseLine, str | None]
+]  # (line's name, the line, whose it is for certain)
+
+
+def possible_owners(lines: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]] | None:
+    """Take away the owners that cannot be: each line has one, and nobody has two.
+
+    >>> left = possible_owners({"first": frozenset("AB"), "second": frozenset("B")})
+    >>> [sorted(owners) for owners in left.values()]
+    [['A'], ['B']]
+
+    None if there is no such way: the lines contradict each other.
+    """
+    taken: dict[str, str] = {}  # owner: the line it has in one way that all lines have an owner
+
+    def place(line: str, tried: set[str]) -> bool:
+        """Give `line` an owner; whoever loses one for it finds another."""
+        for owner in lines[line]:
+            if owner in tried:
+                continue
+            tried.add(owner)
+            if owner not in taken or place(taken[owner], tried):
+                taken[owner] = line
+                return True
+        return False
+
+    def can_have(owner: str, line: str) -> bool:
+        """True if there is a way in which `owner` wrote `line`."""
+        nonlocal taken
+        other, kept = taken.get(owner), dict(taken)
+        if other == line:
+            return True
+        taken = {name: its for name, its in taken.items() if its != line}
+        taken[owner] = line
+        possible = other is None or place(other, {owner})
+        taken = kept
+        return possible
+
+    if not all(place(line, set()) for line in lines):
+        return None
+    return {
+        line: frozenset(owner for owner in owners if can_have(owner, line))
+        for line, owners in lines.items()
+    }
+
+
+class Attribution:
+    """Knows which tasks are in work by one source's log, and whose each loose line is.
+
+    A line whose owner is not certain waits for what later lines show. While a task may be in work
+    that was received before the log begins, no line has a certain owner.
+    """
+
+    def __init__(self, saved: Mapping[str, Any]) -> None:
+        self.work: dict[str, Work] = {}
+        for name, (deadline, wrote) in saved.get("running", {}).items():
+            known = wrote if isinstance(wrote, list) else ["task_start"] * wrote  # of schema 5
+            self.work[name] = Work(deadline, tuple(known))
+        self.waiting: dict[str, LooseLine] = {
+            name: LooseLine(kind, at, frozenset(owners), Event(*event))
+            for name, (kind, at, owners, event) in saved.get("waiting", {}).items()
+        }
+        # Tasks that ended a moment ago: stream, and the engine's stamp in ms.
+        self.ended = {name: (stream, ms) for name, (stream, ms) in saved.get("ended", {}).items()}
+        self.has_begun: bool = bool(saved)
+        self.unknown_until: int = saved.get("unknown_until", 0)  # ms
+
+    def saved(self) -> dict[str, Any]:
+        """For the next Attribution, as JSON; without the words of tasks, which have their own
+        table.
+        """
+        waiting = {}
+        for name, line in self.waiting.items():
+            numbers = {
+                field: value
+                for field, value in line.event.fields.items()
+                if field not in TASK_WORDS
+            }
+            event = line.event.kind, line.event.execution_id, numbers
+            waiting[name] = line.kind, line.at, sorted(line.owners), event
+        return {
+            "running": self.work,
+            "waiting": waiting,
+            "ended": self.ended,
+            "unknown_until": self.unknown_until,
+        }
+
+    def begin(self, at: int) -> None:
+        """From `at` (ms) on the log is there; what came before it, or some of it, is not."""
+        self.has_begun = True
+        self.unknown_until = max(self.unknown_until, at + UNKNOWN_MS)
+
+    def restart(self) -> None:
+        """The node started: nothing is in work."""
+        self.work.clear()
+        self.waiting.clear()
+        self.ended.clear()
+        self.unknown_until = 0
+
+    def receive(self, execution_id: str, deadline: int) -> None:
+        before = self.work.get(execution_id, Work(deadline))
+        self.work[execution_id] = before._replace(deadline=deadline)
+
+    def end(self, execution_id: str, stream: str, engine_ms: int | None) -> None:
+        """A task ended; it may still have written what the other stream brings a moment later."""
+        if self.work.pop(execution_id, None) is not None and engine_ms is not None:
+            self.ended[execution_id] = stream, engine_ms
+        if self.waiting:
+            self.let_go()
+
+    def expire(self, at: int, engine_ms: int | None) -> None:
+        """Forget the tasks that write nothing more: those whose time was over more than an hour
+        before `at` (ms), and those whose end both streams have passed.
+        """
+        work = {name: task for name, task in self.work.items() if task.deadline + HOUR_MS >= at}
+        ended = {
+            name: (stream, ms)
+            for name, (stream, ms) in self.ended.items()
+            if engine_ms is None or engine_ms - ms <= OVERTAKE_MS
+        }
+        if len(work) < len(self.work) or len(ended) < len(self.ended):
+            self.work, self.ended = work, ended
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Drop the lines about which nothing more can come to light: no owner writes any more."""
+        live = {*self.work, *self.ended}
+        linked: dict[str, LooseLine] = {}
+        while True:
+            linked = {name: line for name, line in self.waiting.items() if line.owners & live}
+            reached = live.union(*(line.owners for line in linked.values()))
+            if reached == live:
+                break
+            live = reached
+        self.waiting = linked
+
+    def candidates(self, kind: str, stream: str, engine_ms: int | None) -> set[str]:
+        """The tasks that can have written a line of `kind` which comes now."""
+        found = {name for name, task in self.work.items() if kind not in task.wrote}
+        if engine_ms is not None:
+            found |= {
+                name
+                for name, (its, ms) in self.ended.items()
+                if its != stream and engine_ms - ms <= OVERTAKE_MS
+            }
+        return found
+
+    def attribute(self, name: str, line: LooseLine) -> Changes:
+        """Take a line; returns it and the others whose owners it makes known or narrows."""
+        if line.at <= self.unknown_until or not line.owners:
+            return [(name, line, None)]
+        if len(self.waiting) >= WAITING_LINES:
+            self.waiting.clear()
+        self.waiting[name] = line
+        return self.narrow(line.kind, {name})
+
+    def claim(self, kind: str, execution_id: str) -> Changes:
+        """A line named its task: it wrote no other of the kind."""
+        self.mark(kind, execution_id)
+        for name, line in self.waiting.items():
+            left = line.owners - {execution_id}
+            if line.kind == kind and left:
+                self.waiting[name] = line._replace(owners=left)
+        return self.narrow(kind, set())
+
+    def mark(self, kind: str, execution_id: str) -> None:
+        task = self.work.get(execution_id)
+        if task is not None and kind not in task.wrote:
+            self.work[execution_id] = task._replace(wrote=(*task.wrote, kind))
+
+    def narrow(self, kind: str, told: set[str]) -> Changes:
+        """Take away what cannot be; returns the lines that changed, and those `told`."""
+        lines = {name: line.owners for name, line in self.waiting.items() if line.kind == kind}
+        left = possible_owners(lines)
+        if left is None:  # the log breaks the rules: none of these lines has an owner
+            return [(name, self.waiting.pop(name), None) for name in lines]
+        changes: Changes = []
+        for name, owners in left.items():
+            line = self.waiting[name]
+            owner = next(iter(owners)) if len(owners) == 1 else None
+            if owner is None and owners == line.owners and name not in told:
+                continue
+            line = self.waiting[name] = line._replace(owners=owners)
+            changes.append((name, line, owner))
+            if owner is not None:
+                del self.waiting[name]
+                self.mark(kind, owner)
+        return changes
 
 
 def own_item(items: Sequence[Mapping[str, Any]], own: Iterable[str]) -> Mapping[str, Any] | None:
@@ -1679,6 +2008,17 @@ MIGRATIONS = (
         {COUNT_TASK.format(row="old", sign="-")}; {COUNT_TASK.format(row="new", sign="")};
     END;
     """,
+    """
+    -- outputs that do not show exit code 0, and the tasks that may have written them
+    CREATE TABLE doubt (
+        key BLOB NOT NULL, execution_id TEXT NOT NULL, PRIMARY KEY (key, execution_id)
+    ) WITHOUT ROWID;
+    CREATE INDEX doubt_execution ON doubt (execution_id);
+    -- what outputs say until it is known whose they are; a task's data
+    CREATE TABLE waiting_words (
+        name TEXT NOT NULL, field TEXT NOT NULL, words TEXT NOT NULL, PRIMARY KEY (name, field)
+    );
+    """,
 )
 
 TASK_COLUMNS = Task._fields
@@ -1711,6 +2051,8 @@ WRITES = {  # by `Store.put`
         "+ excluded.value"
     ),
     "binding": "UPDATE log SET execution_id = ? WHERE key = ?",
+    "waiting_words": "INSERT OR REPLACE INTO waiting_words (name, field, words) VALUES (?, ?, ?)",
+    "forget_words": "DELETE FROM waiting_words WHERE name = ?",
     "task_event": "INSERT OR IGNORE INTO task_event (execution_id, at, event) VALUES (?, ?, ?)",
     "start": "INSERT OR IGNORE INTO start (started_at, container_id) VALUES (?, ?)",
     "told_task": "UPDATE task SET told = told | ? WHERE execution_id = ?",
@@ -1757,7 +2099,14 @@ QUERIES = {  # by `Store.get` and `Store.first`
     "state": "SELECT value FROM state WHERE name = ?",
     "counters": "SELECT name, value FROM counter",
     "has_entry": "SELECT 1 FROM log WHERE key = ? AND sources & ?",
-    "entry": "SELECT key, seq, at, type, flags, message FROM log WHERE key = ?",
+    "entry": "SELECT key, seq, at, type, flags, execution_id, message FROM log WHERE key = ?",
+    "entry_owner": "SELECT execution_id FROM log WHERE key = ?",
+    "doubt": "SELECT execution_id FROM doubt WHERE key = ?",
+    "doubts_of": "SELECT key FROM doubt WHERE execution_id = ?",
+    "any_doubt": "SELECT 1 FROM doubt LIMIT 1",
+    "waiting_words": "SELECT name, field, words FROM waiting_words",
+    "in_work": "SELECT execution_id FROM task WHERE status IN ('received', 'executing')"
+    " AND received_at <= ? AND deadline >= ? AND evidence & ?",
     "last_entry_at": "SELECT at FROM log ORDER BY key DESC LIMIT 1",
     "overlap": "SELECT lines FROM overlap ORDER BY id",
     "files": "SELECT head_hash, head_bytes, offset FROM file",
@@ -1768,6 +2117,7 @@ QUERIES = {  # by `Store.get` and `Store.first`
     "task": f"SELECT {', '.join(TASK_COLUMNS)} FROM task WHERE execution_id = ?",
     "tasks_between": (
         f"SELECT {', '.join(TASK_COLUMNS)} FROM task WHERE IFNULL(received_at, 0) BETWEEN ? AND ?"
+        f" AND evidence & {IN_LOG}"
     ),
     "task_data": "SELECT input, output, error_text FROM task_data WHERE execution_id = ?",
     "task_events": "SELECT at, event FROM task_event WHERE execution_id = ? ORDER BY at, instr("
@@ -1846,7 +2196,8 @@ QUERIES = {  # by `Store.get` and `Store.first`
     " GROUP BY cell",
     "first_sample": "SELECT at FROM sample WHERE at >= ? ORDER BY at LIMIT 1",
     "task_cells": "SELECT (received_at - ?) / ? AS cell, SUM(status = 'completed') AS completed,"
-    " SUM(status = 'failed') AS failed, SUM(status = 'lost') AS lost,"
+    " SUM(status = 'failed') AS failed, SUM(status = 'ended') AS ended,"
+    " SUM(status = 'lost') AS lost,"
     " SUM(status IN ('received', 'executing')) AS open FROM task WHERE IFNULL(received_at, 0) >= "
     "? GROUP BY cell",
     "duration_cells": """
@@ -2379,6 +2730,12 @@ class Store:
             (*(getattr(task, name) for name in TASK_COLUMNS), task.deadline) for task in tasks
         ]
         db.executemany(SAVE_TASK, values)
+
+    def save_doubts(self, db: sqlite3.Connection, doubts: Mapping[bytes, frozenset[str]]) -> None:
+        """Keep for each output, by its entry's key, the tasks that it leaves in doubt."""
+        rows = ((key, name) for key, owners in doubts.items() for name in owners)
+        db.executemany("DELETE FROM doubt WHERE key = ?", ((key,) for key in doubts))
+        db.executemany("INSERT INTO doubt (key, execution_id) VALUES (?, ?)", rows)
 
     def save_task_data(
         self, db: sqlite3.Connection, execution_id: str, data: Mapping[str, str]
@@ -3841,16 +4198,6 @@ NODE_DATA = (
     "task_completed",
     "task_failed",
 )
-OUTPUT_COLUMNS = (
-    "elapsed_ms",
-    "gas_used",
-    "memory_peak",
-    "exit_code",
-    "cached",
-    "wasm_hash",
-    "gas_limit",
-    "memory_limit",
-)
 
 
 class Happening(NamedTuple):
@@ -4084,30 +4431,27 @@ def take_publication(monitor: Monitor, payload: bytes) -> bool:
     return True
 
 
-class Running(NamedTuple):
-    """A task that the log shows in work."""
-
-    deadline: int
-    started: bool
-
-
 class Tracker:
     """Follows the tasks through one source's facts in order, and keeps what changed until `save`.
 
-    Ids come from the facts; a line without one is bound only where it can mean one task alone.
+    Ids come from the facts; whose a line without one is, `attribution` decides. `knows_others` says
+    that the store may hold tasks in work of which this source has not told.
     """
+
+    knows_others = False
 
     def __init__(
         self, store: Store, redactor: Redactor, limit: int, saved: Mapping[str, Any]
     ) -> None:
         self.store, self.redactor, self.limit = store, redactor, limit
-        self.running = {name: Running(*pair) for name, pair in saved.get("running", {}).items()}
-        self.pending: dict[
-            str, dict[str, tuple[int, Event]]
-        ] = {  # outputs of a stream that wait for their task
-            stream: {key: (at, Event(*event)) for key, (at, event) in waiting.items()}
-            for stream, waiting in saved.get("pending", {}).items()
-        }
+        self.attribution = Attribution(saved)
+        self.stored_words: set[str] = set()  # waiting lines whose words are in the store
+        for name, column, text in store.get("waiting_words"):
+            line = self.attribution.waiting.get(name)
+            if line is not None:
+                line.event.fields[column] = text
+                self.stored_words.add(name)
+        self.any_doubt = store.first("any_doubt") is not None
         self.clear()
 
     def clear(self) -> None:
@@ -4117,18 +4461,9 @@ class Tracker:
         self.events: list[tuple[str, int, str]] = []
         self.invoices: list[tuple[Event, bool]] = []
         self.node: dict[str, tuple[object, int]] = {}
-        self.bound: list[tuple[str, bytes]] = []
+        self.bound: dict[bytes, str] = {}
+        self.doubts: dict[bytes, frozenset[str]] = {}  # by output: who may have written it
         self.new_own: set[str] = set()
-
-    def saved(self) -> dict[str, Any]:
-        pending = {  # numbers only: a task's own words belong into task_data and nowhere else
-            stream: {
-                key: (at, (kind, None, {name: found.get(name) for name in OUTPUT_COLUMNS}))
-                for key, (at, (kind, _, found)) in waiting.items()
-            }
-            for stream, waiting in self.pending.items()
-        }
-        return {"running": self.running, "pending": pending}
 
     def save(self, db: sqlite3.Connection) -> None:
         """Write what changed; part of the transaction that stores the entries it came from."""
@@ -4141,7 +4476,23 @@ class Tracker:
         for event, confirmed in self.invoices:
             self.store.save_invoice(db, event, confirmed)
         self.store.save_node(db, self.node)
-        self.store.put(db, "binding", self.bound)
+        self.store.put(db, "binding", ((name, key) for key, name in self.bound.items()))
+        self.store.save_doubts(db, self.doubts)
+        self.save_words(db)
+
+    def save_words(self, db: sqlite3.Connection) -> None:
+        """What waiting outputs say is a task's data: it has a table of its own until it is known
+        whose.
+        """
+        waiting = self.attribution.waiting
+        gone = self.stored_words - waiting.keys()
+        self.store.put(db, "forget_words", ((name,) for name in gone))
+        self.stored_words -= gone
+        for name, line in waiting.items():
+            words = [(name, column, line.event.fields.get(column)) for column in TASK_WORDS]
+            if name not in self.stored_words:
+                self.store.put(db, "waiting_words", (row for row in words if row[2]))
+                self.stored_words.add(name)
 
     def task(self, execution_id: str) -> Task | None:
         return self.tasks.get(execution_id) or self.store.task(execution_id)
@@ -4159,9 +4510,11 @@ class Tracker:
                 kept = text.encode("utf-8", "replace")[: self.limit].decode("utf-8", "ignore")
                 self.data.setdefault(execution_id, {})[name] = kept
 
-    def see(self, event: Event, at: int, stream: str, key: bytes) -> str | None:
-        """Take one fact from the log; `at` is its time in ms. Returns the execution it was bound
-        to.
+    def see(
+        self, event: Event, at: int, stream: str, key: bytes, engine_ms: int | None = None
+    ) -> str | None:
+        """Take one fact from the log; `at` is its time in ms. Returns whose it is, if that is
+        certain.
         """
         kind, execution_id = event.kind, event.execution_id
         if kind == "semaphore":
@@ -4170,41 +4523,20 @@ class Tracker:
             if event.fields["current"] is not None:
                 self.node[f"current {name}"] = event.fields["current"], at
             return None
-        if self.running:  # an hour beyond its time a task may still end
-            self.running = {
-                name: seen for name, seen in self.running.items() if seen.deadline + HOUR_MS >= at
-            }
+        self.attribution.expire(at, engine_ms)
         if kind == "registration":
             self.node["registered"] = event.fields["registered"], at
         elif kind == "invoice":
             self.see_invoice(event, at, confirmed=False)
         elif kind == "task_received":
             self.see_created(event, at)
-        elif kind == "task_start":
-            execution_id = execution_id or self.only(
-                name
-                for name, seen in self.running.items()
-                if not seen.started and seen.deadline >= at
-            )
-            self.see_start(execution_id, at)
-        elif kind == "task_download":
-            known = {name: self.task(name) for name in self.running}
-            wanted = event.fields["task_id"]
-            execution_id = self.only(
-                name for name, task in known.items() if task and task.task_id == wanted
-            )
-        elif kind == "execution_output":
-            execution_id = self.see_output(event, at, stream, key)
+        elif kind in ("task_start", "task_download", "execution_output"):
+            return self.see_loose(event, at, stream, key, engine_ms)
         elif kind in ("task_completed", "task_failed"):
-            self.see_end(event, at, stream)
+            self.see_end(event, at, stream, engine_ms)
         if execution_id and kind in NODE_DATA:
             self.events.append((execution_id, at, kind))
         return execution_id
-
-    def only(self, names: Iterable[str]) -> str | None:
-        """The one name there is, or None."""
-        found = list(names)
-        return found[0] if len(found) == 1 else None
 
     def see_created(self, event: Event, at: int | None) -> None:
         """A task arrived: told by the log at `at`, or, with None, by the event database."""
@@ -4219,56 +4551,113 @@ class Tracker:
         self.tasks[task.execution_id] = task
         self.keep_data(task.execution_id, event.fields)
         if at is not None and task.deadline is not None:
-            before = self.running.get(task.execution_id)
-            self.running[task.execution_id] = Running(
-                task.deadline, before.started if before else False
-            )
+            self.attribution.receive(task.execution_id, task.deadline)
 
-    def see_start(self, execution_id: str | None, at: int) -> None:
-        if execution_id and (task := self.task(execution_id)):
-            self.change(task, started_at=at)
-            if running := self.running.get(execution_id):
-                self.running[execution_id] = running._replace(started=True)
+    def see_loose(
+        self, event: Event, at: int, stream: str, key: bytes, engine_ms: int | None
+    ) -> str | None:
+        """Take a download, a start or an output; returns whose it is, if that is certain now."""
+        kind, name = line_kind(event), key.hex()
+        if event.execution_id is not None:
+            changes = self.attribution.claim(kind, event.execution_id)
+            owners = frozenset((event.execution_id,))
+            changes.append((name, LooseLine(kind, at, owners, event), event.execution_id))
+        else:
+            owners = frozenset(self.owners(event, kind, at, stream, engine_ms))
+            changes = self.attribution.attribute(name, LooseLine(kind, at, owners, event))
+        for other, line, owner in changes:
+            self.take_change(bytes.fromhex(other), line, owner)
+        if self.attribution.waiting:
+            self.attribution.let_go()
+        return self.bound.pop(key, None)
 
-    def see_output(self, event: Event, at: int, stream: str, key: bytes) -> str | None:
-        """Bind an execution's output: by id, to the only running task, or later, by the end that
-        follows.
-        """
-        waiting = self.pending.setdefault(stream, {})
-        waiting.pop(key.hex(), None)  # what was read of it so far
-        execution_id = event.execution_id or (None if waiting else self.only(self.running))
-        if execution_id is not None:
-            self.bind_output(execution_id, event, at)
-        elif len(waiting) < 100:
-            waiting[key.hex()] = at, event
-        return execution_id
+    def owners(
+        self, event: Event, kind: str, at: int, stream: str, engine_ms: int | None
+    ) -> set[str]:
+        """The tasks that can have written a line which comes now."""
+        found = self.attribution.candidates(kind, stream, engine_ms)
+        if self.knows_others:
+            found.update(row[0] for row in self.store.get("in_work", at, at - HOUR_MS, IN_LOG))
+        if kind != "task_download":
+            return found
+        tasks = [self.task(name) for name in found]
+        wanted = event.fields["task_id"]
+        return {task.execution_id for task in tasks if task and task.task_id == wanted}
 
-    def bind_output(self, execution_id: str, event: Event, at: int) -> None:
-        if (task := self.task(execution_id)) is None:
+    def take_change(self, key: bytes, line: LooseLine, owner: str | None) -> None:
+        """What is known now of whose a line is."""
+        if line.event.kind == "execution_output":
+            self.set_doubt(key, line, owner)
+        if owner is None:
             return
-        found = {name: value for name, value in event.fields.items() if name in OUTPUT_COLUMNS}
-        ended = {"completed_at": at} if found.get("exit_code") else {}
-        self.change(task, **found, **ended)
-        self.keep_data(execution_id, event.fields)
+        self.bound[key] = owner
+        self.events.append((owner, line.at, line.event.kind))
+        self.settle(line.event, line.at, owner)
 
-    def see_end(self, event: Event, at: int, stream: str) -> None:
+    def settle(self, event: Event, at: int, owner: str) -> None:
+        """A loose line is known to be `owner`'s."""
+        task = self.task(owner)
+        if task is None:
+            return
+        if event.kind == "task_start":
+            self.change(task, started_at=at)
+        elif event.kind == "execution_output":
+            found: dict[str, Any] = {name: event.fields.get(name) for name in OUTPUT_COLUMNS}
+            if found["exit_code"]:
+                found["completed_at"] = at
+            self.change(task, **found)
+            self.keep_data(owner, event.fields)
+
+    def see_more(self, event: Event, at: int, key: bytes, owner: str | None) -> None:
+        """An output has grown since it was seen; whose it is stays as it was."""
+        line = self.attribution.waiting.get(key.hex())
+        if line is not None:
+            self.attribution.waiting[key.hex()] = line._replace(event=event)
+            self.stored_words.discard(key.hex())
+        elif owner is not None:
+            self.settle(event, at, owner)
+
+    def set_doubt(self, key: bytes, line: LooseLine, owner: str | None) -> None:
+        """Keep which tasks an output leaves in doubt about their success: those that may have
+        written it, unless it shows exit code 0.
+        """
+        exit_code = line.event.fields.get("exit_code")
+        owners = line.owners
+        if exit_code == 0 or (owner is not None and exit_code is not None):
+            owners = frozenset()
+        before = self.doubts.get(key)
+        if before is None:
+            before = frozenset(row[0] for row in self.store.get("doubt", key) if self.any_doubt)
+        if owner is None and owners:  # the other source may know better
+            if bound := self.store.first("entry_owner", key):
+                owners = frozenset((bound,))
+            owners = owners & before or owners
+        if owners == before:
+            return
+        self.doubts[key] = owners
+        self.any_doubt = True
+        for name in owners | before:
+            if (task := self.task(name)) is not None:
+                self.change(task, in_doubt=self.is_in_doubt(name))
+
+    def is_in_doubt(self, execution_id: str) -> bool:
+        """True if an output that may be this task's leaves open whether it succeeded."""
+        if any(execution_id in owners for owners in self.doubts.values()):
+            return True
+        return any(row[0] not in self.doubts for row in self.store.get("doubts_of", execution_id))
+
+    def see_end(self, event: Event, at: int, stream: str, engine_ms: int | None) -> None:
         """An execution completed or failed; it counts only for a task that is known."""
         assert event.execution_id is not None
-        if self.task(event.execution_id) is None:
+        task = self.task(event.execution_id)
+        if task is None:
             return
-        waiting = self.pending.pop(stream, {})
-        if len(waiting) == 1:
-            ((key, (output_at, output)),) = waiting.items()
-            self.bind_output(event.execution_id, output, output_at)
-            self.bound.append((event.execution_id, bytes.fromhex(key)))
-            self.events.append((event.execution_id, output_at, "execution_output"))
-        task = self.task(event.execution_id) or Task(event.execution_id)
         if event.kind == "task_failed":
             self.change(task, FAILED_LINE, completed_at=at, error=event.fields["error_text"])
             self.keep_data(event.execution_id, event.fields)
         else:
             self.change(task, COMPLETED_LINE, completed_at=at)
-        self.running.pop(event.execution_id, None)
+        self.attribution.end(event.execution_id, stream, engine_ms)
 
     def see_invoice(self, event: Event, at: int | None, confirmed: bool) -> None:
         event.fields["at"] = event.fields["at"] or at
@@ -4317,6 +4706,13 @@ class Tracker:
         if task is not None and task.status in ("received", "executing"):
             self.change(task, LOST)
             self.events.append((execution_id, at, "lost"))
+
+
+def line_kind(event: Event) -> str:
+    """The kind of a LooseLine: an output's is its stream."""
+    if event.kind != "execution_output":
+        return event.kind
+    return "stderr" if "error_text" in event.fields else "stdout"
 
 
 class Recorder:
@@ -4389,6 +4785,8 @@ class Recorder:
                 before["believed"],
             )
             entry.depth = before.get("depth")
+            entry.flags, entry.waits = row["flags"], before.get("waits", False)
+            entry.execution_id = row["execution_id"]
             assembler.open = entry
 
     def feed(self, stream: str, lines: Iterable[tuple[bytes, int | None, object]]) -> None:
@@ -4400,7 +4798,7 @@ class Recorder:
                 adopted, self.trust.adopted = self.trust.adopted, []
                 for held in adopted:
                     held.believed = True
-                    self.record(held, stream)
+                    self.record(held, stream, fresh=True)
 
     def take(self, entry: Entry, stream: str) -> None:
         fresh = not entry.key
@@ -4416,10 +4814,9 @@ class Recorder:
                 self.newest_at = (
                     entry.at if self.live or self.rereads else max(self.newest_at or 0, entry.at)
                 )
-        flags = self.record(entry, stream)
-        if fresh and flags and not self.rereads:
-            self.counted["unrecognised"] += flags // UNRECOGNISED & 1
-            self.counted["suspect"] += flags & SUSPECT
+        if not self.tracker.attribution.has_begun:
+            self.tracker.attribution.begin(entry.at)
+        self.record(entry, stream, fresh or entry.waits)
 
     def identify(self, entry: Entry) -> None:
         """Give the entry its key: stamp, header, and how many times this source has seen both
@@ -4475,37 +4872,66 @@ class Recorder:
                 "all" if entry.believed and entry.head else stream
             )  # this node's outputs have headers
 
-    def record(self, entry: Entry, stream: str) -> int:
-        """Keep the entry's row for `commit` and hand its fact, if believed, to the tracker; return
-        its flags.
+    def record(self, entry: Entry, stream: str, fresh: bool) -> None:
+        """Keep the entry's row for `commit` and hand its fact, if believed, to the tracker.
+
+        An entry that is not `fresh` has only grown. One whose payload is open waits until it is all
+        there, or the next entry begins.
         """
-        head, kind, at, execution_id = entry.head, entry.type, entry.at, None
+        head, kind = entry.head, entry.type
+        flags = 0
         if entry.believed:
             if head is not None:
-                self.heard = head, at
-            partial = kind == "invoice" and entry.expects_more()  # its items are not all there yet
-            if kind not in ("info", "task_published") and not partial:
-                clean: Clean = self.monitor.redactor.clean if entry.raw else str
-                event = read_event(kind, entry.text, entry.raw or entry.text, clean)
-                execution_id = event and self.tracker.see(event, at, stream, entry.key)
-        flags = SUSPECT if head is not None and not entry.believed else 0
+                self.heard = head, entry.at
+            is_last = self.assemblers[stream].open is entry
+            entry.waits = kind in PAYLOAD_TYPES and is_last and entry.expects_more()
+            if kind not in ("info", "task_published") and not entry.waits:
+                flags |= self.take_fact(entry, stream, fresh)
+        elif head is not None:
+            flags |= SUSPECT
         if kind != "semaphore" and not is_recognised(kind, entry.text):
             flags |= UNRECOGNISED
-        if at >= self.oldest_at:
-            self.rows[
-                entry.key
-            ] = (  # sqlite3 binds a bytearray at once, for bytes and None it looks for adapters
-                bytearray(entry.key),
-                entry.seq,
-                at,
-                LEVEL_NUMBERS.get(head.level, 0) if head else 0,
-                TYPE_NUMBERS[kind],
-                self.source,
-                flags | (0 if entry.stamped else UNSTAMPED),
-                execution_id or "",
-                entry.text,
-            )
-        return flags
+        self.keep_row(entry, flags)
+
+    def take_fact(self, entry: Entry, stream: str, fresh: bool) -> int:
+        """Hand an entry's fact to the tracker; returns UNRECOGNISED where there should be one."""
+        clean: Clean = self.monitor.redactor.clean if entry.raw else str
+        event = read_event(entry.type, entry.text, entry.raw or entry.text, clean)
+        if event is None:
+            return UNRECOGNISED if lacks_payload(entry.type, None) else 0
+        if entry.type == "execution_output" and not fresh:
+            owner = entry.execution_id or self.owner_of(entry.key)
+            self.tracker.see_more(event, entry.at, entry.key, owner)
+        else:
+            owner = self.tracker.see(event, entry.at, stream, entry.key, entry.engine_ms)
+        entry.execution_id = owner or entry.execution_id
+        return UNRECOGNISED if lacks_payload(entry.type, event) else 0
+
+    def owner_of(self, key: bytes) -> str | None:
+        """Whose an entry became since it was taken."""
+        return self.tracker.bound.get(key) or self.store.first("entry_owner", key)
+
+    def keep_row(self, entry: Entry, flags: int) -> None:
+        """Keep an entry's row for `commit`, and count what is new of its flags."""
+        new = flags & ~entry.flags
+        entry.flags = flags
+        if not self.rereads:
+            self.counted["unrecognised"] += bool(new & UNRECOGNISED)
+            self.counted["suspect"] += bool(new & SUSPECT)
+        if entry.at < self.oldest_at:
+            return
+        # sqlite3 binds a bytearray at once, for bytes and None it looks for adapters
+        self.rows[entry.key] = (
+            bytearray(entry.key),
+            entry.seq,
+            entry.at,
+            LEVEL_NUMBERS.get(entry.head.level, 0) if entry.head else 0,
+            TYPE_NUMBERS[entry.type],
+            self.source,
+            flags | (0 if entry.stamped else UNSTAMPED),
+            entry.execution_id or "",
+            entry.text,
+        )
 
     def note_head(self, head: Head, at: int) -> None:
         """What the newest believed header says of the node."""
@@ -4514,17 +4940,23 @@ class Recorder:
             self.tracker.node["address"] = head.suffix, at
             self.tracker.see_own(head.suffix)
 
-    def restarted(self, at: int) -> None:
-        """The node started again at `at` (ms): what it had in work is lost, its slots are free."""
+    def restarted(self, at: int, line_ms: int) -> None:
+        """The node started again at `at` (ms): what it had in work is lost, its slots are free.
+
+        `line_ms` is the engine's stamp of the first line that is there since. Where it came long
+        after the start and nothing was heard before, the log's beginning is gone.
+        """
         self.trust.restart()
         self.loose.clear()
+        attribution = self.tracker.attribution
         for execution_id in {
-            *self.tracker.running,
+            *attribution.work,
             *(row[0] for row in self.store.get("overdue", 0, at)),
         }:
             self.tracker.lose(execution_id, at)
-        self.tracker.running.clear()
-        self.tracker.pending.clear()
+        if attribution.has_begun or line_ms - at <= FIRST_LINE_MS:
+            attribution.has_begun = True
+            attribution.restart()
         for name in self.store.node():
             if name.startswith("current "):
                 self.tracker.node[name] = 0, at
@@ -4546,9 +4978,10 @@ class Recorder:
                 "second": its.second,
                 "believed": believed,
                 "depth": depth,
+                "waits": last is not None and last.waits,
             }
         return {
-            **self.tracker.saved(),
+            **self.tracker.attribution.saved(),
             "cursor": self.cursor,
             "identity": self.trust.identity,
             "seq": self.seq,
@@ -4784,8 +5217,8 @@ def import_history(monitor: Monitor, engine: DockerEngine, seam: int) -> Iterato
     )
     for name in names:
         yield from reader.read(name)
-    if was_cut or (recorder.first_at is not None and recorder.first_at < seam + SEAM_MS):
-        bind_again(monitor, seam)
+    if was_cut or (recorder.first_at is not None and recorder.first_at < seam + UNKNOWN_MS):
+        bind_again(monitor, seam, recorder.tracker.attribution.unknown_until)
     if was_cut or recorder.first_at is not None:
         recorder.cursor.clear()
         recorder.commit()
@@ -4794,45 +5227,47 @@ def import_history(monitor: Monitor, engine: DockerEngine, seam: int) -> Iterato
         monitor.ring.add([("reset", None)])  # the past that was read is not told line by line
 
 
-def bind_again(monitor: Monitor, seam: int) -> None:
-    """Bind the id-less lines around `seam` anew, now that what came before it is known.
+def bind_again(monitor: Monitor, seam: int, unknown_until: int) -> None:
+    """Attribute the loose lines after `seam` (ms), where the engine's log begins, now that what
+    came before it is known. Only adds to what is known: nothing uncertain was taken for certain.
 
-    A task whose output goes to no other keeps what it had: fewer streams are told apart than at the
-    first time.
+    Before `unknown_until` (ms) not even the files tell of all tasks.
     """
-    store, since, until = monitor.store, seam - SEAM_MS, seam + SEAM_MS
+    store, since, until = monitor.store, seam - UNKNOWN_MS, seam + 2 * UNKNOWN_MS
     tracker = Tracker(store, monitor.redactor, monitor.config.max_output_data_bytes, {})
-    events, owner = [], {}
+    attribution = tracker.attribution
+    attribution.unknown_until = unknown_until
+    for row in store.get("tasks_between", since - DAY_MS - UNKNOWN_MS, since):
+        task = Task(*row)
+        if (task.deadline or 0) + HOUR_MS >= since and (task.completed_at or since) >= since:
+            attribution.receive(task.execution_id, task.deadline or 0)
+    facts = []
     for row in store.facts_between(since, until):
-        text = row["message"].replace("wallet::", "wallet:")
-        event = read_event(LOG_TYPES[row["type"]], row["message"], text, str)
-        if event is not None:
-            events.append((event, row))
-    logged = {event.execution_id for event, _ in events if event.kind == "task_received"}
-    tasks = [Task(*row) for row in store.get("tasks_between", since - SEAM_MS, until)]
-    for task in tasks:
-        if task.execution_id in logged:
-            unbound: dict[str, Any] = dict.fromkeys(OUTPUT_COLUMNS)
-            bare = task._replace(started_at=None, error=None, **unbound)
-            tracker.tasks[task.execution_id] = bare._replace(status=task_status(bare))
-        elif task.deadline and (task.received_at or 0) < since <= (
-            task.completed_at or until
-        ):  # then in work
-            tracker.running[task.execution_id] = Running(task.deadline, True)
-    for event, row in events:
-        owner[row["key"]] = tracker.see(event, row["at"], "any", row["key"])
-    owner.update((key, name) for name, key in tracker.bound)
-    robbed = {
-        row["execution_id"]
-        for _, row in events
-        if owner[row["key"]] not in (None, row["execution_id"])
-    }
-    for task in tasks:
-        if task.execution_id in logged - robbed:
-            had = {name: getattr(task, name) for name in (*OUTPUT_COLUMNS, "started_at")}
-            tracker.change(tracker.tasks[task.execution_id], **had)
+        kind = LOG_TYPES[row["type"]]
+        second = int.from_bytes(row["key"][:4], "big")
+        facts.append((second, ORDER_IN_SECOND.get(kind, 1), kind, row))
+    # The sources count within a second each for itself, so that their order there is not known.
+    for _, _, kind, row in sorted(facts, key=lambda fact: fact[:2]):
+        words = row["message"].replace("wallet::", "wallet:")
+        event = read_event(kind, row["message"], words, str)
+        if event is None:
+            continue
+        if kind not in ORDER_IN_SECOND:
+            event = event._replace(execution_id=row["execution_id"] or event.execution_id)
+        if PSEUDONYM.search(row["message"]):  # no task's words any more
+            event.fields.pop("output", None)
+            event.fields.pop("input", None)
+        owner = tracker.see(event, row["at"], "any", row["key"])
+        if owner is not None and not row["execution_id"]:
+            tracker.bound[row["key"]] = owner
+    attribution.waiting.clear()
     with store.write() as db:
         tracker.save(db)
+
+
+PSEUDONYM = re.compile("wallet:(?!:)")
+# In which order lines of one second are taken: who may have written a line is then never too few.
+ORDER_IN_SECOND = {"task_received": 0, "task_completed": 2, "task_failed": 2}
 
 
 def read_records(file: Any) -> Iterator[object]:
@@ -5056,7 +5491,7 @@ class EngineFeed:
                     yield current, run
                 current, run = stream, []
                 if self.start is not None and engine_ms >= self.start:
-                    self.note_start(self.start)
+                    self.note_start(self.start, engine_ms)
             run.append((body, engine_ms, stamp))
         if run:
             yield current, run
@@ -5095,6 +5530,7 @@ class EngineFeed:
             utc(since),
         )
         self.monitor.note_gap(since, until, "the engine had dropped older lines")
+        self.recorder.tracker.attribution.begin(until or self.monitor.now())
 
     def came_twice(self, stream: int, stamp: bytes, body: bytes, engine_ms: int) -> bool:
         """True for a line that came on this connection already: an engine may send it again when it
@@ -5130,14 +5566,16 @@ class EngineFeed:
         )
         if leap and max(self.container.file_bytes, 2 * MIB) <= 8 * rush:
             self.monitor.note_gap(*leap, "the log was rotated faster than it could be read")
+            self.recorder.tracker.attribution.begin(leap[1])
         if len(self.recent) > RECENT_LINES:
             self.recent = dict.fromkeys(
                 itertools.islice(self.recent, len(self.recent) - RECENT_LINES // 2, None)
             )
 
-    def note_start(self, at: int) -> None:
+    def note_start(self, at: int, line_ms: int) -> None:
+        """The container started at `at`; the first line since then came at `line_ms`."""
         self.start = None
-        self.recorder.restarted(at)
+        self.recorder.restarted(at, line_ms)
         self.recorder.cursor["started_at"] = at
         with self.monitor.store.write() as db:
             self.monitor.store.put(db, "start", [(at, self.container.id)])
@@ -5186,7 +5624,7 @@ class EngineFeed:
         over for tasks.
         """
         if self.start is not None:
-            self.note_start(self.start)
+            self.note_start(self.start, self.start)
         if not self.recorder.rereads:  # a clock that went back has yet to come in it
             self.recorder.lose_overdue()
         self.dirty = self.dirty or bool(self.recorder.tracker.tasks)
@@ -5354,6 +5792,7 @@ class Follower:
         if self.imported != feed.container.id:
             self.imported = feed.container.id
             seam = feed.recorder.cursor.get("first_at") or self.monitor.now()
+            feed.recorder.tracker.knows_others = True
             self.history = import_history(self.monitor, self.engine, seam)
 
     def between(self, feed: EngineFeed) -> None:
@@ -5815,7 +6254,7 @@ GZIP_BYTES = 1024  # a shorter answer would hardly become shorter
 ANSWERS = 8  # made at once; more in the making would only take memory from each other
 BODY_BYTES, HEADER_BYTES = 64 * KIB, 16 * KIB  # of a request
 PAGE_BYTES = 4 * MIB  # of log messages in one answer; what does not fit is on the next page
-STATUSES = ("received", "executing", "completed", "failed", "lost")
+STATUSES = ("received", "executing", "completed", "failed", "ended", "lost")
 TASK_SHOWN = (
     "id",
     *(name for name in TASK_COLUMNS if name not in ("wasm_hash", "timeout_ms", "evidence")),
@@ -5883,8 +6322,8 @@ SHAPES = {
     "Status": "node Node, container Container?, stats Usage?, verdict Verdict?, recognised "
     "number?, demo bool,"
     " timestamp time",
-    "Summary": "total int, received int, executing int, completed int, failed int, lost int, "
-    "cached int,"
+    "Summary": "total int, received int, executing int, completed int, failed int, ended int, "
+    "lost int, cached int,"
     " tasks_24h int, success_rate number?, avg_elapsed_ms big?, avg_gas_used big?",
     "InvoiceTotal": "total int",
     "Overview": "tasks Summary, invoices InvoiceTotal, node Node, timestamp time",
@@ -5941,7 +6380,7 @@ SHAPES = {
     f" {SERIES}, cells [UptimeCell]",
     "UsageCell": "cpu number?, memory_mb number?",
     "Consumption": f"{SERIES}, cells [UsageCell]",
-    "TaskCell": "completed int, failed int, lost int, open int",
+    "TaskCell": "completed int, failed int, ended int, lost int, open int",
     "Activity": f"{SERIES}, cells [TaskCell]",
     "Recent": "at time?, what text, execution_id uuid?, detail text?",
     "Now": "*Status, tasks Summary, invoices InvoiceCounts, uptime Uptime, usage Consumption, "

@@ -9,11 +9,11 @@ const MARKS = {
   working: 'check', completed: 'check', pay: 'check', ok: 'check', degraded: 'half', warn: 'half', 
     penalty: 'half',
   down: 'cross', failed: 'cross', error: 'cross', fail: 'cross', idle: 'diamond', received: 'diamond', invoice: 'coin',
-  blind: 'question', lost: 'question', executing: 'run', start: 'start', gap: 'gap',
+  blind: 'question', ended: 'question', lost: 'question', executing: 'run', start: 'start', gap: 'gap',
 };
 const WORDS = { // for names that do not read well as they are
   pay: 'paid', penalty: 'penalised', start: 'node started', gap: 'log lines may be missing', invoice: 'invoice',
-  gas_limit: 'gas limit', memory_limit: 'memory limit', exit_code: 'exit code',
+  ended: 'ended, result unknown', gas_limit: 'gas limit', memory_limit: 'memory limit', exit_code: 'exit code',
 };
 
 const find = (selector, root = document) => root.querySelector(selector);
@@ -569,7 +569,7 @@ function passwordPlace() {
 }
 
 const CHOICES = {
-  status: ['Status', ['', 'any'], 'received', 'executing', 'completed', 'failed', 'lost'],
+  status: ['Status', ['', 'any'], 'received', 'executing', 'completed', 'failed', 'ended', 'lost'],
   type: ['Language', ['', 'any'], 'rust', 'javascript', 'python', 'c', 'cpp', 'api', 'other'],
   matched: ['Invoice', ['', 'any'], ['true', 'there is one'], ['false', 'there is none']],
   span: ['Time', ['24h', '24 hours'], ['', '7 days'], ['30d', '30 days'], ['all', 'all']],
@@ -650,7 +650,7 @@ function nowMetrics({ tasks, invoices, uptime, node }) {
     ['Tasks, last 24 hours', count(tasks.tasks_24h), '',
       `${count(tasks.total)} in all, ${count(tasks.executing)} running`],
     ['Success, finished tasks', or(tasks.success_rate, decimal), tasks.success_rate === null ? '' : '%',
-      `${count(tasks.failed)} failed, ${count(tasks.lost)} lost`],
+      `${count(tasks.failed)} failed, ${count(tasks.ended + tasks.lost)} of unknown result`],
     ['Invoices, last 24 hours', count(invoices.invoices_24h), '', waiting],
     ['Uptime, 30 days', or(uptime.percent_30d, exact), uptime.percent_30d === null ? '' : '%',
       `${uptime.outages ? plural(uptime.outages, 'outage') : 'no outage seen'}${watched(uptime)}`],
@@ -666,11 +666,13 @@ function watched({ cells }) {
 }
 
 const OUTCOMES = [['fill-accent', (cell) => cell.completed], ['fill-bad', (cell) => cell.failed],
-  ['fill-hollow', (cell) => cell.lost], ['fill-soft', (cell) => cell.open]];
-const outcomeLegend = [['fill-accent', 'completed'], ['fill-bad', 'failed'], ['fill-hollow', 'lost'],
+  ['fill-wash', (cell) => cell.ended], ['fill-hollow', (cell) => cell.lost], ['fill-soft', (cell) => cell.open]];
+const outcomeLegend = [['fill-accent', 'completed'], ['fill-bad', 'failed'],
+  ['fill-wash', 'ended, result unknown'], ['fill-hollow', 'lost'],
   ['fill-soft', 'open']];
-const outcomeHeads = ['Completed', 'Failed', 'Lost', 'Open'];
-const outcomeRow = (cell) => [cell.completed, cell.failed, cell.lost, cell.open];
+const outcomeHeads = ['Completed', 'Failed', 'Ended', 'Lost', 'Open'];
+const outcomeRow = (cell) => [cell.completed, cell.failed, cell.ended, cell.lost, cell.open];
+const outcomes = (cell) => outcomeRow(cell).reduce((total, part) => total + part, 0);
 const sum = (cells, name) => cells.reduce((total, cell) => total + cell[name], 0);
 
 /** The cells of a series, each with the time it begins. */
@@ -679,8 +681,8 @@ const cellsOf = ({ from, cell_s: length, cells }) => cells.map((cell, place) => 
 
 function activityChart({ activity }) {
   const cells = cellsOf(activity);
-  const total = sum(cells, 'completed') + sum(cells, 'failed') + sum(cells, 'lost') + sum(cells, 'open');
-  const parts = ['completed', 'failed', 'lost'].map((name) => `${sum(cells, name)} ${name}`).join(', ');
+  const total = cells.reduce((all, cell) => all + outcomes(cell), 0);
+  const parts = ['completed', 'failed', 'ended', 'lost'].map((name) => `${sum(cells, name)} ${name}`).join(', ');
   const summary = total ? `${plural(total, 'task')}: ${parts}` : 'No task; days without one are normal';
   return chart({ id: 'activity', source: activity, title: 'Last 24 hours', summary, cells, heads: outcomeHeads,
     row: outcomeRow,
@@ -780,11 +782,11 @@ function tasksPage({ id, query }) {
 function taskCharts(data, chosen) {
   const cells = cellsOf(data);
   const axis = { '24h': dayAxis, '7d': ['7 days ago', 'now'], '30d': ['30 days ago', 'now'] }[chosen];
-  const total = cells.reduce((all, cell) => all + cell.completed + cell.failed + cell.lost + cell.open, 0);
+  const total = cells.reduce((all, cell) => all + outcomes(cell), 0);
   const summary = `${plural(total, 'task')}, ${sum(cells, 'failed')} failed, ${sum(cells, 'lost')} lost`;
   const most = Math.max(1, ...cells.map((cell) => cell.p95_ms ?? 0));
   const slow = cells.map((cell) => cell.p95_ms).filter((value) => !isUnknown(value));
-  const peak = Math.max(1, ...cells.map((cell) => cell.completed + cell.failed + cell.lost + cell.open));
+  const peak = Math.max(1, ...cells.map(outcomes));
   return [
     chart({
       id: 'outcomes', source: data, title: 'Outcomes', summary, cells, axis, top: `${peak}`, legend: outcomeLegend,

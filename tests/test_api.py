@@ -73,7 +73,7 @@ TASK = (
     " completed_at elapsed_ms gas_limit gas_used memory_limit memory_peak exit_code cached error"
 )
 SUMMARY = (
-    "total received executing completed failed lost cached avg_elapsed_ms avg_gas_used "
+    "total received executing completed failed ended lost cached avg_elapsed_ms avg_gas_used "
     "success_rate tasks_24h"
 )
 INVOICE = (
@@ -232,6 +232,7 @@ def test_the_summary_counts_every_state(site: Program) -> None:
         "executing": 1,
         "completed": 1,
         "failed": 2,
+        "ended": 0,
         "lost": 1,
         "cached": 1,
     }

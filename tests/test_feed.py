@@ -49,7 +49,7 @@ def test_an_output_that_names_its_task_last_is_nobody_elses(feed: Feed) -> None:
 
 def test_an_output_from_before_a_restart_belongs_to_no_later_task(feed: Feed) -> None:
     feed.say(NOW, received(1), received(2), output(111, code=1))
-    feed.feed.recorder.restarted((NOW + 10) * 1000)
+    feed.feed.recorder.restarted((NOW + 10) * 1000, (NOW + 20) * 1000)
     feed.say(NOW + 20, "Starting services", received(3), completed(3))
     assert [feed.task(number).status for number in (1, 2, 3)] == ["lost", "lost", "completed"]
 
@@ -326,14 +326,14 @@ def test_an_own_penalty_told_before_its_task_makes_it_failed(feed: Feed) -> None
 # Binding again around the seam of history and engine
 
 
-def test_binding_again_changes_no_outcome_that_two_streams_made_clear(feed: Feed) -> None:
+def test_binding_again_changes_nothing_that_was_known(feed: Feed) -> None:
     feed.say(NOW, received(1), received(2))
     feed.say(NOW + 5, output(11, code=1))
-    feed.say(NOW + 5, output(22), stream=2)
     feed.say(NOW + 6, completed(1))
-    feed.say(NOW + 6, completed(2), stream=2)
+    feed.say(NOW + 7, output(22), stream=2)
+    feed.say(NOW + 8, completed(2), stream=2)
     before = feed.task(1), feed.task(2)
-    tbmon.bind_again(feed.monitor, NOW * 1000)
+    tbmon.bind_again(feed.monitor, NOW * 1000, 0)
     assert (feed.task(1), feed.task(2)) == before
     assert [task.status for task in before] == ["failed", "completed"]
 
@@ -346,7 +346,7 @@ def test_binding_again_keeps_what_only_the_event_database_told(feed: Feed) -> No
     )
     assert event is not None and feed.feed.recorder.tracker.see_record(event)
     feed.feed.recorder.commit()
-    tbmon.bind_again(feed.monitor, NOW * 1000)
+    tbmon.bind_again(feed.monitor, NOW * 1000, 0)
     assert (feed.task(1).gas_limit, feed.task(1).memory_limit) == (60_000_000_000, 1024)
 
 
@@ -354,7 +354,7 @@ def test_binding_again_knows_the_task_in_work_at_the_windows_edge(feed: Feed) ->
     feed.say(NOW - 2, received(1))
     feed.say(NOW + 2, received(2))
     feed.say(NOW + 5, output(11, code=1), completed(1), output(22), completed(2))
-    tbmon.bind_again(feed.monitor, NOW * 1000 + tbmon.SEAM_MS)
+    tbmon.bind_again(feed.monitor, NOW * 1000 + tbmon.UNKNOWN_MS, 0)
     assert [(feed.task(number).status, feed.task(number).gas_used) for number in (1, 2)] == [
         ("failed", 11),
         ("completed", 22),
@@ -364,7 +364,7 @@ def test_binding_again_knows_the_task_in_work_at_the_windows_edge(feed: Feed) ->
 def test_binding_again_leaves_output_verbatim(feed: Feed) -> None:
     words = '{"elapsed": "1000000", "result": "wallet:abc wallet: wallet:"}'
     feed.say(NOW, received(1), f"Command execution stdout: {words}", completed(1))
-    tbmon.bind_again(feed.monitor, NOW * 1000)
+    tbmon.bind_again(feed.monitor, NOW * 1000, 0)
     assert feed.store.get("task_data", IDS[1])[0]["output"] == words
 
 

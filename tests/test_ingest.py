@@ -43,6 +43,9 @@ def files(tmp_path: Path) -> Iterator[Watch]:
     """A monitor of a folder of log files, started by the test."""
     (tmp_path / "logs").mkdir()
     made = Watch(tmp_path / "data", log_dir=str(tmp_path / "logs"))
+    # Long before all else, so that no task of the time before the log can still be in work; too old
+    # to be kept.
+    write(made, header("Starting services", 1_700_000_000), name="worker-2023-11-14.log")
     yield made
     if made.threads:
         made.stop()
@@ -111,17 +114,16 @@ def test_of_four_tasks_at_once_each_gets_its_own_metrics_or_none(files: Watch) -
             files,
             *(received(name) for name in IDS[:4]),
             output(IDS[2], steps=2),  # names its task
-            output(steps=1),  # belongs to the completion that follows
+            output(steps=1),  # one of three may have written it
             f"Execution {IDS[1]} completed",
             output(steps=71),
-            output(steps=72),  # two pending: whose is whose?
+            output(steps=72),  # of the two that are left; so the one before was the other's
             f"Execution {IDS[0]} completed",
             f"Execution {IDS[2]} completed",
-            output(steps=3),  # the only task left in work
             f"Execution {IDS[3]} completed",
         )
         wait_for(lambda: files.task(IDS[3]).status == "completed")
-        assert [files.task(name).gas_used for name in IDS[:4]] == [None, 1, 2, 3]
+        assert [files.task(name).gas_used for name in IDS[:4]] == [None, 1, 2, None]
         assert {files.task(name).status for name in IDS[:4]} == {"completed"}
 
 
@@ -209,7 +211,7 @@ def test_lines_that_a_task_prints_change_nothing(node: Node, watch: Watch) -> No
         )
         assert dict(map(tuple, watch.store.get("counters")))["suspect"] == 3 * len(forged)
         node.say(header(f"Execution {IDS[0]} completed"))
-        wait_for(lambda: watch.task(IDS[0]).status == "completed")
+        wait_for(lambda: watch.task(IDS[0]).status == "ended")  # its stderr leaves open how
 
 
 def test_completions_of_unknown_executions_make_no_task(files: Watch) -> None:
@@ -406,7 +408,11 @@ def test_lines_without_an_id_are_bound_across_the_seam_of_history_and_engine(
     node: Node, watch: Watch
 ) -> None:
     now = time.time()
-    history = [header(received(IDS[0]), now - 30), header(output(steps=11), now - 20)]
+    history = [
+        header("Starting services", now - 7200),
+        header(received(IDS[0]), now - 30),
+        header(output(steps=11), now - 20),
+    ]
     node.run()
     node.put(
         "/app/logs/@truebit/worker-runner-node/debug/worker-2026-01-01.log",

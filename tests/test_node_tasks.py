@@ -174,10 +174,10 @@ def test_the_error_of_a_task_is_one_of_few_words_never_the_logs_own(
     assert merge_task(TOLD, BROKEN, error=words).error == reason
 
 
-def test_the_first_reason_of_a_failure_stays_and_other_states_have_none() -> None:
+def test_the_reason_of_a_failure_is_the_plainest_and_other_states_have_none() -> None:
     assert merge_task(TOLD, exit_code=1).error == "exit_code"
     assert merge_task(TOLD, PENALISED).error == "penalty"
-    assert merge_task(merge_task(TOLD, exit_code=1), BROKEN, error="gas").error == "exit_code"
+    assert merge_task(merge_task(TOLD, exit_code=1), BROKEN, error="gas").error == "gas_limit"
     assert merge_task(TOLD, DONE, error="gas limit exceeded").error is None
     assert merge_task(merge_task(TOLD, PENALISED), DONE).error is None
 

@@ -14,6 +14,7 @@ from tbmon import Task
 
 IDS = [f"{number:08x}-5b7a-4c11-9a60-0d5e8f7a1b2c" for number in range(9)]
 NOW = int(time.time()) - 3600
+START_MS = (NOW - 1) * 1000  # of the container: what it said first is there
 
 
 def frame(stream: int, payload: bytes, size: int | None = None) -> bytes:
@@ -40,7 +41,7 @@ class Feed:
 
     def connect(self, container_id: str = "a1") -> None:
         container = tbmon.Container(
-            container_id * 32, "n", "running", True, None, None, "x", 0, False, "json-file"
+            container_id * 32, "n", "running", True, START_MS, None, "x", 0, False, "json-file"
         )
         self.feed = tbmon.EngineFeed(self.monitor, container)
 
