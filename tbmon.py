@@ -1544,14 +1544,14 @@ def why_failed(task: Task, words: str | None) -> str | None:
     return "other" if task.evidence & FAILED_LINE else "penalty"
 
 
-def merge_task(task: Task, evidence: int = 0, in_doubt: bool | None = None, **found: Any) -> Task:
+def merge_task(task: Task, evidence: int = 0, **found: Any) -> Task:
     """Add what was found to what is known: fill what is unknown, overwrite nothing, except that
     a failing exit code replaces 0, a receipt told by the log replaces the event database's, and the
     line that ends a task tells better than its output when that was. The words of `error` only
-    choose a reason. With `in_doubt`, an output that may be its own leaves its success open, or none
-    does any more.
+    choose a reason. `in_doubt` is True where an output that may be its own leaves its success open,
+    and False where none does any more.
     """
-    words = found.pop("error", None)
+    words, in_doubt = found.pop("error", None), found.pop("in_doubt", None)
     known = {
         name: value
         for name, value in found.items()
@@ -4766,6 +4766,10 @@ class Recorder:
     def reopen(self, stream: str, before: Mapping[str, Any]) -> None:
         """Take up a stream: its last stamp, and the entry that may still grow."""
         assembler = self.assemblers[stream] = Assembler(self.monitor.redactor, before["second"])
+        if before["key"]:  # of an entry too old to be kept, only that it is open counts
+            unkept = Entry(0, None, "raw", "", b"", changed=False, depth=before.get("depth"))
+            unkept.key = bytes.fromhex(before["key"])
+            assembler.open = unkept
         for row in self.store.get("entry", bytes.fromhex(before["key"])):
             second, kind = int.from_bytes(row["key"][:4], "big"), LOG_TYPES[row["type"]]
             head = Head("", None, "") if row["flags"] & SUSPECT else None  # for its mark

@@ -164,12 +164,12 @@ def test_a_success_needs_more_than_the_word_completed_where_an_output_leaves_it_
     for order in itertools.permutations(facts):
         task = Task("A")
         for evidence, found in order:
-            task = merge_task(task, evidence, **found)  # type: ignore[arg-type]
+            task = merge_task(task, evidence, **found)
         if order == tuple(facts) or "in_doubt" not in str(facts[1:]):
             assert task.status == status
 
 
-FAILINGS = [
+FAILINGS: list[tuple[int, dict[str, object]]] = [
     (tbmon.PENALISED, {}),
     (0, {"exit_code": 3}),
     (tbmon.FAILED_LINE, {"error": "gas limit exceeded"}),
@@ -197,5 +197,5 @@ def test_the_reason_of_a_failure_does_not_depend_on_what_was_read_first(
         task = Task("A")
         for number in order:
             evidence, found = FAILINGS[number]
-            task = merge_task(task, evidence, **found)  # type: ignore[arg-type]
+            task = merge_task(task, evidence, **found)
         assert (task.status, task.error) == ("failed", reason), order

@@ -400,6 +400,8 @@ def fuzz_recorder(folder: Path) -> Check:
         "task",
         "task_data",
         "task_event",
+        "doubt",
+        "waiting_words",
         "invoice",
         "binding",
     )
@@ -441,7 +443,7 @@ def check_recorder(recorder: tbmon.Recorder) -> None:
     """Every row has a key of its own that begins with its stamp; what waits is bounded."""
     for key, row in recorder.rows.items():
         assert len(key) == 16 and row[0] == key and 0 <= recorder.newest_second < 2**32
-    assert all(len(waiting) <= 100 for waiting in recorder.tracker.pending.values())
+    assert len(recorder.tracker.attribution.waiting) <= tbmon.WAITING_LINES
     json.dumps(recorder.saved())
 
 
