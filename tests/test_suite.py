@@ -56,6 +56,7 @@ def collected(folder: Path, *words: str) -> dict[str, set[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_quick_takes_the_pure_files_and_nothing_that_needs_a_real_part() -> None:
     found = collected(ROOT, "--quick")
     assert {"test_config.py", "test_node_facts.py", "test_privacy.py", "test_store.py"} <= set(
@@ -76,6 +77,7 @@ def test_that_lasts(): ...
 """
 
 
+@pytest.mark.slow
 def test_quick_leaves_out_a_test_that_asks_for_a_real_part_or_is_slow(tmp_path: Path) -> None:
     for name, first in (
         ("test_pure.py", "from support.node_words import header"),
