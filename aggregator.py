@@ -555,6 +555,10 @@ PULL_S, ACK_S, ASK_S = (
     10.0,
     2.0,
 )  # a request's end; what is not acknowledged comes again; for another to answer
+SAFE_SERVER = (2, 12, 6)  # an older nats-server can be ended by anybody; docs/hub.md says more
+VERSION = re.compile(
+    r"v?(\d{1,9})\.(\d{1,9})\.(\d{1,9})(-[-.\w]{1,40})?(?:\+[-.\w]{1,40})?", re.ASCII
+)
 GATHER_S = 0.02  # at low rates, so that a commit holds more than one message
 STREAMS = {  # whether of presence, age in s, bytes; a flood of one leaves the other as it is
     "TRUEBIT_TASKS": (False, 8 * 86400, 4096 * MIB),
@@ -583,6 +587,19 @@ def stream_config(name: str, replicas: int = 1) -> Any:
         deny_purge=True,
         allow_rollup_hdrs=False,
     )
+
+
+def warning_of(version: object) -> str | None:
+    """What is to be said of a hub whose INFO tells this version; None if it is a safe one."""
+    least = ".".join(map(str, SAFE_SERVER))
+    found = VERSION.fullmatch(version) if isinstance(version, str) else None
+    if found is None:
+        return f"the version of the hub's server is unknown: make sure that it is {least} or later"
+    numbers = tuple(map(int, found.groups()[:3]))
+    is_final = found[4] is None  # 2.12.6-beta.1 comes before 2.12.6
+    if (numbers, is_final) >= (SAFE_SERVER, True):
+        return None
+    return f"the hub is nats-server {found[0]}, which strangers can end: take {least} or later"
 
 
 async def read_status(headers: bytes | None) -> dict[str, str] | None:
@@ -659,6 +676,7 @@ class Aggregator:
             "",
         )  # what ended the last connection, and what goes wrong on this one
         self.counted, self.prune_at = 0, time.monotonic() + 60
+        self.server: object = ""  # the version that the hub told last
 
     async def run(self) -> None:
         """Work until cancelled; raises UserError if another aggregator is at the hub."""
@@ -709,10 +727,18 @@ class Aggregator:
             config.nats_url, user, config.nats_tls_ca or None, 10, **more
         ) as hub:
             hub._process_headers = read_status
+            self.note_server(hub._server_info.get("version"))
             await self.claim(hub)
             self.error, readers = "", await self.open_readers(hub, wake)
             log.info("connected to %s", config.nats_url)
             await self.work(hub, readers, wake)
+
+    def note_server(self, version: object) -> None:
+        """Warn of an unsafe server: at the start, and when it is another one."""
+        if version != self.server:
+            self.server = version
+            if warning := warning_of(version):
+                log.warning("%s; docs/hub.md says why and where to get one", warning)
 
     async def claim(self, hub: Any) -> None:
         """Make sure that no other aggregator is at the hub: each would count a part of the
