@@ -31,7 +31,7 @@ import sqlite3
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -861,18 +861,65 @@ class Aggregator:
 # 6. Main (process)
 
 
-def serve(config: Config, _: str) -> int:
+ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+AGAIN_S = 1.0  # between two tries to cancel what does not give up
+END_S = 6.0  # what has not ended by then, such as a name server's answer, is not waited for
+
+
+class Ending:
+    """The order to end, by one of ENDS: heard from the moment this is made until the process is
+    over, since in the interpreter's own end the signals are ignored.
+    """
+
+    def __init__(self) -> None:
+        self.ordered = 0  # the signal's number
+        self.tell: Callable[[], object] = lambda: None  # wakes the loop, if there is one
+        signal.signal(signal.SIGALRM, lambda number, frame: os._exit(0))
+        for number in ENDS:
+            signal.signal(number, self.order)
+
+    def order(self, number: int, frame: object) -> None:
+        """Remember the first signal, wherever it comes; later ones change nothing."""
+        if not self.ordered:
+            self.ordered = number
+            signal.setitimer(signal.ITIMER_REAL, END_S)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self.tell()
+
+    def release(self) -> None:
+        """Let the signals do again what they do to any process; for commands that are short."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number in ENDS:
+            signal.signal(number, signal.SIG_DFL)
+        if self.ordered:
+            os.kill(os.getpid(), self.ordered)
+
+    def close(self) -> None:
+        """Ignore the signals from here on; the interpreter would let them kill it while it ends."""
+        for number in (*ENDS, signal.SIGALRM):
+            signal.signal(number, signal.SIG_IGN)
+
+
+async def work_until(ending: Ending, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work until the order to end comes; raises what ended it before."""
+    ordered, loop = asyncio.Event(), asyncio.get_running_loop()
+    job, order = asyncio.create_task(work), asyncio.create_task(ordered.wait())
+    loop.set_exception_handler(lambda _, context: log.debug("%s", context["message"]))  # nats-py's
+    ending.tell = functools.partial(loop.call_soon_threadsafe, ordered.set)
+    if ending.ordered:  # before there was a loop to tell
+        ordered.set()
+    await asyncio.wait((job, order), return_when=asyncio.FIRST_COMPLETED)
+    order.cancel()
+    while not job.done():
+        job.cancel()  # which Python 3.11's asyncio.wait_for loses if what it awaits has just ended
+        await asyncio.wait((job,), timeout=AGAIN_S)
+    error = None if job.cancelled() else job.exception()
+    if error and not ending.ordered:
+        raise error
+
+
+def serve(config: Config, _: str, ending: Ending) -> int:
     """Run until a signal comes."""
-
-    async def work() -> None:
-        task: Any = asyncio.current_task()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-        log.info(
-            "aggregator %s for %s, database %s", tbmon.__version__, config.nats_url, config.db_path
-        )
-        await Aggregator(config, store).run()
-
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ"
     )
@@ -881,14 +928,18 @@ def serve(config: Config, _: str) -> int:
     logging.getLogger("nats").setLevel(
         logging.CRITICAL
     )  # it would write a traceback for each failure
-    with contextlib.closing(Store(config)) as store, contextlib.suppress(asyncio.CancelledError):
-        asyncio.run(work())
+    with contextlib.closing(Store(config)) as store:
+        log.info(
+            "aggregator %s for %s, database %s", tbmon.__version__, config.nats_url, config.db_path
+        )
+        asyncio.run(work_until(ending, Aggregator(config, store).run()))
     log.info("stopped")
     return 0
 
 
-def healthcheck(config: Config, _: str) -> int:
+def healthcheck(config: Config, _: str, ending: Ending) -> int:
     """For a container's HEALTHCHECK: 0 if the last publication is not long ago."""
+    ending.release()
     found = read(Path(config.db_path), QUERIES["state"], "health")
     health: dict[str, Any] = (
         json.loads(found[0][0]) if found else {"at": 0, "error": "not connected yet"}
@@ -899,8 +950,9 @@ def healthcheck(config: Config, _: str) -> int:
     return 1 if problem else 0
 
 
-def backup(config: Config, target: str) -> int:
+def backup(config: Config, target: str, ending: Ending) -> int:
     """Copy the database, beside a running aggregator."""
+    ending.release()
     if not target or Path(target).exists() or not Path(target).absolute().parent.is_dir():
         raise UserError(
             "backup takes the name of a file that does not exist yet, in a folder that does"
@@ -911,8 +963,8 @@ def backup(config: Config, target: str) -> int:
     return 0
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+def run(words: Sequence[str] | None, ending: Ending) -> int:
+    """Read the command line and do what it says."""
     commands = {"serve": serve, "healthcheck": healthcheck, "backup": backup}
     about = "Publish statistics of the federation: serve (default), healthcheck, backup FILE."
     parser = argparse.ArgumentParser(
@@ -927,11 +979,17 @@ def main(words: Sequence[str] | None = None) -> int:
         if importlib.util.find_spec("nats") is None and given.command == "serve":
             raise UserError("nats-py not installed: use `pip install -r requirements.txt`")
         return commands[given.command](
-            Config(**tbmon.read_settings(Config, os.environ)), given.file
+            Config(**tbmon.read_settings(Config, os.environ)), given.file, ending
         )
     except (UserError, OSError) as error:
         print(f"aggregator: {error}", file=sys.stderr)
         return 2
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code, and leaves the signals that end it ignored."""
+    with contextlib.closing(Ending()) as ending:
+        return run(words, ending)
 
 
 if __name__ == "__main__":

