@@ -170,7 +170,7 @@ class Server:
 
     def close(self) -> None:
         for one in self.clients:
-            one.socket.close()
+            one.close()
         self.kill()
 
 
@@ -247,6 +247,9 @@ class Client:
         except ConnectionError:
             self.closed = True
         return self
+
+    def close(self) -> None:
+        self.socket.close()
 
     def take(self, line: bytes) -> None:
         word, *words = line.decode().split()
