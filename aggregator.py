@@ -902,8 +902,10 @@ class Ending:
 
 async def work_until(ending: Ending, work: Coroutine[Any, Any, None]) -> None:
     """Do the work until the order to end comes; raises what ended it before."""
-    ordered, loop = asyncio.Event(), asyncio.get_running_loop()
-    job, order = asyncio.create_task(work), asyncio.create_task(ordered.wait())
+    loop = asyncio.get_running_loop()
+    ordered = asyncio.Event()
+    job = asyncio.create_task(work)
+    order = asyncio.create_task(ordered.wait())
     loop.set_exception_handler(lambda _, context: log.debug("%s", context["message"]))  # nats-py's
     ending.tell = functools.partial(loop.call_soon_threadsafe, ordered.set)
     if ending.ordered:  # before there was a loop to tell

