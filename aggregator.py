@@ -31,7 +31,7 @@ import sqlite3
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -555,6 +555,10 @@ PULL_S, ACK_S, ASK_S = (
     10.0,
     2.0,
 )  # a request's end; what is not acknowledged comes again; for another to answer
+SAFE_SERVER = (2, 12, 6)  # an older nats-server can be ended by anybody; docs/hub.md says more
+VERSION = re.compile(
+    r"v?(\d{1,9})\.(\d{1,9})\.(\d{1,9})(-[-.\w]{1,40})?(?:\+[-.\w]{1,40})?", re.ASCII
+)
 GATHER_S = 0.02  # at low rates, so that a commit holds more than one message
 STREAMS = {  # whether of presence, age in s, bytes; a flood of one leaves the other as it is
     "TRUEBIT_TASKS": (False, 8 * 86400, 4096 * MIB),
@@ -583,6 +587,19 @@ def stream_config(name: str, replicas: int = 1) -> Any:
         deny_purge=True,
         allow_rollup_hdrs=False,
     )
+
+
+def warning_of(version: object) -> str | None:
+    """What is to be said of a hub whose INFO tells this version; None if it is a safe one."""
+    least = ".".join(map(str, SAFE_SERVER))
+    found = VERSION.fullmatch(version) if isinstance(version, str) else None
+    if found is None:
+        return f"the version of the hub's server is unknown: make sure that it is {least} or later"
+    numbers = tuple(map(int, found.groups()[:3]))
+    is_final = found[4] is None  # 2.12.6-beta.1 comes before 2.12.6
+    if (numbers, is_final) >= (SAFE_SERVER, True):
+        return None
+    return f"the hub is nats-server {found[0]}, which strangers can end: take {least} or later"
 
 
 async def read_status(headers: bytes | None) -> dict[str, str] | None:
@@ -659,6 +676,7 @@ class Aggregator:
             "",
         )  # what ended the last connection, and what goes wrong on this one
         self.counted, self.prune_at = 0, time.monotonic() + 60
+        self.server: object = ""  # the version that the hub told last
 
     async def run(self) -> None:
         """Work until cancelled; raises UserError if another aggregator is at the hub."""
@@ -709,10 +727,18 @@ class Aggregator:
             config.nats_url, user, config.nats_tls_ca or None, 10, **more
         ) as hub:
             hub._process_headers = read_status
+            self.note_server(hub._server_info.get("version"))
             await self.claim(hub)
             self.error, readers = "", await self.open_readers(hub, wake)
             log.info("connected to %s", config.nats_url)
             await self.work(hub, readers, wake)
+
+    def note_server(self, version: object) -> None:
+        """Warn of an unsafe server: at the start, and when it is another one."""
+        if version != self.server:
+            self.server = version
+            if warning := warning_of(version):
+                log.warning("%s; docs/hub.md says why and where to get one", warning)
 
     async def claim(self, hub: Any) -> None:
         """Make sure that no other aggregator is at the hub: each would count a part of the
@@ -835,18 +861,67 @@ class Aggregator:
 # 6. Main (process)
 
 
-def serve(config: Config, _: str) -> int:
+ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+AGAIN_S = 1.0  # between two tries to cancel what does not give up
+END_S = 6.0  # what has not ended by then, such as a name server's answer, is not waited for
+
+
+class Ending:
+    """The order to end, by one of ENDS: heard from the moment this is made until the process is
+    over, since in the interpreter's own end the signals are ignored.
+    """
+
+    def __init__(self) -> None:
+        self.ordered = 0  # the signal's number
+        self.tell: Callable[[], object] = lambda: None  # wakes the loop, if there is one
+        signal.signal(signal.SIGALRM, lambda number, frame: os._exit(0))
+        for number in ENDS:
+            signal.signal(number, self.order)
+
+    def order(self, number: int, frame: object) -> None:
+        """Remember the first signal, wherever it comes; later ones change nothing."""
+        if not self.ordered:
+            self.ordered = number
+            signal.setitimer(signal.ITIMER_REAL, END_S)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self.tell()
+
+    def release(self) -> None:
+        """Let the signals do again what they do to any process; for commands that are short."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number in ENDS:
+            signal.signal(number, signal.SIG_DFL)
+        if self.ordered:
+            os.kill(os.getpid(), self.ordered)
+
+    def close(self) -> None:
+        """Ignore the signals from here on; the interpreter would let them kill it while it ends."""
+        for number in (*ENDS, signal.SIGALRM):
+            signal.signal(number, signal.SIG_IGN)
+
+
+async def work_until(ending: Ending, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work until the order to end comes; raises what ended it before."""
+    loop = asyncio.get_running_loop()
+    ordered = asyncio.Event()
+    job = asyncio.create_task(work)
+    order = asyncio.create_task(ordered.wait())
+    loop.set_exception_handler(lambda _, context: log.debug("%s", context["message"]))  # nats-py's
+    ending.tell = functools.partial(loop.call_soon_threadsafe, ordered.set)
+    if ending.ordered:  # before there was a loop to tell
+        ordered.set()
+    await asyncio.wait((job, order), return_when=asyncio.FIRST_COMPLETED)
+    order.cancel()
+    while not job.done():
+        job.cancel()  # which Python 3.11's asyncio.wait_for loses if what it awaits has just ended
+        await asyncio.wait((job,), timeout=AGAIN_S)
+    error = None if job.cancelled() else job.exception()
+    if error and not ending.ordered:
+        raise error
+
+
+def serve(config: Config, _: str, ending: Ending) -> int:
     """Run until a signal comes."""
-
-    async def work() -> None:
-        task: Any = asyncio.current_task()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-        log.info(
-            "aggregator %s for %s, database %s", tbmon.__version__, config.nats_url, config.db_path
-        )
-        await Aggregator(config, store).run()
-
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ"
     )
@@ -855,14 +930,18 @@ def serve(config: Config, _: str) -> int:
     logging.getLogger("nats").setLevel(
         logging.CRITICAL
     )  # it would write a traceback for each failure
-    with contextlib.closing(Store(config)) as store, contextlib.suppress(asyncio.CancelledError):
-        asyncio.run(work())
+    with contextlib.closing(Store(config)) as store:
+        log.info(
+            "aggregator %s for %s, database %s", tbmon.__version__, config.nats_url, config.db_path
+        )
+        asyncio.run(work_until(ending, Aggregator(config, store).run()))
     log.info("stopped")
     return 0
 
 
-def healthcheck(config: Config, _: str) -> int:
+def healthcheck(config: Config, _: str, ending: Ending) -> int:
     """For a container's HEALTHCHECK: 0 if the last publication is not long ago."""
+    ending.release()
     found = read(Path(config.db_path), QUERIES["state"], "health")
     health: dict[str, Any] = (
         json.loads(found[0][0]) if found else {"at": 0, "error": "not connected yet"}
@@ -873,8 +952,9 @@ def healthcheck(config: Config, _: str) -> int:
     return 1 if problem else 0
 
 
-def backup(config: Config, target: str) -> int:
+def backup(config: Config, target: str, ending: Ending) -> int:
     """Copy the database, beside a running aggregator."""
+    ending.release()
     if not target or Path(target).exists() or not Path(target).absolute().parent.is_dir():
         raise UserError(
             "backup takes the name of a file that does not exist yet, in a folder that does"
@@ -885,8 +965,8 @@ def backup(config: Config, target: str) -> int:
     return 0
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+def run(words: Sequence[str] | None, ending: Ending) -> int:
+    """Read the command line and do what it says."""
     commands = {"serve": serve, "healthcheck": healthcheck, "backup": backup}
     about = "Publish statistics of the federation: serve (default), healthcheck, backup FILE."
     parser = argparse.ArgumentParser(
@@ -901,11 +981,17 @@ def main(words: Sequence[str] | None = None) -> int:
         if importlib.util.find_spec("nats") is None and given.command == "serve":
             raise UserError("nats-py not installed: use `pip install -r requirements.txt`")
         return commands[given.command](
-            Config(**tbmon.read_settings(Config, os.environ)), given.file
+            Config(**tbmon.read_settings(Config, os.environ)), given.file, ending
         )
     except (UserError, OSError) as error:
         print(f"aggregator: {error}", file=sys.stderr)
         return 2
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code, and leaves the signals that end it ignored."""
+    with contextlib.closing(Ending()) as ending:
+        return run(words, ending)
 
 
 if __name__ == "__main__":

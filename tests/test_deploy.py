@@ -23,7 +23,7 @@ import pytest
 from support import ROOT, stand_in
 from support.deployment import compose
 from support.engine import IMAGE, SOCKET, Node, docker
-from support.hub_conf import AGGREGATOR, MONITOR, certificate
+from support.hub_conf import AGGREGATOR, DOORS, LEAF, MONITOR, certificate
 from support.hubs import free_port, papers
 from support.machine import wait_for
 from support.node_words import header
@@ -236,6 +236,45 @@ def site(
         health = counts.run("exec", "-T", "aggregator", "python", "-m", "aggregator", "healthcheck")
         assert health == "ok\n"
         docker("network", "disconnect", network, made.monitor)
+
+
+def test_the_hub_with_leaf_nodes_lets_in_a_leaf_by_its_own_password_only(
+    images: dict[str, str], tmp_path: Path
+) -> None:
+    own, address = papers(tmp_path / "papers"), free_address()
+    settings = {
+        "MONITOR_PASSWORD": MONITOR,
+        "AGGREGATOR_PASSWORD": AGGREGATOR,
+        "LEAF_PASSWORD": LEAF,
+        "BIND_ADDRESS": address,
+        **certificate(own, address),
+    }
+
+    def is_let_in(door: str, user: str, password: str) -> bool:
+        kind, port, path = DOORS[door]
+        login = {"user": user, "pass": password}
+        with contextlib.closing(kind(address, login, port, path, bool(path))) as one:
+            return not one.settle().closed
+
+    def listens() -> bool:
+        with contextlib.suppress(OSError):
+            return is_let_in("client", "monitor", MONITOR)
+        return False
+
+    network = f"tbmontest{random.randrange(10**9)}"
+    with (
+        made_network(network),
+        Stack(
+            "deploy/docker-compose.leafhub.yml",
+            {**images, "network": network},
+            tmp_path,
+            **settings,
+        ),
+    ):
+        wait_for(listens)
+        for door in ("leaf", "leaf by websocket"):
+            assert is_let_in(door, "leaf", LEAF)
+            assert not is_let_in(door, "leaf", MONITOR) and not is_let_in(door, "monitor", MONITOR)
 
 
 def free_address() -> str:

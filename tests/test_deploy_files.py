@@ -35,6 +35,13 @@ DEMANDED = {
         "DOMAIN": "monitor.example.org",
         "ACME_EMAIL": "a@b.org",
     },
+    "docker-compose.leafhub.yml": {
+        "AGGREGATOR_PASSWORD": "a1",
+        "MONITOR_PASSWORD": "m1",
+        "LEAF_PASSWORD": "l1",
+        "TLS_CERT": "/etc/hub/cert.pem",
+        "TLS_KEY": "/etc/hub/key.pem",
+    },
     "docker-compose.remote.yml": {"API_KEY": "of this test", "ENGINE_DIR": "/run/tbmon-tunnel"},
     "docker-compose.socket.yml": {"DOCKER_GID": "999"},
 }
@@ -91,6 +98,7 @@ def test_only_settings_that_exist_are_set() -> None:
         "TLS_KEY",
         "MONITOR_PASSWORD",
         "AGGREGATOR_PASSWORD",
+        "LEAF_PASSWORD",
         "DOMAIN",
     }
     for file in FILES:

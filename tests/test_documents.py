@@ -783,7 +783,7 @@ def test_the_moment_that_is_drawn_can_be() -> None:
 
 
 def test_the_shipped_hub_lets_monitors_and_leaves_say_and_hear_what_the_slide_says() -> None:
-    hub = (ROOT / "deploy" / "nats-server.conf").read_text("utf-8")
+    hub = (ROOT / "deploy" / "nats-leafhub.conf").read_text("utf-8")
     for user in ("monitor", "leaf"):
         words = hub[hub.index(f"user: {user}\n") :]
         publish, hear = (

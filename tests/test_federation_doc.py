@@ -25,6 +25,7 @@ from support.asking import PASSWORD, elsewhere
 from support.documents import codes, is_of_source, made_example, run, table
 from support.hubs import free_port
 from support.machine import missing, wait_for
+from support.nats_servers import nats_server
 from support.node_words import IDS, header, received
 from support.programs import Program
 
@@ -227,14 +228,11 @@ def listens(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def nats_server(folder: Path, settings: str = "") -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    program = shutil.which("nats-server") or shutil.which("nats-server", path="/usr/sbin")
-    if program is None:
-        missing("nats-server")
+def running_hub(folder: Path, settings: str = "") -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     port = free_port()
     file = folder / f"hub{port}.conf"
     file.write_text(f"listen: 127.0.0.1:{port}\n{settings}\n")
-    process = subprocess.Popen((str(program), "-c", str(file)), stderr=subprocess.DEVNULL)
+    process = subprocess.Popen((nats_server(), "-c", str(file)), stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: listens(port))
         yield port, process
@@ -283,7 +281,7 @@ def hubs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hubs]:
     )
     with contextlib.ExitStack() as stack:
         free, locked, strict, tls = (
-            stack.enter_context(nats_server(folder, text))[0] for text in settings
+            stack.enter_context(running_hub(folder, text))[0] for text in settings
         )
         yield Hubs(free, locked, strict, tls, certificate)
 
@@ -448,7 +446,7 @@ def test_the_last_error_has_the_words_that_are_explained(
 def test_a_hub_that_ends_the_connection_is_said_to_have_done_so(
     member: Program, tmp_path: Path
 ) -> None:
-    with nats_server(tmp_path) as (port, process):
+    with running_hub(tmp_path) as (port, process):
         choose(member, f"nats://127.0.0.1:{port}")
         wait_for(lambda: status(member)["connected"])
         process.kill()

@@ -17,6 +17,7 @@ from support.hub_conf import (
     AGGREGATOR,
     CLIENTS,
     DEPLOY,
+    LEAF,
     LEAVES,
     MONITOR,
     PRESENCE,
@@ -30,11 +31,11 @@ from support.hub_conf import (
     consume,
     free_address,
     make_streams,
-    nats_server,
     state,
 )
 from support.hubs import LOOPBACK, STATS, SUBJECTS, Papers, Station, papers
 from support.machine import wait_for
+from support.nats_servers import KINDS
 
 from aggregator import STREAMS
 
@@ -107,13 +108,19 @@ SECRETS = (
 )
 
 
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Whose nats-server it is that a test runs."""
+    return str(request.param)
+
+
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Make]:
+def server(kind: str, tmp_path: Path) -> Iterator[Make]:
     """Makes running Servers, and ends them."""
     made: list[Server] = []
 
     def make(name: str = "nats-server.conf", start: bool = True, **settings: str) -> Server:
-        made.append(Server(tmp_path, name, **settings))
+        made.append(Server(tmp_path, name, kind=kind, **settings))
         return made[-1].start() if start else made[-1]
 
     yield make
@@ -122,14 +129,29 @@ def server(tmp_path: Path) -> Iterator[Make]:
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def plain(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The plain hub with its streams, for tests that leave it as it is."""
-    made = Server(tmp_path_factory.mktemp("hub")).start()
+    made = Server(tmp_path_factory.mktemp("hub"), kind=kind).start()
+    yield with_streams(made)
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def leafhub(kind: str, own: Papers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The hub with a port for leaf nodes, for tests that leave it as it is."""
+    folder, address = tmp_path_factory.mktemp("leafhub"), free_address()
+    papers_there = certificate(own, address)
+    made = Server(folder, "nats-leafhub.conf", address, kind, **papers_there).start()
+    yield with_streams(made)
+    made.close()
+
+
+def with_streams(made: Server) -> Server:
+    """A hub whose streams have something in them."""
     make_streams(made)
     made.client().publish(RECEIVED, b"before").publish("truebit.heartbeat", b"before").settle()
     consume(made, count=1)
-    yield made
-    made.close()
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +172,17 @@ def either(server: Make, own: Papers) -> Make:
     return make
 
 
+@pytest.fixture
+def leaf_hub(server: Make, own: Papers) -> Make:
+    """Makes a hub that lets leaf nodes in."""
+
+    def make() -> Server:
+        address = free_address()
+        return server("nats-leafhub.conf", address=address, **certificate(own, address))  # type: ignore[no-any-return]
+
+    return make
+
+
 # The files
 
 
@@ -157,6 +190,7 @@ HUB = ("LISTEN", "STORE_DIR", "MONITOR_PASSWORD", "AGGREGATOR_PASSWORD")
 FILES = {
     "nats-server.conf": HUB,
     "nats-server-tls.conf": (*HUB, "TLS_CERT", "TLS_KEY"),
+    "nats-leafhub.conf": (*HUB, "TLS_CERT", "TLS_KEY", "LEAF_PASSWORD"),
     "nats-cluster.conf": (*HUB, "SERVER_NAME", "CLUSTER_PASSWORD", "ROUTES"),
     "nats-leaf.conf": ("LISTEN", "MONITOR_PASSWORD", "HUB_URL"),
 }
@@ -168,11 +202,12 @@ def heading(name: str) -> str:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_is_valid_with_the_variables_it_names_and_no_fewer(
-    name: str, own: Papers, tmp_path: Path
+    name: str, kind: str, own: Papers, tmp_path: Path
 ) -> None:
     server = Server(
         tmp_path,
         name,
+        kind=kind,
         SERVER_NAME="a",
         CLUSTER_PASSWORD="r",
         ROUTES="[nats://route:r@10.0.0.2:6222]",
@@ -180,7 +215,7 @@ def test_a_file_is_valid_with_the_variables_it_names_and_no_fewer(
         TLS_KEY=str(own.key),
         HUB_URL="wss://leaf:x@hub.example.org:9086",
     )
-    check = (nats_server(), "-c", str(server.config), "-t")
+    check = (server.program, "-c", str(server.config), "-t")
     needed = {variable: server.env[variable] for variable in FILES[name]}
     assert subprocess.run(check, env=needed, capture_output=True).returncode == 0
     for variable in needed:
@@ -188,8 +223,9 @@ def test_a_file_is_valid_with_the_variables_it_names_and_no_fewer(
         refused = subprocess.run(check, env=left, capture_output=True, text=True)
         assert refused.returncode == 1
         assert f"'{variable}'" in refused.stderr
+        there = FILES["nats-server-tls.conf" if name == "nats-leafhub.conf" else "nats-server.conf"]
         assert variable in heading(name) or (
-            "(and the variables there)" in heading(name) and variable in HUB
+            "(and the variables there)" in heading(name) and variable in there
         )
 
 
@@ -197,10 +233,27 @@ def test_each_file_is_tested() -> None:
     assert {path.name for path in DEPLOY.glob("nats-*")} == set(FILES)
 
 
+def block(text: str, name: str) -> str:
+    """What stands between the brackets after a name, or before the next block of its depth."""
+    begin = text.index(f"{name}: [\n")
+    indent = " " * (begin - text.rindex("\n", 0, begin) - 1)
+    return text[begin : text.index(f"\n{indent}]", begin)]
+
+
+def test_the_hub_with_leaf_nodes_gives_its_users_the_same_rights() -> None:
+    """The file has to write them again, since the server replaces a block whole."""
+    texts = [(DEPLOY / name).read_text() for name in ("nats-server.conf", "nats-leafhub.conf")]
+    accounts = [text[text.index("    TRUEBIT {\n") :] for text in texts]
+    assert block(accounts[0], "users") == block(accounts[1], "users")
+    assert [text.count("user: ") for text in accounts] == [2, 2]
+    jetstream = [text[text.index("jetstream {") : text.index("users:")] for text in accounts]
+    assert jetstream[0] == jetstream[1]
+
+
 def test_the_limits_are_in_force_and_only_this_machine_may_watch(plain: Server) -> None:
     told = plain.ask("varz")
     assert told["http_host"] == LOOPBACK
-    assert (told["port"], told["websocket"]["port"], told["leaf"]["port"]) == (CLIENTS, WEB, LEAVES)
+    assert (told["port"], told["websocket"]["port"]) == (CLIENTS, WEB)
     limits = {
         "max_payload": 65536,
         "max_control_line": 4096,
@@ -251,7 +304,7 @@ def test_with_a_password_that_is_no_text_the_server_does_not_start(
 ) -> None:
     made = server(start=False, MONITOR_PASSWORD=password)
     done = subprocess.run(
-        (nats_server(), "-c", str(made.config)), env=made.env, capture_output=True, timeout=10
+        (made.program, "-c", str(made.config)), env=made.env, capture_output=True, timeout=10
     )
     assert done.returncode == 1
 
@@ -522,15 +575,15 @@ def test_tbmon_speaks_to_the_hub(either: Make, station: Make, own: Papers, schem
     assert "iolation" not in hub.log()
 
 
-def test_the_tls_variant_lets_nobody_in_without_tls(either: Make) -> None:
-    hub = either("tls")
+def test_the_tls_variants_let_nobody_in_without_tls(leafhub: Server) -> None:
+    hub = leafhub
     for port, said, answer in (
         (
             CLIENTS,
             b'CONNECT {"user":"monitor","pass":"%s"}\r\nPING\r\n' % MONITOR.encode(),
             b"PONG",
         ),
-        (LEAVES, b'CONNECT {"user":"monitor","pass":"%s"}\r\nPING\r\n' % MONITOR.encode(), b"PONG"),
+        (LEAVES, b'CONNECT {"user":"leaf","pass":"%s"}\r\nPING\r\n' % LEAF.encode(), b"PONG"),
         (
             WEB,
             b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
@@ -551,9 +604,9 @@ def test_the_tls_variant_lets_nobody_in_without_tls(either: Make) -> None:
 
 @pytest.mark.parametrize("scheme", ["tls", "wss"])
 def test_a_monitor_behind_a_leaf_takes_part_and_hears_nobody_else(
-    either: Make, server: Make, station: Make, own: Papers, scheme: str
+    leaf_hub: Make, server: Make, station: Make, own: Papers, scheme: str
 ) -> None:
-    hub = either(scheme)
+    hub = leaf_hub()
     make_streams(hub)
     inside = {
         "HUB_URL": hub.url(scheme, "leaf"),
@@ -588,7 +641,7 @@ HOSTILE = """
 host: $LISTEN
 port: 4222
 http: 127.0.0.1:8222
-leafnodes {remotes: [{urls: [$HUB_URL]}]}
+leafnodes {remotes: [{urls: [$HUB_URL], tls {insecure: true}}]}
 """
 
 
@@ -598,23 +651,27 @@ def hostile_leaf(server: Make, folder: Path, url: str) -> Server:
     return server(str(config), HUB_URL=url)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("kind", ["server", "raw"])
+@pytest.mark.parametrize("manners", ["server", "raw"])
 def test_a_hostile_leaf_can_do_no_more_than_a_monitor(
-    plain: Server, server: Make, tmp_path: Path, kind: str
+    leafhub: Server, server: Make, tmp_path: Path, manners: str
 ) -> None:
     """A nats-server in which everybody may do everything, and a leaf that says what no server
     would.
     """
-    aggregator = plain.client("aggregator").subscribe(QUESTION, INBOX, "truebit.heartbeat").settle()
+    aggregator = (
+        leafhub.client("aggregator").subscribe(QUESTION, INBOX, "truebit.heartbeat").settle()
+    )
     listener, before = (
-        plain.client().subscribe(STATS).settle(),
+        leafhub.client().subscribe(STATS).settle(),
         [state(aggregator, name) for name in STREAMS],
     )
-    leaf = hostile_leaf(server, tmp_path, plain.url("nats", "leaf")) if kind == "server" else None
+    leaf = (
+        hostile_leaf(server, tmp_path, leafhub.url("tls", "leaf")) if manners == "server" else None
+    )
     wait_for(lambda: leaf is None or leaf.leaves() == 1)
 
     def enter() -> Client:
-        return leaf.log_in(name="hostile") if leaf else plain.raw_leaf()
+        return leaf.log_in(name="hostile") if leaf else leafhub.raw_leaf()
 
     spies = [enter().subscribe(subject).settle() for subject in (*SECRETS, STATS)]
     for subject in ELSEWHERE:  # a connection each: newer servers close it
@@ -624,11 +681,11 @@ def test_a_hostile_leaf_can_do_no_more_than_a_monitor(
     assert [one.payload for one in aggregator.wait(1)] == [b"last"]
     assert state(aggregator) == grown(before[0], len(ELSEWHERE) - (len(UNTAKEN) if leaf else 0))
     assert state(aggregator, PRESENCE) == grown(before[1], 1)
-    for another in (plain.client(), plain.raw_leaf()):
+    for another in (leafhub.client(), leafhub.raw_leaf()):
         another.publish(RECEIVED, b"of another").publish(
             "truebit.heartbeat", b"of another"
         ).settle()
-    plain.client("aggregator").publish(QUESTION, b"?", INBOX).publish(INBOX, b"?").publish(
+    leafhub.client("aggregator").publish(QUESTION, b"?", INBOX).publish(INBOX, b"?").publish(
         STATS, b"end"
     ).settle()
     assert [one.payload for one in listener.wait(1)] == [b"end"]
@@ -643,26 +700,35 @@ def refused_login(leaf: Server) -> bool:
 
 
 def test_the_other_users_open_no_leaf_node_and_the_leafs_no_other_door(
-    plain: Server, server: Make, tmp_path: Path
+    leafhub: Server, server: Make, tmp_path: Path
 ) -> None:
     for user in ("monitor", "aggregator"):
-        leaf = hostile_leaf(server, tmp_path, plain.url("nats", user))
+        leaf = hostile_leaf(server, tmp_path, leafhub.url("tls", user))
         wait_for(functools.partial(refused_login, leaf))
         assert leaf.leaves() == 0
-    assert plain.client("leaf").refusals() == ["Authorization Violation"]
+    assert leafhub.client("leaf").refusals() == ["Authorization Violation"]
+
+
+CLEAR_LEAVES = """
+host: $LISTEN
+port: 4222
+websocket {host: $LISTEN, port: 9086, no_tls: true}
+leafnodes {host: $LISTEN, port: 7422}
+authorization {user: leaf, password: $LEAF_PASSWORD}
+"""
 
 
 @pytest.mark.parametrize("scheme", ["tls", "wss"])
 def test_a_leaf_tells_its_password_to_no_hub_without_tls(
-    plain: Server, server: Make, listening: Make, scheme: str
+    server: Make, listening: Make, tmp_path: Path, scheme: str
 ) -> None:
-    tap = listening(TapOf(plain.address, LEAVES if scheme == "tls" else WEB))
-    leaf: Server = server(
-        "nats-leaf.conf", HUB_URL=f"{scheme}://leaf:{MONITOR}@{LOOPBACK}:{tap.port}"
-    )
+    (tmp_path / "clear.conf").write_text(CLEAR_LEAVES)
+    clear: Server = server(str(tmp_path / "clear.conf"))
+    tap = listening(TapOf(clear.address, LEAVES if scheme == "tls" else WEB))
+    leaf: Server = server("nats-leaf.conf", HUB_URL=f"{scheme}://leaf:{LEAF}@{LOOPBACK}:{tap.port}")
     wait_for(lambda: len(tap.said) >= 2)  # it has tried, and tries again
     assert leaf.leaves() == 0
-    assert all(word not in tap.everything for word in (MONITOR.encode(), b"CONNECT", b"leaf"))
+    assert all(word not in tap.everything for word in (LEAF.encode(), b"CONNECT", b"leaf"))
 
 
 # A cluster

@@ -12,6 +12,9 @@ import aggregator
 import tbmon
 from aggregator import Config
 
+LEAST = ".".join(map(str, aggregator.SAFE_SERVER))
+ADVISORIES = ("CVE-2026-27889", "CVE-2026-29785", "CVE-2026-33249", "https://advisories.nats.io")
+
 TEXT = (ROOT / "docs" / "hub.md").read_text("utf-8")
 FLAT = " ".join(TEXT.split())
 
@@ -90,3 +93,29 @@ def test_the_figures_named_are_the_programs() -> None:
 def test_monitors_send_less_than_it_says() -> None:
     feed = Feed(5, 3)
     assert max(len(feed.anything(NOON).payload) for _ in range(2000)) < 500
+
+
+def test_the_least_safe_server_is_named_everywhere() -> None:
+    assert f"for nats-server {LEAST} or later" in FLAT and f"least version is {LEAST}" in FLAT
+    assert f"a server older than {LEAST}" in FLAT
+    assert [one for one in ADVISORIES if one not in FLAT] == []
+    for path in (ROOT / "deploy").glob("nats*.conf"):
+        heading = path.read_text("utf-8").split("\n\n")[0]
+        assert f"for nats-server {LEAST} and later" in heading.lower(), path.name
+        if path.name == "nats-server.conf":
+            assert [one for one in ADVISORIES if one not in heading] == []
+        else:
+            assert "nats-server.conf says why" in heading
+
+
+def test_every_image_of_a_hub_is_a_safe_one() -> None:
+    files = [*ROOT.glob("docker-compose*.yml"), *(ROOT / "deploy").glob("*.yml")]
+    images = [
+        found
+        for path in files
+        for found in re.findall(r"image: nats:(\S+)", path.read_text("utf-8"))
+    ]
+    assert images
+    for image in images:
+        numbers = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)-alpine", image)
+        assert numbers and tuple(map(int, numbers.groups())) >= aggregator.SAFE_SERVER, image

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import json
 import random
-import shutil
 import socket
 import ssl
 import subprocess
@@ -21,13 +20,18 @@ from typing import Any, NamedTuple
 import aggregator
 from support import ROOT
 from support.hubs import LOOPBACK, Papers, Tap, free_port
-from support.machine import missing, wait_for
+from support.machine import wait_for
+from support.nats_servers import nats_server
 
 DEPLOY = ROOT / "deploy"
 CLIENTS, WEB, LEAVES, ROUTES = 4222, 9086, 7422, 6222  # the ports of the files
-MONITOR, AGGREGATOR = "participants-4f0a", "aggregator-8d1c"
-PASSWORDS = {"MONITOR_PASSWORD": MONITOR, "AGGREGATOR_PASSWORD": AGGREGATOR}
-WORDS = {"monitor": MONITOR, "aggregator": AGGREGATOR, "leaf": MONITOR}
+MONITOR, AGGREGATOR, LEAF = "participants-4f0a", "aggregator-8d1c", "sites-7e2b"
+PASSWORDS = {
+    "MONITOR_PASSWORD": MONITOR,
+    "AGGREGATOR_PASSWORD": AGGREGATOR,
+    "LEAF_PASSWORD": LEAF,
+}
+WORDS = {"monitor": MONITOR, "aggregator": AGGREGATOR, "leaf": LEAF}
 TASKS, PRESENCE = aggregator.STREAMS
 UNCHECKED = (
     ssl.create_default_context()
@@ -48,12 +52,6 @@ def free_address() -> str:
             for port in (CLIENTS, WEB, LEAVES, ROUTES):
                 taken.enter_context(socket.create_server((address, port)))
             return address
-
-
-def nats_server() -> str:
-    if (found := shutil.which("nats-server")) is None:
-        missing("nats-server")
-    return str(found)
 
 
 def certificate(own: Papers, address: str) -> dict[str, str]:
@@ -83,11 +81,19 @@ def certificate(own: Papers, address: str) -> dict[str, str]:
 
 
 class Server:
-    """A nats-server with a shipped configuration, of which only the variables are set."""
+    """A nats-server with a shipped configuration, of which only the variables are set; `kind` is
+    one of nats_servers.KINDS.
+    """
 
     def __init__(
-        self, folder: Path, name: str = "nats-server.conf", address: str = "", **variables: str
+        self,
+        folder: Path,
+        name: str = "nats-server.conf",
+        address: str = "",
+        kind: str = "current",
+        **variables: str,
     ) -> None:
+        self.program = nats_server(kind)
         self.config = Path(name) if "/" in name else DEPLOY / name
         self.address, self.watch_port = address or free_address(), free_port()
         self.folder = folder / self.address
@@ -98,7 +104,7 @@ class Server:
         self.clients: list[Client] = []
 
     def start(self) -> Server:
-        words = (nats_server(), "-c", str(self.config), "-m", str(self.watch_port))
+        words = (self.program, "-c", str(self.config), "-m", str(self.watch_port))
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(words, env=self.env, stdout=log, stderr=log)
         wait_for(lambda: self.ended() or self.is_ready())
@@ -137,7 +143,13 @@ class Server:
         return self.clients[-1]
 
     def raw_leaf(self) -> Client:
-        self.clients.append(RawLeaf(self.address, "leaf"))
+        return self.enter("leaf", user="leaf", **{"pass": LEAF})
+
+    def enter(self, door: str, **login: str) -> Client:
+        """Log in by one of DOORS; raises ConnectionError where there is no such door."""
+        kind, port, path = DOORS[door]
+        is_tls = bool(path) and self.config.name in WITH_TLS
+        self.clients.append(kind(self.address, login, port, path, is_tls))
         return self.clients[-1]
 
     def url(self, scheme: str = "nats", user: str = "", host: str = "") -> str:
@@ -158,7 +170,7 @@ class Server:
 
     def close(self) -> None:
         for one in self.clients:
-            one.socket.close()
+            one.close()
         self.kill()
 
 
@@ -172,12 +184,27 @@ class Heard(NamedTuple):
 class Client:
     """Says what a test wants said; `settle` returns when the server has answered all of it."""
 
-    def __init__(self, address: str, login: dict[str, Any], port: int = CLIENTS) -> None:
-        self.socket = socket.create_connection((address, port), 5)
+    def __init__(
+        self,
+        address: str,
+        login: dict[str, Any],
+        port: int = CLIENTS,
+        path: str = "",
+        is_tls: bool = False,
+    ) -> None:
+        """With a path it speaks in WebSocket frames; `is_tls` if TLS is first of all."""
+        self.socket: Any = socket.create_connection((address, port), 5)
         self.socket.settimeout(10)
-        self.file = self.socket.makefile("rb")
-        self.info = json.loads(self.file.readline()[5:])
-        if self.info.get("tls_required"):
+        if is_tls:
+            self.socket = UNCHECKED.wrap_socket(self.socket)
+        if path:
+            self.socket = Framed(self.socket, path)
+        self.file: Any = self.socket.makefile("rb")
+        said = self.file.readline()
+        if not said:
+            raise ConnectionError("the hub does not introduce itself")
+        self.info = json.loads(said[5:])
+        if self.info.get("tls_required") and not path:
             self.socket = UNCHECKED.wrap_socket(self.socket)
             self.file = self.socket.makefile("rb")
         self.heard: list[Heard] = []
@@ -220,6 +247,9 @@ class Client:
         except ConnectionError:
             self.closed = True
         return self
+
+    def close(self) -> None:
+        self.socket.close()
 
     def take(self, line: bytes) -> None:
         word, *words = line.decode().split()
@@ -264,11 +294,9 @@ class Client:
 class RawLeaf(Client):
     """Speaks as a leaf node does, but with no server's manners."""
 
-    def __init__(self, address: str, user: str) -> None:
+    def __init__(self, address: str, login: dict[str, Any], *way: Any) -> None:
         name = f"raw{random.randrange(10**12)}"  # of two with one name the server closes one
-        super().__init__(
-            address, {"user": user, "pass": WORDS[user], "name": name, "server_id": name}, LEAVES
-        )
+        super().__init__(address, {"name": name, "server_id": name, **login}, *way)
 
     def publish(self, subject: str, payload: bytes = b"{}", reply: str = "", **_: str) -> Client:
         self.send(f"LMSG {subject} {reply} {len(payload)}".encode() + b"\r\n" + payload)
@@ -286,6 +314,66 @@ class RawLeaf(Client):
             self.heard.append(Heard(words[0], words[1] if len(words) > 2 else "", b"", data))
         else:
             super().take(line)
+
+
+class Framed:
+    """A socket whose bytes go in WebSocket frames, as Client uses one."""
+
+    def __init__(self, inner: socket.socket, path: str) -> None:
+        self.inner, self.file = inner, inner.makefile("rb")
+        self.waiting = b""
+        inner.sendall(UPGRADE % path.encode())
+        status = self.file.readline()
+        while self.file.readline().strip():
+            pass
+        if b" 101 " not in status:
+            raise ConnectionError(status.decode())
+
+    def makefile(self, _: str) -> Framed:
+        return self
+
+    def sendall(self, data: bytes) -> None:
+        mask = bytes(4)  # which leaves the data as it is
+        self.inner.sendall(b"\x82\xff" + len(data).to_bytes(8, "big") + mask + data)
+
+    def more(self) -> bool:
+        """Read a frame; False at the end."""
+        head = self.file.read(2)
+        if len(head) < 2 or head[0] & 15 == 8:
+            return False
+        size = head[1] & 127
+        if size >= 126:
+            size = int.from_bytes(self.file.read(2 if size == 126 else 8), "big")
+        self.waiting += self.file.read(size)
+        return True
+
+    def readline(self) -> bytes:
+        while b"\n" not in self.waiting and self.more():
+            pass
+        line, end, self.waiting = self.waiting.partition(b"\n")
+        return line + end
+
+    def read(self, size: int) -> bytes:
+        while len(self.waiting) < size and self.more():
+            pass
+        data, self.waiting = self.waiting[:size], self.waiting[size:]
+        return data
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+UPGRADE = (
+    b"GET %s HTTP/1.1\r\nHost: hub\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+WITH_TLS = ("nats-server-tls.conf", "nats-leafhub.conf")
+DOORS: dict[str, tuple[type[Client], int, str]] = {
+    "client": (Client, CLIENTS, ""),
+    "websocket": (Client, WEB, "/"),
+    "leaf": (RawLeaf, LEAVES, ""),
+    "leaf by websocket": (RawLeaf, WEB, "/leafnode"),
+}
 
 
 class TapOf(Tap):
@@ -309,7 +397,7 @@ async def with_aggregator(job: Job, *servers: Server) -> Any:
 
     async def quiet(_: Exception) -> None: ...
 
-    tls: Any = {"tls": UNCHECKED} if "tls" in servers[0].config.name else {}
+    tls: Any = {"tls": UNCHECKED} if servers[0].config.name in WITH_TLS else {}
     hub = await nats.connect(
         [one.url() for one in servers],
         user="aggregator",

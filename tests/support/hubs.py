@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import tbmon
 from support.machine import figure_of, missing, wait_for
+from support.nats_servers import nats_server
 from support.programs import Program
 
 SUBJECTS = (
@@ -105,9 +106,7 @@ class Hub:
         may_publish: tuple[str, ...] = SUBJECTS,
         password: str = SECRET,
     ) -> None:
-        if (server := shutil.which("nats-server")) is None:
-            missing("nats-server")
-        self.server, self.config = str(server), folder / f"hub{time.monotonic_ns()}.conf"
+        self.server, self.config = nats_server(), folder / f"hub{time.monotonic_ns()}.conf"
         self.port, self.ws_port, self.watch_port = free_port(), free_port(), free_port()
         monitor = f"publish: {quoted(*may_publish)}, subscribe: {quoted(STATS)}"
         aggregator = f"publish: {quoted(STATS, *SUBJECTS)}, subscribe: {quoted('truebit.>')}"

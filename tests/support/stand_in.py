@@ -26,6 +26,8 @@ from support.engine import docker
 from support.machine import missing
 
 APPLETS = ("sh", "mkdir", "chown", "cat")
+# Beside the interpreter is what requirements-dev.txt brings: a current nats-server.
+PLACES = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 LEFT_OUT = {
     "__pycache__",
     "site-packages",
@@ -40,7 +42,7 @@ LEFT_OUT = {
 
 def command(name: str) -> str:
     """The path of a program that a machine of CI has."""
-    if (found := shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")) is None:
+    if (found := shutil.which(name, path=f"{PLACES}:/usr/sbin:/sbin")) is None:
         missing(name)
     return str(found)
 
