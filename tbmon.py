@@ -64,6 +64,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import struct
 import sys
 import tarfile
 import tempfile
@@ -452,6 +453,9 @@ STAMP = re.compile(r"(\d{4})-(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)", re.ASCII)
 RFC3339 = re.compile(
     STAMP.pattern + r"(?:\.(\d{1,9}))?(Z|[+-](?:[01]\d|2[0-3]):?[0-5]\d)?", re.ASCII
 )
+ENGINE_STAMP = re.compile(
+    rb"(\d{4}-\d\d-\d\dT\d\d:\d\d)(:[0-5]\d)(?:\.(\d+))?(Z|[+-](?:[01]\d|2[0-3]):?[0-5]\d)"
+)
 END_MS = 4_291_747_200_000  # 2106-01-01
 
 
@@ -494,8 +498,7 @@ def parse_time(value: object) -> int | None:
             second, fraction, zone = parse_second(text[:19]), found[7] or "", found[8] or "Z"
             if second is None:
                 return None
-            offset = 0 if zone == "Z" else int(zone[:3]) * 60 + int(zone[0] + zone[-2:])
-            ms = (second - offset * 60) * 1000 + int(fraction.ljust(3, "0")[:3])
+            ms = (second - seconds_ahead(zone)) * 1000 + int(fraction.ljust(3, "0")[:3])
             return ms if 0 <= ms < END_MS else None
         if not re.fullmatch(r"\d{1,16}(\.\d+)?", text, re.ASCII):
             return None
@@ -504,6 +507,36 @@ def parse_time(value: object) -> int | None:
         return None
     value = value * 1000 if value < 1e11 else value
     return int(value) if 0 <= value < END_MS else None
+
+
+def seconds_ahead(zone: str) -> int:
+    """What `Z`, `+HH:MM` or `+HHMM` says in seconds ahead of UTC."""
+    return 0 if zone == "Z" else int(zone[:3]) * 3600 + int(zone[0] + zone[-2:]) * 60
+
+
+def utc_stamp(text: bytes) -> bytes | None:
+    """An engine's stamp as `YYYY-MM-DDTHH:MM:SS.nnnnnnnnnZ`, so that the order of bytes is that of
+    time; None if it is no stamp.
+
+    Engines also write the offset of their own zone, and fewer digits or none (node-data.md, 2.6).
+    """
+    found = ENGINE_STAMP.fullmatch(text)
+    minute = found and utc_minute(found[1].decode(), found[4].decode())
+    if not found or not minute:
+        return None
+    return minute + found[2] + b"." + (found[3] or b"")[:9].ljust(9, b"0") + b"Z"
+
+
+@functools.lru_cache(64)
+def utc_minute(text: str, zone: str) -> bytes | None:
+    """`YYYY-MM-DDTHH:MM` in UTC, of the same in a zone named by its offset; None if it is no date
+    from 1970 to 2105.
+    """
+    start = minute_start(text)
+    second = -1 if start is None else start - seconds_ahead(zone)
+    if not 0 <= second * 1000 < END_MS:
+        return None
+    return second_text(second)[:16].replace(" ", "T").encode()
 
 
 def utc(ms: int | None) -> str | None:
@@ -2362,6 +2395,9 @@ class Store:
             )
         db.execute("DELETE FROM overlap WHERE newest < ?", (oldest,))
 
+    def clear_overlap(self, db: sqlite3.Connection) -> None:
+        db.execute("DELETE FROM overlap")
+
     def save_file(
         self, head_hash: str, read: tuple[int, int], before: str, db: sqlite3.Connection
     ) -> None:
@@ -3363,7 +3399,9 @@ ENGINE_CALLS = re.compile(
 TIMEOUT_S = 5  # for an answer of the engine
 SILENT_S = 3600  # a stream may be silent this long; a follower that mistrusts it looks sooner
 PIECE_BYTES = 16 * KIB  # Docker splits longer lines; a shorter piece ends its line, newline or not
-INNER_STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z ")
+INNER_STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}(?:Z|[+-]\d\d:\d\d) ")
+FRAME_HEAD = struct.Struct(">B3sI").unpack_from
+CUT_STAMP = re.compile(rb"\d{4}-[\dT:.+Z-]* ?")
 GO_SYMLINK, GO_TYPE = (
     1 << 27,
     0x8F280000,
@@ -3746,6 +3784,9 @@ class FrameReader:
     """Cuts the engine's log bytes into whole lines: (stream, engine's stamp, line); ends on any
     byte.
 
+    Here alone are stamps read: each becomes UTC of fixed width (`utc_stamp`). A line without one
+    stays whole and gets that of the line before it, b"" if there is none.
+
     Not TTY: frames of 8 bytes (stream, 0, 0, 0, length big-endian) and a payload, a line over 16
     KiB in several frames with the same stamp, the last of which may lack its newline. TTY: no
     frames, and the stamp stands again after every 16 KiB of a line (Docker API, ContainerAttach;
@@ -3756,6 +3797,8 @@ class FrameReader:
         self.tty = tty
         self.buffer = b""
         self.pending: dict[int, tuple[bytes, bytes]] = {}  # per stream: stamp and joined pieces
+        self.minute = b""  # of the last stamp in UTC that was read, up to its last colon
+        self.stamp = b""  # of the line before
 
     def feed(self, data: bytes) -> list[tuple[int, bytes, bytes]]:
         lines: list[tuple[int, bytes, bytes]] = []
@@ -3772,27 +3815,48 @@ class FrameReader:
             return lines
         position, end = 0, len(buffer)
         while end - position >= 8:
-            if buffer[position] > 2 or buffer[position + 1 : position + 4] != b"\0\0\0":
+            stream, zeros, length = FRAME_HEAD(buffer, position)
+            if stream > 2 or zeros != b"\0\0\0":
                 if lines:  # they come first; the next call raises
                     break
                 raise DockerError(f"the log stream says: {buffer[position + 8 : position + 200]!r}")
-            after = position + 8 + int.from_bytes(buffer[position + 4 : position + 8], "big")
+            after = position + 8 + length
             if after > end:
                 break
-            stream, payload = buffer[position], buffer[position + 8 : after]
-            if payload[-1:] == b"\n" and payload[30:31] == b" " and not self.pending:
+            payload = buffer[position + 8 : after]
+            if (  # nearly every line: nothing of its stamp is to be changed
+                payload[:17] == self.minute
+                and payload[20:29].isdigit()
+                and payload[17] < 54  # the seconds' first digit: below 6
+                and payload[29:31] == b"Z "
+                and payload[-1:] == b"\n"
+                and not self.pending
+            ):
                 lines.append((stream, payload[:30], payload[31:-1]))
             elif payload:
+                self.stamp = lines[-1][1] if lines else self.stamp
                 self.join(stream, payload, lines)
             position = after
+        self.stamp = lines[-1][1] if lines else self.stamp
         self.buffer = buffer[position:]
         if len(self.buffer) > 16 * MIB:
             raise DockerError("the log stream announces a frame over 16 MiB")
         return lines
 
+    def read_stamp(self, text: bytes) -> bytes | None:
+        """What stands before a line's first blank, in UTC; None if it is no stamp."""
+        stamp = utc_stamp(text)
+        if stamp is not None:
+            self.minute = stamp[:17]
+        return stamp
+
     def join(self, stream: int, payload: bytes, lines: list[tuple[int, bytes, bytes]]) -> None:
         """Add a piece of a line to the pieces before it."""
-        stamp, _, body = payload.partition(b" ")
+        text, _, body = payload.partition(b" ")
+        stamp = self.read_stamp(text)
+        if stamp is None:
+            stamp = self.stamp
+            body = payload
         before = self.pending.pop(stream, None)
         if before is not None and before[0] != stamp:
             lines.append((stream, *before))
@@ -3807,17 +3871,23 @@ class FrameReader:
         """A terminal's line without the inner stamps; more than one where `local` left out
         newlines.
         """
-        if len(line) <= 31:
+        if not line or CUT_STAMP.fullmatch(
+            line
+        ):  # nothing is behind the stamp, or the log ends in it
             return []
-        stamp, body, at = line[:31], line[31:], PIECE_BYTES
-        while body[at : at + 31] == stamp:
-            body = body[:at] + body[at + 31 :]
+        text, blank, body = line.partition(b" ")
+        stamp = self.read_stamp(text)
+        if stamp is None:
+            return [(1, self.stamp, line[:LINE_BYTES])]
+        self.stamp, again, at = stamp, text + blank, PIECE_BYTES
+        while body[at : at + len(again)] == again:
+            body = body[:at] + body[at + len(again) :]
             at += PIECE_BYTES
         following = INNER_STAMP.search(body, at - PIECE_BYTES) if at > PIECE_BYTES else None
         if following is None:
-            return [(1, stamp[:30], body[:LINE_BYTES])]
+            return [(1, stamp, body[:LINE_BYTES])]
         return [
-            (1, stamp[:30], body[: following.start()][:LINE_BYTES]),
+            (1, stamp, body[: following.start()][:LINE_BYTES]),
             *self.read_tty(body[following.start() :]),
         ]
 
@@ -4955,6 +5025,7 @@ class EngineFeed:
     def __init__(self, monitor: Monitor, container: Container) -> None:
         self.monitor, self.container = monitor, container
         store = monitor.store
+        settle_stamps(store)
         cursor = json.loads(store.first("state", "engine") or "{}").get("cursor", {})
         self.known: Counter[str] = Counter()
         self.newest = b""  # the engine's newest stamp, fixed width: byte order is time order
@@ -4962,9 +5033,10 @@ class EngineFeed:
         fresh = cursor.get("container") not in (None, container.id) and store.first(
             "was_followed", container.id
         )
-        if cursor.get("container") == container.id and cursor.get("newest"):
+        was_read = bool(cursor.get("newest") or cursor.get("first_at"))
+        if cursor.get("container") == container.id and was_read:
             self.newest = cursor["newest"].encode()
-            second = parse_second(cursor["newest"][:19])
+            second = parse_second(cursor["newest"][:19])  # none of a stamp that cannot be read
             fresh = (
                 cursor.get("again") or second is None or second > monitor.now() // 1000 + 1
             )  # a clock went back
@@ -4980,15 +5052,13 @@ class EngineFeed:
         self.behind = False  # the engine's clock was set back and has not come where it was
         self.expected = bool(self.known)  # until one of them has come again
         self.known_until = second_text((self.since_s or 0) + 60).replace(" ", "T").encode()
-        self.recorder = Recorder(
-            monitor, ENGINE, bool(fresh), live=bool(cursor.get("newest")) and not fresh
-        )
+        self.recorder = Recorder(monitor, ENGINE, bool(fresh), live=was_read and not fresh)
         self.began = (utc(monitor.started_at or monitor.now()) or "")[
             :-1
         ].encode()  # as the engine's stamps begin
         self.recorder.cursor = {**cursor, "container": container.id, "newest": self.newest.decode()}
         if (
-            cursor.get("newest") and cursor["container"] != container.id and not fresh
+            was_read and cursor["container"] != container.id and not fresh
         ):  # its words do not go on here
             self.recorder.assemblers.clear()
             gap = parse_time(cursor["newest"]), container.created, "the container was replaced"
@@ -5031,11 +5101,11 @@ class EngineFeed:
 
     def runs(
         self, lines: Sequence[tuple[int, bytes, bytes]]
-    ) -> Iterator[tuple[int, list[tuple[bytes, int, bytes]]]]:
+    ) -> Iterator[tuple[int, list[tuple[bytes, int | None, bytes]]]]:
         """Group new lines by runs of one stream, so that both streams stay in the order of
         arrival.
         """
-        run: list[tuple[bytes, int, bytes]] = []
+        run: list[tuple[bytes, int | None, bytes]] = []
         current = 0
         for stream, stamp, body in lines:
             self.last = stamp
@@ -5047,15 +5117,16 @@ class EngineFeed:
             self.fresh_lines.append((stamp, stream, body))
             if stamp > self.newest:
                 self.newest, self.behind = stamp, False
-            elif not self.behind:
+            elif not self.behind and engine_ms is not None:
                 self.behind = (
                     parse_time(self.newest.decode("ascii", "replace")) or 0
                 ) - engine_ms > OVERLAP_S * 1000
-            if stream != current or (self.start is not None and engine_ms >= self.start):
+            begins = self.start is not None and (engine_ms or 0) >= self.start
+            if stream != current or begins:
                 if run:
                     yield current, run
                 current, run = stream, []
-                if self.start is not None and engine_ms >= self.start:
+                if begins and self.start is not None:
                     self.note_start(self.start)
             run.append((body, engine_ms, stamp))
         if run:
@@ -5074,12 +5145,12 @@ class EngineFeed:
             self.known.clear()
         return False
 
-    def read_stamp(self, stamp: bytes) -> int:
-        """The engine's stamp in ms; 0 for one that cannot be read."""
+    def read_stamp(self, stamp: bytes) -> int | None:
+        """The engine's stamp in ms; None where it gave none that can be read."""
         if stamp[:19] != self.second_text:
             self.second_text = stamp[:19]
             self.second_ms = (parse_second(stamp[:19].decode("ascii", "replace")) or 0) * 1000
-        return self.second_ms + (int(stamp[20:23]) if stamp[20:23].isdigit() else 0)
+        return self.second_ms + int(stamp[20:23]) if self.second_ms else None
 
     def note_gap(self, first: bytes) -> None:
         """None of the lines before the cursor came again: the engine has dropped them, and maybe
@@ -5096,7 +5167,7 @@ class EngineFeed:
         )
         self.monitor.note_gap(since, until, "the engine had dropped older lines")
 
-    def came_twice(self, stream: int, stamp: bytes, body: bytes, engine_ms: int) -> bool:
+    def came_twice(self, stream: int, stamp: bytes, body: bytes, engine_ms: int | None) -> bool:
         """True for a line that came on this connection already: an engine may send it again when it
         rotates its log.
         """
@@ -5104,6 +5175,8 @@ class EngineFeed:
         if stamp <= self.newest and name in self.recent:
             return True
         self.recent[name] = None
+        if engine_ms is None:
+            return False
         self.rush += (
             len(body) + JSON_BYTES if engine_ms >= self.opened_ms else 0
         )  # the past comes fast
@@ -5195,6 +5268,31 @@ class EngineFeed:
 
 def line_name(stream: int, stamp: bytes, body: bytes) -> str:
     return f"{stamp.decode('ascii', 'replace')} {stream}{zlib.crc32(body):08x}"
+
+
+def settle_stamps(store: Store) -> None:
+    """Write in UTC what an earlier tbmon kept as engines of other zones and forms had stamped it.
+
+    What was learned of the node's zone came from the same stamps, and goes. A stamp that was cut
+    (of terminals) leaves no place to go on from: all is read again.
+    """
+    saved: dict[str, Any] = json.loads(store.first("state", "engine") or "{}")
+    old = str(saved.get("cursor", {}).get("newest") or "")
+    newest = in_utc(old)
+    if newest == old:
+        return
+    saved["cursor"]["newest"] = newest
+    names = [name.rpartition(" ") for row in store.get("overlap") for name in row[0].split("\n")]
+    with store.write() as db:
+        store.clear_overlap(db)
+        lines = [f"{in_utc(stamp)} {line}" for stamp, _, line in names]
+        store.save_overlap(db, newest, lines, "")
+        store.put(db, "state", [("engine", json.dumps(saved)), ("zone", "null")])
+
+
+def in_utc(stamp: str) -> str:
+    """An engine's stamp in UTC; "" for none."""
+    return (utc_stamp(stamp.encode()) or b"").decode()
 
 
 class Pipe:
