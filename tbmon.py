@@ -75,8 +75,8 @@ import zlib
 import zoneinfo
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
+from dataclasses import astuple, dataclass, field, fields, replace
+from datetime import UTC, datetime, timedelta, tzinfo
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -240,14 +240,30 @@ def split_list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def zone_rules(name: str) -> tzinfo | None:
+    """The rules of a zone, None for one this machine does not know; UTC needs no zone files."""
+    if name in ("UTC", "GMT", "Etc/UTC", "Etc/GMT"):
+        return UTC
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        return None
+
+
 def check_zone(text: str) -> None:
     """Raise ValueError unless `text` is auto or a zone this machine knows."""
-    if text == "auto":
+    if text == "auto" or zone_rules(text):
         return
-    try:
-        zoneinfo.ZoneInfo(text)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError("takes auto, UTC or a zone like Europe/Berlin") from None
+    if zone_rules("Europe/Berlin") is None:
+        raise ValueError("takes auto or UTC here, as zone files are missing: install tzdata")
+    raise ValueError("takes auto, UTC or a zone like Europe/Berlin")
+
+
+def machine_zone(env: Mapping[str, str] = os.environ) -> str | None:
+    """The name of this machine's own zone; None where it cannot be known by name."""
+    link = os.path.realpath("/etc/localtime")
+    name = env["TZ"].removeprefix(":") if "TZ" in env else link.partition("/zoneinfo/")[2]
+    return name if zone_rules(name) else None
 
 
 @dataclass(frozen=True)
@@ -557,6 +573,15 @@ def second_text(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).isoformat(" ")[:19]
 
 
+@dataclass(slots=True)
+class Heard:
+    """The node's clock was heard to be so far ahead of UTC, for the first and for the last time."""
+
+    offset_s: int
+    from_ms: int
+    to_ms: int
+
+
 class Zone:
     """Turns the node's zone-less stamps into UTC.
 
@@ -564,26 +589,43 @@ class Zone:
     is taken from the first header that comes with the engine's stamp, and changed (summer time)
     only when all headers of RIVAL_S agree on another, 6 at least; UTC until there is something to
     compare with.
+
+    What was never heard with the engine's stamps, as the files' history, may have another offset.
+    If the zone of this machine fits all that was `heard`, its rules decide (`rules`); else the
+    offset that was heard nearest in time.
     """
 
     RIVAL_S = 120  # the node's pulse
+    HEARD = 8  # the newest are kept
 
-    def __init__(self, name: str, offset_s: int | None = None) -> None:
-        self.named = None if name == "auto" else zoneinfo.ZoneInfo(name)
+    def __init__(
+        self,
+        name: str,
+        offset_s: int | None = None,
+        machine: str | None = None,
+        heard: Iterable[Sequence[int]] = (),
+    ) -> None:
+        self.named = None if name == "auto" else zone_rules(name)
         self.offset_s = offset_s
+        self.machine = machine
+        self.heard = [Heard(*one) for one in heard]  # the last is what holds now
+        self.fitting: tzinfo | None = None
+        self.judged_ms = 0  # what was heard then had been looked at for `fitting`
         self.rival_s, self.rival_since, self.streak = 0, 0, 0
 
     def learn(self, second: int, engine_ms: int) -> None:
         """Compare a header's second with the engine's stamp of the same line."""
         difference = second - engine_ms // 1000
         nearest = round(difference / 900) * 900
-        if (
-            self.named
-            or nearest == self.offset_s
-            or abs(difference - nearest) > 60
-            or abs(nearest) > ZONE_S
-        ):
+        if self.named or abs(difference - nearest) > 60 or abs(nearest) > ZONE_S:
             self.streak = 0
+            return
+        if nearest == self.offset_s:
+            self.streak = 0
+            if not self.heard:
+                self.heard.append(Heard(nearest, engine_ms, engine_ms))
+            elif engine_ms > self.heard[-1].to_ms:
+                self.heard[-1].to_ms = engine_ms
             return
         if nearest != self.rival_s or not self.streak:
             self.rival_s, self.rival_since, self.streak = nearest, engine_ms, 0
@@ -591,19 +633,72 @@ class Zone:
         agreed = self.streak >= 6 and engine_ms - self.rival_since >= self.RIVAL_S * 1000
         if self.offset_s is None or agreed:
             self.offset_s, self.streak = nearest, 0
+            self.heard.append(Heard(nearest, self.rival_since, engine_ms))
+            del self.heard[: -self.HEARD]
+
+    def rules(self) -> tzinfo | None:
+        """The rules of this machine's zone, if they fit all that was heard.
+
+        A clock that was only heard on UTC fits none: it is a container's without a zone, and not
+        that of a machine in London in winter.
+        """
+        heard = self.heard
+        if heard and self.judged_ms != heard[-1].to_ms:
+            self.judged_ms = heard[-1].to_ms
+            rules = zone_rules(self.machine or "") if any(one.offset_s for one in heard) else None
+            fits = rules and all(is_offset_of(rules, one) for one in heard)
+            self.fitting = rules if fits else None
+        return self.fitting
+
+    def words(self) -> str:
+        """How stamps are read that come without the engine's, and how sure that is."""
+        if self.offset_s is None:
+            return "the node's zone is not known yet: times in its log files count as UTC"
+        sign = "-" if self.offset_s < 0 else "+"
+        clock = f"the node's clock is at UTC{sign}{second_text(abs(self.offset_s))[11:16]}"
+        if self.rules() is None:
+            return (
+                f"{clock}; if it has summer time, times in its log files from before a change may "
+                f"be an hour off, unless NODE_TIMEZONE names its zone"
+            )
+        surely = "as" if len({one.offset_s for one in self.heard}) > 1 else "probably as"
+        return f"{clock}, {surely} in {self.machine}, by whose rules its log files are read"
+
+    def offset_near(self, second: int) -> int:
+        """The offset that was heard nearest to the moment that a stamp shows."""
+
+        def away_ms(one: Heard) -> int:
+            ms = (second - one.offset_s) * 1000
+            return max(one.from_ms - ms, ms - one.to_ms, 0)
+
+        unheard = Heard(self.offset_s or 0, 0, 0)
+        return min(reversed(self.heard), key=away_ms, default=unheard).offset_s
 
     def utc_ms(self, second: int, near_ms: int | None = None) -> int:
         """The moment, in ms UTC, that the node's clock showed as `second`; of two (summer time
         ends) the nearer one.
         """
-        if self.named is None:
-            return (second - (self.offset_s or 0)) * 1000
+        rules = self.named
+        if rules is None:
+            now_ms = (second - (self.offset_s or 0)) * 1000
+            if near_ms is not None and abs(now_ms - near_ms) <= BELIEF_MS:
+                return now_ms
+            rules = self.rules()
+            if rules is None:
+                return (second - self.offset_near(second)) * 1000
         try:
-            local = datetime.fromtimestamp(second, UTC).replace(tzinfo=self.named)
+            local = datetime.fromtimestamp(second, UTC).replace(tzinfo=rules)
             both = [int(local.replace(fold=fold).timestamp()) * 1000 for fold in (0, 1)]
             return both[0] if near_ms is None else min(both, key=lambda ms: abs(ms - near_ms))
         except (OverflowError, ValueError):
             return second * 1000
+
+
+def is_offset_of(rules: tzinfo, heard: Heard) -> bool:
+    """True if a clock with these rules shows what was heard; the last header may have come late."""
+    offset = timedelta(seconds=heard.offset_s)
+    ends = heard.from_ms, max(heard.from_ms, heard.to_ms - MINUTE_MS)
+    return all(datetime.fromtimestamp(ms // 1000, rules).utcoffset() == offset for ms in ends)
 
 
 # ---------------------------------------------------------------------------
@@ -4406,7 +4501,10 @@ class Recorder:
         self.cursor: dict[str, Any] = saved.get("cursor", {})
         self.trust = Trust(tuple(saved["identity"]) if saved.get("identity") else None)
         self.zone = Zone(
-            monitor.config.node_timezone, json.loads(self.store.first("state", "zone") or "null")
+            monitor.config.node_timezone,
+            json.loads(self.store.first("state", "zone") or "null"),
+            machine_zone(),
+            json.loads(self.store.first("state", "zone_heard") or "[]"),
         )
         monitor.redactor.own = self.store.own
         self.tracker = Tracker(
@@ -4649,8 +4747,10 @@ class Recorder:
             self.store.save_entries(db, self.rows.values())
             self.tracker.save(db)
             self.store.put(db, "state", [(self.name, json.dumps(self.saved()))])
-            if self.zone.offset_s is not None:
-                self.store.put(db, "state", [("zone", json.dumps(self.zone.offset_s))])
+            if self.source == ENGINE and self.zone.offset_s is not None:
+                heard = json.dumps(self.zone.heard, default=astuple)
+                zone = ("zone", json.dumps(self.zone.offset_s)), ("zone_heard", heard)
+                self.store.put(db, "state", zone)
             self.store.put(db, "counter", self.counted.items())
             if self.live and self.monitor.outbox is not None:
                 invoices = [self.store.invoice_name(event) for event, _ in self.tracker.invoices]
@@ -4861,6 +4961,8 @@ def import_history(monitor: Monitor, engine: DockerEngine, seam: int) -> Iterato
         recorder.commit()
     if names:
         log.info("ingest: %d log files of the node are read", len(names))
+        if recorder.zone.named is None:
+            log.info("ingest: %s", recorder.zone.words())
         monitor.ring.add([("reset", None)])  # the past that was read is not told line by line
 
 
@@ -5112,7 +5214,7 @@ class EngineFeed:
             if self.known and self.is_known(stream, stamp, body):
                 continue
             engine_ms = self.read_stamp(stamp)
-            if self.container.file_bytes and self.came_twice(stream, stamp, body, engine_ms):
+            if self.container.file_bytes and self.came_twice(stream, stamp, body, engine_ms or 0):
                 continue
             self.fresh_lines.append((stamp, stream, body))
             if stamp > self.newest:
@@ -5121,13 +5223,13 @@ class EngineFeed:
                 self.behind = (
                     parse_time(self.newest.decode("ascii", "replace")) or 0
                 ) - engine_ms > OVERLAP_S * 1000
-            begins = self.start is not None and (engine_ms or 0) >= self.start
+            begins = self.start if (engine_ms or 0) >= (self.start or END_MS) else None
             if stream != current or begins:
                 if run:
                     yield current, run
                 current, run = stream, []
-                if begins and self.start is not None:
-                    self.note_start(self.start)
+                if begins:
+                    self.note_start(begins)
             run.append((body, engine_ms, stamp))
         if run:
             yield current, run
@@ -5167,7 +5269,7 @@ class EngineFeed:
         )
         self.monitor.note_gap(since, until, "the engine had dropped older lines")
 
-    def came_twice(self, stream: int, stamp: bytes, body: bytes, engine_ms: int | None) -> bool:
+    def came_twice(self, stream: int, stamp: bytes, body: bytes, engine_ms: int) -> bool:
         """True for a line that came on this connection already: an engine may send it again when it
         rotates its log.
         """
@@ -5175,8 +5277,6 @@ class EngineFeed:
         if stamp <= self.newest and name in self.recent:
             return True
         self.recent[name] = None
-        if engine_ms is None:
-            return False
         self.rush += (
             len(body) + JSON_BYTES if engine_ms >= self.opened_ms else 0
         )  # the past comes fast
@@ -5277,7 +5377,7 @@ def settle_stamps(store: Store) -> None:
     (of terminals) leaves no place to go on from: all is read again.
     """
     saved: dict[str, Any] = json.loads(store.first("state", "engine") or "{}")
-    old = str(saved.get("cursor", {}).get("newest") or "")
+    old = saved.get("cursor", {}).get("newest", "")
     newest = in_utc(old)
     if newest == old:
         return
@@ -8778,12 +8878,14 @@ def check_source(config: Config) -> Iterator[Finding]:
             f"{len(names)} log files under LOG_DIR={config.log_dir}",
             remedy,
         )
+        if config.node_timezone == "auto":
+            yield Finding("OK", "their times count as UTC, unless NODE_TIMEZONE names a zone")
         return
     engine = DockerEngine(config)
     try:
         engine.request("/version")
         yield Finding("OK", f"engine at {engine.url}")
-        yield from check_container(config.container_name, engine)
+        yield from check_container(config, engine)
     except DockerError as error:
         remedy = (
             "Start Docker; let tbmon's user reach it (group docker), or set DOCKER_HOST or LOG_DIR."
@@ -8791,8 +8893,9 @@ def check_source(config: Config) -> Iterator[Finding]:
         yield Finding("FAIL", str(error), remedy)
 
 
-def check_container(name: str, engine: DockerEngine) -> Iterator[Finding]:
+def check_container(config: Config, engine: DockerEngine) -> Iterator[Finding]:
     """The container, its log and its event database."""
+    name = config.container_name
     container = engine.inspect(name)
     if container is None:
         yield Finding(
@@ -8810,7 +8913,7 @@ def check_container(name: str, engine: DockerEngine) -> Iterator[Finding]:
         )
         return
     yield Finding("OK", f"log driver {container.log_driver}")
-    yield check_log(engine, container)
+    yield from check_log(config, engine, container)
     there = resolve(engine, name, EVENT_DB_PATH) is not None
     remedy = (
         ""
@@ -8825,21 +8928,32 @@ def check_container(name: str, engine: DockerEngine) -> Iterator[Finding]:
     )
 
 
-def check_log(engine: DockerEngine, container: Container) -> Finding:
-    """Read the last 500 lines as ingest would, and tell how many are recognised."""
+def check_log(config: Config, engine: DockerEngine, container: Container) -> Iterator[Finding]:
+    """Read the last 500 lines as ingest would, and tell how many are recognised, and what their
+    zone is.
+    """
     frames = FrameReader(container.tty)
     stream = engine.logs(container.name, None, follow=False, tail="500")
     lines = [line for chunk in stream.chunks() for line in frames.feed(chunk)] + frames.finish()
-    entries = Assembler(Redactor(b"doctor")).feed([(body, None, stamp) for _, stamp, body in lines])
+    stamped = [
+        (body, parse_time(stamp.decode("ascii", "replace")), stamp) for _, stamp, body in lines
+    ]
+    entries = Assembler(Redactor(b"doctor")).feed(stamped)
     good = sum(is_recognised(entry.type, entry.text) for entry in entries)
-    if good and good >= 0.95 * len(entries):
-        return Finding("OK", f"{good} of the last {len(entries)} log entries recognised")
     remedy = (
         "The node may be newer than tbmon, or this another container."
         if entries
         else "It may have just started."
     )
-    return Finding("WARN", f"{good} of the last {len(entries)} log entries recognised", remedy)
+    is_good = bool(good) and good >= 0.95 * len(entries)
+    said = f"{good} of the last {len(entries)} log entries recognised"
+    yield Finding("OK" if is_good else "WARN", said, "" if is_good else remedy)
+    zone = Zone(config.node_timezone, None, machine_zone())
+    for entry in entries:
+        if entry.head and entry.engine_ms:
+            zone.learn(entry.second, entry.engine_ms)
+    if zone.named is None:
+        yield Finding("OK", zone.words())
 
 
 def check_host(config: Config, serving: bool) -> Iterator[Finding]:
