@@ -64,6 +64,7 @@ import shutil
 import signal
 import socket
 import sqlite3
+import struct
 import sys
 import tarfile
 import tempfile
@@ -82,8 +83,8 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
+from dataclasses import astuple, dataclass, field, fields, replace
+from datetime import UTC, datetime, timedelta, tzinfo
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -252,14 +253,30 @@ def split_list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def zone_rules(name: str) -> tzinfo | None:
+    """The rules of a zone, None for one this machine does not know; UTC needs no zone files."""
+    if name in ("UTC", "GMT", "Etc/UTC", "Etc/GMT"):
+        return UTC
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        return None
+
+
 def check_zone(text: str) -> None:
     """Raise ValueError unless `text` is auto or a zone this machine knows."""
-    if text == "auto":
+    if text == "auto" or zone_rules(text):
         return
-    try:
-        zoneinfo.ZoneInfo(text)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError("takes auto, UTC or a zone like Europe/Berlin") from None
+    if zone_rules("Europe/Berlin") is None:
+        raise ValueError("takes auto or UTC here, as zone files are missing: install tzdata")
+    raise ValueError("takes auto, UTC or a zone like Europe/Berlin")
+
+
+def machine_zone(env: Mapping[str, str] = os.environ) -> str | None:
+    """The name of this machine's own zone; None where it cannot be known by name."""
+    link = os.path.realpath("/etc/localtime")
+    name = env["TZ"].removeprefix(":") if "TZ" in env else link.partition("/zoneinfo/")[2]
+    return name if zone_rules(name) else None
 
 
 @dataclass(frozen=True)
@@ -465,6 +482,9 @@ STAMP = re.compile(r"(\d{4})-(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)", re.ASCII)
 RFC3339 = re.compile(
     STAMP.pattern + r"(?:\.(\d{1,9}))?(Z|[+-](?:[01]\d|2[0-3]):?[0-5]\d)?", re.ASCII
 )
+ENGINE_STAMP = re.compile(
+    rb"(\d{4}-\d\d-\d\dT\d\d:\d\d)(:[0-5]\d)(?:\.(\d+))?(Z|[+-](?:[01]\d|2[0-3]):?[0-5]\d)"
+)
 END_MS = 4_291_747_200_000  # 2106-01-01
 
 
@@ -507,8 +527,7 @@ def parse_time(value: object) -> int | None:
             second, fraction, zone = parse_second(text[:19]), found[7] or "", found[8] or "Z"
             if second is None:
                 return None
-            offset = 0 if zone == "Z" else int(zone[:3]) * 60 + int(zone[0] + zone[-2:])
-            ms = (second - offset * 60) * 1000 + int(fraction.ljust(3, "0")[:3])
+            ms = (second - seconds_ahead(zone)) * 1000 + int(fraction.ljust(3, "0")[:3])
             return ms if 0 <= ms < END_MS else None
         if not re.fullmatch(r"\d{1,16}(\.\d+)?", text, re.ASCII):
             return None
@@ -517,6 +536,36 @@ def parse_time(value: object) -> int | None:
         return None
     value = value * 1000 if value < 1e11 else value
     return int(value) if 0 <= value < END_MS else None
+
+
+def seconds_ahead(zone: str) -> int:
+    """What `Z`, `+HH:MM` or `+HHMM` says in seconds ahead of UTC."""
+    return 0 if zone == "Z" else int(zone[:3]) * 3600 + int(zone[0] + zone[-2:]) * 60
+
+
+def utc_stamp(text: bytes) -> bytes | None:
+    """An engine's stamp as `YYYY-MM-DDTHH:MM:SS.nnnnnnnnnZ`, so that the order of bytes is that of
+    time; None if it is no stamp.
+
+    Engines also write the offset of their own zone, and fewer digits or none (node-data.md, 2.6).
+    """
+    found = ENGINE_STAMP.fullmatch(text)
+    minute = found and utc_minute(found[1].decode(), found[4].decode())
+    if not found or not minute:
+        return None
+    return minute + found[2] + b"." + (found[3] or b"")[:9].ljust(9, b"0") + b"Z"
+
+
+@functools.lru_cache(64)
+def utc_minute(text: str, zone: str) -> bytes | None:
+    """`YYYY-MM-DDTHH:MM` in UTC, of the same in a zone named by its offset; None if it is no date
+    from 1970 to 2105.
+    """
+    start = minute_start(text)
+    second = -1 if start is None else start - seconds_ahead(zone)
+    if not 0 <= second * 1000 < END_MS:
+        return None
+    return second_text(second)[:16].replace(" ", "T").encode()
 
 
 def utc(ms: int | None) -> str | None:
@@ -537,6 +586,15 @@ def second_text(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).isoformat(" ")[:19]
 
 
+@dataclass(slots=True)
+class Heard:
+    """The node's clock was heard to be so far ahead of UTC, for the first and for the last time."""
+
+    offset_s: int
+    from_ms: int
+    to_ms: int
+
+
 class Zone:
     """Turns the node's zone-less stamps into UTC.
 
@@ -544,26 +602,43 @@ class Zone:
     is taken from the first header that comes with the engine's stamp, and changed (summer time)
     only when all headers of RIVAL_S agree on another, 6 at least; UTC until there is something to
     compare with.
+
+    What was never heard with the engine's stamps, as the files' history, may have another offset.
+    If the zone of this machine fits all that was `heard`, its rules decide (`rules`); else the
+    offset that was heard nearest in time.
     """
 
     RIVAL_S = 120  # the node's pulse
+    HEARD = 8  # the newest are kept
 
-    def __init__(self, name: str, offset_s: int | None = None) -> None:
-        self.named = None if name == "auto" else zoneinfo.ZoneInfo(name)
+    def __init__(
+        self,
+        name: str,
+        offset_s: int | None = None,
+        machine: str | None = None,
+        heard: Iterable[Sequence[int]] = (),
+    ) -> None:
+        self.named = None if name == "auto" else zone_rules(name)
         self.offset_s = offset_s
+        self.machine = machine
+        self.heard = [Heard(*one) for one in heard]  # the last is what holds now
+        self.fitting: tzinfo | None = None
+        self.judged_ms = 0  # what was heard then had been looked at for `fitting`
         self.rival_s, self.rival_since, self.streak = 0, 0, 0
 
     def learn(self, second: int, engine_ms: int) -> None:
         """Compare a header's second with the engine's stamp of the same line."""
         difference = second - engine_ms // 1000
         nearest = round(difference / 900) * 900
-        if (
-            self.named
-            or nearest == self.offset_s
-            or abs(difference - nearest) > 60
-            or abs(nearest) > ZONE_S
-        ):
+        if self.named or abs(difference - nearest) > 60 or abs(nearest) > ZONE_S:
             self.streak = 0
+            return
+        if nearest == self.offset_s:
+            self.streak = 0
+            if not self.heard:
+                self.heard.append(Heard(nearest, engine_ms, engine_ms))
+            elif engine_ms > self.heard[-1].to_ms:
+                self.heard[-1].to_ms = engine_ms
             return
         if nearest != self.rival_s or not self.streak:
             self.rival_s, self.rival_since, self.streak = nearest, engine_ms, 0
@@ -571,19 +646,72 @@ class Zone:
         agreed = self.streak >= 6 and engine_ms - self.rival_since >= self.RIVAL_S * 1000
         if self.offset_s is None or agreed:
             self.offset_s, self.streak = nearest, 0
+            self.heard.append(Heard(nearest, self.rival_since, engine_ms))
+            del self.heard[: -self.HEARD]
+
+    def rules(self) -> tzinfo | None:
+        """The rules of this machine's zone, if they fit all that was heard.
+
+        A clock that was only heard on UTC fits none: it is a container's without a zone, and not
+        that of a machine in London in winter.
+        """
+        heard = self.heard
+        if heard and self.judged_ms != heard[-1].to_ms:
+            self.judged_ms = heard[-1].to_ms
+            rules = zone_rules(self.machine or "") if any(one.offset_s for one in heard) else None
+            fits = rules and all(is_offset_of(rules, one) for one in heard)
+            self.fitting = rules if fits else None
+        return self.fitting
+
+    def words(self) -> str:
+        """How stamps are read that come without the engine's, and how sure that is."""
+        if self.offset_s is None:
+            return "the node's zone is not known yet: times in its log files count as UTC"
+        sign = "-" if self.offset_s < 0 else "+"
+        clock = f"the node's clock is at UTC{sign}{second_text(abs(self.offset_s))[11:16]}"
+        if self.rules() is None:
+            return (
+                f"{clock}; if it has summer time, times in its log files from before a change may "
+                f"be an hour off, unless NODE_TIMEZONE names its zone"
+            )
+        surely = "as" if len({one.offset_s for one in self.heard}) > 1 else "probably as"
+        return f"{clock}, {surely} in {self.machine}, by whose rules its log files are read"
+
+    def offset_near(self, second: int) -> int:
+        """The offset that was heard nearest to the moment that a stamp shows."""
+
+        def away_ms(one: Heard) -> int:
+            ms = (second - one.offset_s) * 1000
+            return max(one.from_ms - ms, ms - one.to_ms, 0)
+
+        unheard = Heard(self.offset_s or 0, 0, 0)
+        return min(reversed(self.heard), key=away_ms, default=unheard).offset_s
 
     def utc_ms(self, second: int, near_ms: int | None = None) -> int:
         """The moment, in ms UTC, that the node's clock showed as `second`; of two (summer time
         ends) the nearer one.
         """
-        if self.named is None:
-            return (second - (self.offset_s or 0)) * 1000
+        rules = self.named
+        if rules is None:
+            now_ms = (second - (self.offset_s or 0)) * 1000
+            if near_ms is not None and abs(now_ms - near_ms) <= BELIEF_MS:
+                return now_ms
+            rules = self.rules()
+            if rules is None:
+                return (second - self.offset_near(second)) * 1000
         try:
-            local = datetime.fromtimestamp(second, UTC).replace(tzinfo=self.named)
+            local = datetime.fromtimestamp(second, UTC).replace(tzinfo=rules)
             both = [int(local.replace(fold=fold).timestamp()) * 1000 for fold in (0, 1)]
             return both[0] if near_ms is None else min(both, key=lambda ms: abs(ms - near_ms))
         except (OverflowError, ValueError):
             return second * 1000
+
+
+def is_offset_of(rules: tzinfo, heard: Heard) -> bool:
+    """True if a clock with these rules shows what was heard; the last header may have come late."""
+    offset = timedelta(seconds=heard.offset_s)
+    ends = heard.from_ms, max(heard.from_ms, heard.to_ms - MINUTE_MS)
+    return all(datetime.fromtimestamp(ms // 1000, rules).utcoffset() == offset for ms in ends)
 
 
 # ---------------------------------------------------------------------------
@@ -2713,6 +2841,9 @@ class Store:
             )
         db.execute("DELETE FROM overlap WHERE newest < ?", (oldest,))
 
+    def clear_overlap(self, db: sqlite3.Connection) -> None:
+        db.execute("DELETE FROM overlap")
+
     def save_file(
         self, head_hash: str, read: tuple[int, int], before: str, db: sqlite3.Connection
     ) -> None:
@@ -3720,7 +3851,9 @@ ENGINE_CALLS = re.compile(
 TIMEOUT_S = 5  # for an answer of the engine
 SILENT_S = 3600  # a stream may be silent this long; a follower that mistrusts it looks sooner
 PIECE_BYTES = 16 * KIB  # Docker splits longer lines; a shorter piece ends its line, newline or not
-INNER_STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z ")
+INNER_STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}(?:Z|[+-]\d\d:\d\d) ")
+FRAME_HEAD = struct.Struct(">B3sI").unpack_from
+CUT_STAMP = re.compile(rb"\d{4}-[\dT:.+Z-]* ?")
 GO_SYMLINK, GO_TYPE = (
     1 << 27,
     0x8F280000,
@@ -4103,6 +4236,9 @@ class FrameReader:
     """Cuts the engine's log bytes into whole lines: (stream, engine's stamp, line); ends on any
     byte.
 
+    Here alone are stamps read: each becomes UTC of fixed width (`utc_stamp`). A line without one
+    stays whole and gets that of the line before it, b"" if there is none.
+
     Not TTY: frames of 8 bytes (stream, 0, 0, 0, length big-endian) and a payload, a line over 16
     KiB in several frames with the same stamp, the last of which may lack its newline. TTY: no
     frames, and the stamp stands again after every 16 KiB of a line (Docker API, ContainerAttach;
@@ -4113,6 +4249,8 @@ class FrameReader:
         self.tty = tty
         self.buffer = b""
         self.pending: dict[int, tuple[bytes, bytes]] = {}  # per stream: stamp and joined pieces
+        self.minute = b""  # of the last stamp in UTC that was read, up to its last colon
+        self.stamp = b""  # of the line before
 
     def feed(self, data: bytes) -> list[tuple[int, bytes, bytes]]:
         lines: list[tuple[int, bytes, bytes]] = []
@@ -4129,27 +4267,48 @@ class FrameReader:
             return lines
         position, end = 0, len(buffer)
         while end - position >= 8:
-            if buffer[position] > 2 or buffer[position + 1 : position + 4] != b"\0\0\0":
+            stream, zeros, length = FRAME_HEAD(buffer, position)
+            if stream > 2 or zeros != b"\0\0\0":
                 if lines:  # they come first; the next call raises
                     break
                 raise DockerError(f"the log stream says: {buffer[position + 8 : position + 200]!r}")
-            after = position + 8 + int.from_bytes(buffer[position + 4 : position + 8], "big")
+            after = position + 8 + length
             if after > end:
                 break
-            stream, payload = buffer[position], buffer[position + 8 : after]
-            if payload[-1:] == b"\n" and payload[30:31] == b" " and not self.pending:
+            payload = buffer[position + 8 : after]
+            if (  # nearly every line: nothing of its stamp is to be changed
+                payload[:17] == self.minute
+                and payload[20:29].isdigit()
+                and payload[17] < 54  # the seconds' first digit: below 6
+                and payload[29:31] == b"Z "
+                and payload[-1:] == b"\n"
+                and not self.pending
+            ):
                 lines.append((stream, payload[:30], payload[31:-1]))
             elif payload:
+                self.stamp = lines[-1][1] if lines else self.stamp
                 self.join(stream, payload, lines)
             position = after
+        self.stamp = lines[-1][1] if lines else self.stamp
         self.buffer = buffer[position:]
         if len(self.buffer) > 16 * MIB:
             raise DockerError("the log stream announces a frame over 16 MiB")
         return lines
 
+    def read_stamp(self, text: bytes) -> bytes | None:
+        """What stands before a line's first blank, in UTC; None if it is no stamp."""
+        stamp = utc_stamp(text)
+        if stamp is not None:
+            self.minute = stamp[:17]
+        return stamp
+
     def join(self, stream: int, payload: bytes, lines: list[tuple[int, bytes, bytes]]) -> None:
         """Add a piece of a line to the pieces before it."""
-        stamp, _, body = payload.partition(b" ")
+        text, _, body = payload.partition(b" ")
+        stamp = self.read_stamp(text)
+        if stamp is None:
+            stamp = self.stamp
+            body = payload
         before = self.pending.pop(stream, None)
         if before is not None and before[0] != stamp:
             lines.append((stream, *before))
@@ -4164,17 +4323,23 @@ class FrameReader:
         """A terminal's line without the inner stamps; more than one where `local` left out
         newlines.
         """
-        if len(line) <= 31:
+        if not line or CUT_STAMP.fullmatch(
+            line
+        ):  # nothing is behind the stamp, or the log ends in it
             return []
-        stamp, body, at = line[:31], line[31:], PIECE_BYTES
-        while body[at : at + 31] == stamp:
-            body = body[:at] + body[at + 31 :]
+        text, blank, body = line.partition(b" ")
+        stamp = self.read_stamp(text)
+        if stamp is None:
+            return [(1, self.stamp, line[:LINE_BYTES])]
+        self.stamp, again, at = stamp, text + blank, PIECE_BYTES
+        while body[at : at + len(again)] == again:
+            body = body[:at] + body[at + len(again) :]
             at += PIECE_BYTES
         following = INNER_STAMP.search(body, at - PIECE_BYTES) if at > PIECE_BYTES else None
         if following is None:
-            return [(1, stamp[:30], body[:LINE_BYTES])]
+            return [(1, stamp, body[:LINE_BYTES])]
         return [
-            (1, stamp[:30], body[: following.start()][:LINE_BYTES]),
+            (1, stamp, body[: following.start()][:LINE_BYTES]),
             *self.read_tty(body[following.start() :]),
         ]
 
@@ -4732,7 +4897,10 @@ class Recorder:
         self.cursor: dict[str, Any] = saved.get("cursor", {})
         self.trust = Trust(tuple(saved["identity"]) if saved.get("identity") else None)
         self.zone = Zone(
-            monitor.config.node_timezone, json.loads(self.store.first("state", "zone") or "null")
+            monitor.config.node_timezone,
+            json.loads(self.store.first("state", "zone") or "null"),
+            machine_zone(),
+            json.loads(self.store.first("state", "zone_heard") or "[]"),
         )
         monitor.redactor.own = self.store.own
         self.tracker = Tracker(
@@ -5016,8 +5184,10 @@ class Recorder:
             self.store.save_entries(db, self.rows.values())
             self.tracker.save(db)
             self.store.put(db, "state", [(self.name, json.dumps(self.saved()))])
-            if self.zone.offset_s is not None:
-                self.store.put(db, "state", [("zone", json.dumps(self.zone.offset_s))])
+            if self.source == ENGINE and self.zone.offset_s is not None:
+                heard = json.dumps(self.zone.heard, default=astuple)
+                zone = ("zone", json.dumps(self.zone.offset_s)), ("zone_heard", heard)
+                self.store.put(db, "state", zone)
             self.store.put(db, "counter", self.counted.items())
             if self.live and self.monitor.outbox is not None:
                 invoices = [self.store.invoice_name(event) for event, _ in self.tracker.invoices]
@@ -5228,6 +5398,8 @@ def import_history(monitor: Monitor, engine: DockerEngine, seam: int) -> Iterato
         recorder.commit()
     if names:
         log.info("ingest: %d log files of the node are read", len(names))
+        if recorder.zone.named is None:
+            log.info("ingest: %s", recorder.zone.words())
         monitor.ring.add([("reset", None)])  # the past that was read is not told line by line
 
 
@@ -5394,6 +5566,7 @@ class EngineFeed:
     def __init__(self, monitor: Monitor, container: Container) -> None:
         self.monitor, self.container = monitor, container
         store = monitor.store
+        settle_stamps(store)
         cursor = json.loads(store.first("state", "engine") or "{}").get("cursor", {})
         self.known: Counter[str] = Counter()
         self.newest = b""  # the engine's newest stamp, fixed width: byte order is time order
@@ -5401,9 +5574,10 @@ class EngineFeed:
         fresh = cursor.get("container") not in (None, container.id) and store.first(
             "was_followed", container.id
         )
-        if cursor.get("container") == container.id and cursor.get("newest"):
+        was_read = bool(cursor.get("newest") or cursor.get("first_at"))
+        if cursor.get("container") == container.id and was_read:
             self.newest = cursor["newest"].encode()
-            second = parse_second(cursor["newest"][:19])
+            second = parse_second(cursor["newest"][:19])  # none of a stamp that cannot be read
             fresh = (
                 cursor.get("again") or second is None or second > monitor.now() // 1000 + 1
             )  # a clock went back
@@ -5419,15 +5593,13 @@ class EngineFeed:
         self.behind = False  # the engine's clock was set back and has not come where it was
         self.expected = bool(self.known)  # until one of them has come again
         self.known_until = second_text((self.since_s or 0) + 60).replace(" ", "T").encode()
-        self.recorder = Recorder(
-            monitor, ENGINE, bool(fresh), live=bool(cursor.get("newest")) and not fresh
-        )
+        self.recorder = Recorder(monitor, ENGINE, bool(fresh), live=was_read and not fresh)
         self.began = (utc(monitor.started_at or monitor.now()) or "")[
             :-1
         ].encode()  # as the engine's stamps begin
         self.recorder.cursor = {**cursor, "container": container.id, "newest": self.newest.decode()}
         if (
-            cursor.get("newest") and cursor["container"] != container.id and not fresh
+            was_read and cursor["container"] != container.id and not fresh
         ):  # its words do not go on here
             self.recorder.assemblers.clear()
             gap = parse_time(cursor["newest"]), container.created, "the container was replaced"
@@ -5470,32 +5642,33 @@ class EngineFeed:
 
     def runs(
         self, lines: Sequence[tuple[int, bytes, bytes]]
-    ) -> Iterator[tuple[int, list[tuple[bytes, int, bytes]]]]:
+    ) -> Iterator[tuple[int, list[tuple[bytes, int | None, bytes]]]]:
         """Group new lines by runs of one stream, so that both streams stay in the order of
         arrival.
         """
-        run: list[tuple[bytes, int, bytes]] = []
+        run: list[tuple[bytes, int | None, bytes]] = []
         current = 0
         for stream, stamp, body in lines:
             self.last = stamp
             if self.known and self.is_known(stream, stamp, body):
                 continue
             engine_ms = self.read_stamp(stamp)
-            if self.container.file_bytes and self.came_twice(stream, stamp, body, engine_ms):
+            if self.container.file_bytes and self.came_twice(stream, stamp, body, engine_ms or 0):
                 continue
             self.fresh_lines.append((stamp, stream, body))
             if stamp > self.newest:
                 self.newest, self.behind = stamp, False
-            elif not self.behind:
+            elif not self.behind and engine_ms is not None:
                 self.behind = (
                     parse_time(self.newest.decode("ascii", "replace")) or 0
                 ) - engine_ms > OVERLAP_S * 1000
-            if stream != current or (self.start is not None and engine_ms >= self.start):
+            begins = self.start if (engine_ms or 0) >= (self.start or END_MS) else None
+            if stream != current or begins:
                 if run:
                     yield current, run
                 current, run = stream, []
-                if self.start is not None and engine_ms >= self.start:
-                    self.note_start(self.start, engine_ms)
+                if begins:
+                    self.note_start(begins, engine_ms or begins)
             run.append((body, engine_ms, stamp))
         if run:
             yield current, run
@@ -5513,12 +5686,12 @@ class EngineFeed:
             self.known.clear()
         return False
 
-    def read_stamp(self, stamp: bytes) -> int:
-        """The engine's stamp in ms; 0 for one that cannot be read."""
+    def read_stamp(self, stamp: bytes) -> int | None:
+        """The engine's stamp in ms; None where it gave none that can be read."""
         if stamp[:19] != self.second_text:
             self.second_text = stamp[:19]
             self.second_ms = (parse_second(stamp[:19].decode("ascii", "replace")) or 0) * 1000
-        return self.second_ms + (int(stamp[20:23]) if stamp[20:23].isdigit() else 0)
+        return self.second_ms + int(stamp[20:23]) if self.second_ms else None
 
     def note_gap(self, first: bytes) -> None:
         """None of the lines before the cursor came again: the engine has dropped them, and maybe
@@ -5637,6 +5810,31 @@ class EngineFeed:
 
 def line_name(stream: int, stamp: bytes, body: bytes) -> str:
     return f"{stamp.decode('ascii', 'replace')} {stream}{zlib.crc32(body):08x}"
+
+
+def settle_stamps(store: Store) -> None:
+    """Write in UTC what an earlier tbmon kept as engines of other zones and forms had stamped it.
+
+    What was learned of the node's zone came from the same stamps, and goes. A stamp that was cut
+    (of terminals) leaves no place to go on from: all is read again.
+    """
+    saved: dict[str, Any] = json.loads(store.first("state", "engine") or "{}")
+    old = saved.get("cursor", {}).get("newest", "")
+    newest = in_utc(old)
+    if newest == old:
+        return
+    saved["cursor"]["newest"] = newest
+    names = [name.rpartition(" ") for row in store.get("overlap") for name in row[0].split("\n")]
+    with store.write() as db:
+        store.clear_overlap(db)
+        lines = [f"{in_utc(stamp)} {line}" for stamp, _, line in names]
+        store.save_overlap(db, newest, lines, "")
+        store.put(db, "state", [("engine", json.dumps(saved)), ("zone", "null")])
+
+
+def in_utc(stamp: str) -> str:
+    """An engine's stamp in UTC; "" for none."""
+    return (utc_stamp(stamp.encode()) or b"").decode()
 
 
 class Pipe:
@@ -9123,12 +9321,14 @@ def check_source(config: Config) -> Iterator[Finding]:
             f"{len(names)} log files under LOG_DIR={config.log_dir}",
             remedy,
         )
+        if config.node_timezone == "auto":
+            yield Finding("OK", "their times count as UTC, unless NODE_TIMEZONE names a zone")
         return
     engine = DockerEngine(config)
     try:
         engine.request("/version")
         yield Finding("OK", f"engine at {engine.url}")
-        yield from check_container(config.container_name, engine)
+        yield from check_container(config, engine)
     except DockerError as error:
         remedy = (
             "Start Docker; let tbmon's user reach it (group docker), or set DOCKER_HOST or LOG_DIR."
@@ -9136,8 +9336,9 @@ def check_source(config: Config) -> Iterator[Finding]:
         yield Finding("FAIL", str(error), remedy)
 
 
-def check_container(name: str, engine: DockerEngine) -> Iterator[Finding]:
+def check_container(config: Config, engine: DockerEngine) -> Iterator[Finding]:
     """The container, its log and its event database."""
+    name = config.container_name
     container = engine.inspect(name)
     if container is None:
         yield Finding(
@@ -9155,7 +9356,7 @@ def check_container(name: str, engine: DockerEngine) -> Iterator[Finding]:
         )
         return
     yield Finding("OK", f"log driver {container.log_driver}")
-    yield check_log(engine, container)
+    yield from check_log(config, engine, container)
     there = resolve(engine, name, EVENT_DB_PATH) is not None
     remedy = (
         ""
@@ -9170,21 +9371,32 @@ def check_container(name: str, engine: DockerEngine) -> Iterator[Finding]:
     )
 
 
-def check_log(engine: DockerEngine, container: Container) -> Finding:
-    """Read the last 500 lines as ingest would, and tell how many are recognised."""
+def check_log(config: Config, engine: DockerEngine, container: Container) -> Iterator[Finding]:
+    """Read the last 500 lines as ingest would, and tell how many are recognised, and what their
+    zone is.
+    """
     frames = FrameReader(container.tty)
     stream = engine.logs(container.name, None, follow=False, tail="500")
     lines = [line for chunk in stream.chunks() for line in frames.feed(chunk)] + frames.finish()
-    entries = Assembler(Redactor(b"doctor")).feed([(body, None, stamp) for _, stamp, body in lines])
+    stamped = [
+        (body, parse_time(stamp.decode("ascii", "replace")), stamp) for _, stamp, body in lines
+    ]
+    entries = Assembler(Redactor(b"doctor")).feed(stamped)
     good = sum(is_recognised(entry.type, entry.text) for entry in entries)
-    if good and good >= 0.95 * len(entries):
-        return Finding("OK", f"{good} of the last {len(entries)} log entries recognised")
     remedy = (
         "The node may be newer than tbmon, or this another container."
         if entries
         else "It may have just started."
     )
-    return Finding("WARN", f"{good} of the last {len(entries)} log entries recognised", remedy)
+    is_good = bool(good) and good >= 0.95 * len(entries)
+    said = f"{good} of the last {len(entries)} log entries recognised"
+    yield Finding("OK" if is_good else "WARN", said, "" if is_good else remedy)
+    zone = Zone(config.node_timezone, None, machine_zone())
+    for entry in entries:
+        if entry.head and entry.engine_ms:
+            zone.learn(entry.second, entry.engine_ms)
+    if zone.named is None:
+        yield Finding("OK", zone.words())
 
 
 def check_host(config: Config, serving: bool) -> Iterator[Finding]:
