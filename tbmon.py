@@ -1137,32 +1137,47 @@ class Assembler:
         return self.second
 
 
+@dataclass(slots=True)
+class Rival:
+    """Another identity than the node's, which may turn out to be its new one.
+
+    Its entries change nothing until then. `entries` holds those of this process's life, up to some
+    bytes; the store has them all, from `from_key` on.
+    """
+
+    who: tuple[str | None, str]
+    since_s: int
+    from_key: bytes
+    headers: int = 0
+    held_bytes: int = 0
+    is_whole: bool = True  # all its entries are held
+    entries: list[Entry] = field(default_factory=list)
+
+
 class Trust:
     """Decides which headers the node wrote itself.
 
     Text of a task can imitate any line. Believed is the identity (suffix, version) that the node
     established when it started: the newest seen until a header carries an address, for two minutes
     at most. Another identity takes its place only after a restart (`restart`), or once it alone has
-    been heard for ten minutes and 20 headers, as after a restart that nobody reported; its entries,
-    held back until then, are in `adopted`.
+    been heard for ten minutes and 20 headers, as after a restart that nobody reported; it is in
+    `adopted` then, so that its entries can be taken again.
     """
 
     SETTLE_S, RIVAL_S, RIVALS = 120, 600, 20
-    HELD_BYTES = 32 * MIB  # of a rival's entries, those that may say something of a task or invoice
-    HELD_PLAIN_BYTES = 4 * MIB  # of the others, whose mark is all that adopting them would change
+    HELD_BYTES = 8 * MIB
 
     def __init__(self, identity: tuple[str | None, str] | None = None) -> None:
         self.identity = identity
         self.first_second: int | None = None
         self.heard = 0  # when the node's own last header came
-        self.rivals: list[Entry] = []
-        self.rival_headers = self.held_bytes = self.held_plain_bytes = 0
-        self.adopted: list[Entry] = []
+        self.rival: Rival | None = None
+        self.adopted: Rival | None = None
 
     def restart(self) -> None:
         """The container started: the next headers establish the identity anew."""
         self.identity, self.first_second, self.heard = None, None, 0
-        self.rivals.clear()
+        self.rival = None
 
     def judge(self, entry: Entry) -> bool:
         """True if the entry's header is the node's own."""
@@ -1170,9 +1185,8 @@ class Trust:
             return False
         who = entry.head.suffix, entry.head.version
         if who == self.identity:
-            self.heard = entry.second if entry.engine_ms is None else entry.engine_ms // 1000
-            if self.rivals:
-                self.rivals.clear()
+            self.heard = self.moment(entry)
+            self.rival = None
             return True
         if self.identity is None:
             self.identity, self.first_second = who, entry.second
@@ -1194,26 +1208,17 @@ class Trust:
         """Keep an entry of another identity, which may turn out to be the node's new one."""
         if self.moment(entry) < self.heard:
             return
-        first = self.rivals[0] if self.rivals else None
-        if first is None or first.head is None or (first.head.suffix, first.head.version) != who:
-            self.rivals, self.rival_headers = [], 0
-            self.held_bytes = self.held_plain_bytes = 0
-        self.rival_headers += 1
-        size = HELD_ENTRY_BYTES + len(entry.text) + len(entry.raw)
-        if entry.type not in ("info", "semaphore"):
-            self.held_bytes += size
-            if self.held_bytes <= self.HELD_BYTES:
-                self.rivals.append(entry)
-            elif self.held_bytes - size <= self.HELD_BYTES:
-                log.warning("ingest: too much of a new version's log came before it was believed")
-        elif not self.rivals or self.held_plain_bytes + size <= self.HELD_PLAIN_BYTES:
-            self.held_plain_bytes += size
-            self.rivals.append(entry)
-        if (
-            self.rival_headers >= self.RIVALS
-            and self.moment(entry) - self.moment(self.rivals[0]) >= self.RIVAL_S
-        ):
-            self.identity, self.adopted, self.rivals = who, self.rivals, []
+        rival = self.rival
+        if rival is None or rival.who != who:
+            rival = self.rival = Rival(who, self.moment(entry), entry.key)
+        rival.headers += 1
+        rival.held_bytes += HELD_ENTRY_BYTES + len(entry.text) + len(entry.raw)
+        if rival.held_bytes <= self.HELD_BYTES:
+            rival.entries.append(entry)
+        else:
+            rival.is_whole = False
+        if rival.headers >= self.RIVALS and self.moment(entry) - rival.since_s >= self.RIVAL_S:
+            self.identity, self.adopted, self.rival = who, rival, None
 
 
 ATOM = object()  # marks "no value read yet"
@@ -1709,6 +1714,14 @@ class Work(NamedTuple):
     wrote: tuple[str, ...] = ()  # the kinds of LooseLine of which its own line is known
 
 
+class Ended(NamedTuple):
+    """A task that ended a moment ago: Ended("1", 1764000660123, ("stdout",))."""
+
+    stream: str  # which told the end
+    engine_ms: int  # its stamp
+    wrote: tuple[str, ...]
+
+
 class LooseLine(NamedTuple):
     """A line that one task wrote, without its name. A task has at most one of each kind."""
 
@@ -1782,9 +1795,11 @@ class Attribution:
             name: LooseLine(kind, at, frozenset(owners), Event(*event))
             for name, (kind, at, owners, event) in saved.get("waiting", {}).items()
         }
-        # Tasks that ended a moment ago: stream, and the engine's stamp in ms.
-        self.ended = {name: (stream, ms) for name, (stream, ms) in saved.get("ended", {}).items()}
-        self.has_begun: bool = bool(saved)
+        self.ended: dict[str, Ended] = {
+            name: Ended(stream, at_ms, tuple(wrote))
+            for name, (stream, at_ms, wrote) in saved.get("ended", {}).items()
+        }
+        self.has_begun: bool = saved.get("has_begun", bool(saved))
         self.unknown_until: int = saved.get("unknown_until", 0)  # ms
 
     def saved(self) -> dict[str, Any]:
@@ -1804,6 +1819,7 @@ class Attribution:
             "running": self.work,
             "waiting": waiting,
             "ended": self.ended,
+            "has_begun": self.has_begun,
             "unknown_until": self.unknown_until,
         }
 
@@ -1825,8 +1841,9 @@ class Attribution:
 
     def end(self, execution_id: str, stream: str, engine_ms: int | None) -> None:
         """A task ended; it may still have written what the other stream brings a moment later."""
-        if self.work.pop(execution_id, None) is not None and engine_ms is not None:
-            self.ended[execution_id] = stream, engine_ms
+        task = self.work.pop(execution_id, None)
+        if task is not None and engine_ms is not None:
+            self.ended[execution_id] = Ended(stream, engine_ms, task.wrote)
         if self.waiting:
             self.let_go()
 
@@ -1836,9 +1853,9 @@ class Attribution:
         """
         work = {name: task for name, task in self.work.items() if task.deadline + HOUR_MS >= at}
         ended = {
-            name: (stream, ms)
-            for name, (stream, ms) in self.ended.items()
-            if engine_ms is None or engine_ms - ms <= OVERTAKE_MS
+            name: task
+            for name, task in self.ended.items()
+            if engine_ms is None or engine_ms - task.engine_ms <= OVERTAKE_MS
         }
         if len(work) < len(self.work) or len(ended) < len(self.ended):
             self.work, self.ended = work, ended
@@ -1859,12 +1876,10 @@ class Attribution:
     def candidates(self, kind: str, stream: str, engine_ms: int | None) -> set[str]:
         """The tasks that can have written a line of `kind` which comes now."""
         found = {name for name, task in self.work.items() if kind not in task.wrote}
-        if engine_ms is not None:
-            found |= {
-                name
-                for name, (its, ms) in self.ended.items()
-                if its != stream and engine_ms - ms <= OVERTAKE_MS
-            }
+        for name, task in self.ended.items() if engine_ms is not None else ():
+            is_near = (engine_ms or 0) - task.engine_ms <= OVERTAKE_MS
+            if is_near and task.stream != stream and kind not in task.wrote:
+                found.add(name)
         return found
 
     def attribute(self, name: str, line: LooseLine) -> Changes:
@@ -1889,6 +1904,9 @@ class Attribution:
         task = self.work.get(execution_id)
         if task is not None and kind not in task.wrote:
             self.work[execution_id] = task._replace(wrote=(*task.wrote, kind))
+        ended = self.ended.get(execution_id)
+        if ended is not None and kind not in ended.wrote:
+            self.ended[execution_id] = ended._replace(wrote=(*ended.wrote, kind))
 
     def narrow(self, kind: str, told: set[str]) -> Changes:
         """Take away what cannot be; returns the lines that changed, and those `told`."""
@@ -2286,6 +2304,7 @@ QUERIES = {  # by `Store.get` and `Store.first`
         COUNT(*) AS invoices, SUM(steps / 1000000000) AS high, SUM(steps % 1000000000) AS low
     FROM invoice GROUP BY month, operation, price ORDER BY month DESC
     """,
+    "items_of": "SELECT line_items FROM invoice WHERE execution_id = ?",
     "invoice_of": "SELECT invoice_id FROM invoice WHERE execution_id = ? ORDER BY id LIMIT 1",
     "invoice_count": "SELECT IFNULL(MAX(id), 0) FROM invoice",  # none is ever deleted
     "invoices_of_others": "SELECT execution_id, line_items FROM invoice WHERE operation IS NULL",
@@ -2827,6 +2846,14 @@ class Store:
             f"at BETWEEN ? AND ?"
             f" AND NOT flags & {SUSPECT} AND type IN ({kinds}) ORDER BY substr(key, 1, 4), seq",
             (low, high, since, until),
+        )
+
+    def suspects(self, from_key: bytes, source: int) -> list[sqlite3.Row]:
+        """The entries of a source from a key on whose header was not believed, in order."""
+        return self.read(
+            f"SELECT {LOG_COLUMNS} FROM log WHERE key >= ? AND sources & ? AND flags & ?"
+            " ORDER BY substr(key, 1, 4), seq",
+            (from_key, source, SUSPECT),
         )
 
     def save_overlap(
@@ -4659,6 +4686,11 @@ class Tracker:
                 self.store.put(db, "waiting_words", (row for row in words if row[2]))
                 self.stored_words.add(name)
 
+    def note_gap(self, until: int) -> None:
+        """Lines before `until` (ms) may be missing: outputs of the tasks in work, and receipts."""
+        self.put_in_doubt(b"gap" + until.to_bytes(8, "big"), frozenset(self.attribution.work))
+        self.attribution.begin(until)
+
     def task(self, execution_id: str) -> Task | None:
         return self.tasks.get(execution_id) or self.store.task(execution_id)
 
@@ -4710,10 +4742,11 @@ class Tracker:
         found, evidence = (
             (found, IN_EVENT_DB) if at is None else ({**found, "received_at": at}, IN_LOG)
         )
-        task = self.change(
-            self.task(event.execution_id) or Task(event.execution_id), evidence, **found
-        )
+        known = self.task(event.execution_id)
+        task = self.change(known or Task(event.execution_id), evidence, **found)
         self.tasks[task.execution_id] = task
+        if known is None:
+            self.see_earlier_invoices(task.execution_id)
         self.keep_data(task.execution_id, event.fields)
         if at is not None and task.deadline is not None:
             self.attribution.receive(task.execution_id, task.deadline)
@@ -4790,13 +4823,21 @@ class Tracker:
         owners = line.owners
         if exit_code == 0 or (owner is not None and exit_code is not None):
             owners = frozenset()
-        before = self.doubts.get(key)
-        if before is None:
-            before = frozenset(row[0] for row in self.store.get("doubt", key) if self.any_doubt)
         if owner is None and owners:  # the other source may know better
             if bound := self.store.first("entry_owner", key):
                 owners = frozenset((bound,))
-            owners = owners & before or owners
+            owners = owners & self.doubted(key) or owners
+        self.put_in_doubt(key, owners)
+
+    def doubted(self, key: bytes) -> frozenset[str]:
+        """The tasks whose success an output, or lines that are missing, leave open."""
+        if key in self.doubts or not self.any_doubt:
+            return self.doubts.get(key, frozenset())
+        return frozenset(row[0] for row in self.store.get("doubt", key))
+
+    def put_in_doubt(self, key: bytes, owners: frozenset[str]) -> None:
+        """What `key` names leaves open from now on whether these tasks succeeded, and no others."""
+        before = self.doubted(key)
         if owners == before:
             return
         self.doubts[key] = owners
@@ -4822,12 +4863,29 @@ class Tracker:
             self.keep_data(event.execution_id, event.fields)
         else:
             self.change(task, COMPLETED_LINE, completed_at=at)
+        # Of a task that was not seen in work, an output may be among the lines that are missing.
+        unseen = b"end" + bytes.fromhex(event.execution_id.replace("-", ""))
+        if event.execution_id in self.attribution.work:
+            self.put_in_doubt(unseen, frozenset())
+        elif not task.evidence & END_LINES:
+            self.put_in_doubt(unseen, frozenset((event.execution_id,)))
         self.attribution.end(event.execution_id, stream, engine_ms)
 
     def see_invoice(self, event: Event, at: int | None, confirmed: bool) -> None:
         event.fields["at"] = event.fields["at"] or at
         self.invoices.append((event, confirmed))
         self.see_items(event.execution_id, event.fields["line_items"])
+
+    def see_earlier_invoices(self, execution_id: str) -> None:
+        """What was told of a task before the task itself is evidence too."""
+        kept = [json.loads(row[0]) for row in self.store.get("items_of", execution_id)]
+        fresh = [
+            event.fields["line_items"]
+            for event, _ in self.invoices
+            if event.execution_id == execution_id
+        ]
+        for items in (*kept, *fresh):
+            self.see_items(execution_id, items)
 
     def see_items(self, execution_id: str | None, items: Sequence[Mapping[str, Any]]) -> None:
         """Own pay and penalty are evidence about the task."""
@@ -4880,6 +4938,16 @@ def line_kind(event: Event) -> str:
     return "stderr" if "error_text" in event.fields else "stdout"
 
 
+def suspect_entry(row: Sequence[Any], who: tuple[str | None, str]) -> Entry:
+    """An entry that was stored as suspect, as the writer `who` wrote it; without its raw words."""
+    key, seq, at, level, kind, _, flags, _, message = row
+    second = int.from_bytes(key[:4], "big")
+    entry = Entry(second, Head(LEVELS[level], *who), LOG_TYPES[kind], message, b"", changed=False)
+    entry.key = bytes(key)
+    entry.seq, entry.at, entry.flags = seq, at, flags
+    return entry
+
+
 class Recorder:
     """Records what one source says: gives every entry its identity, believes it or not, stores it
     once.
@@ -4896,6 +4964,10 @@ class Recorder:
         saved: dict[str, Any] = json.loads(self.store.first("state", self.name) or "{}")
         self.cursor: dict[str, Any] = saved.get("cursor", {})
         self.trust = Trust(tuple(saved["identity"]) if saved.get("identity") else None)
+        if saved.get("rival") and not fresh_pass:
+            suffix, version, since_s, from_key, headers = saved["rival"]
+            who = suffix, version
+            self.trust.rival = Rival(who, since_s, bytes.fromhex(from_key), headers, is_whole=False)
         self.zone = Zone(
             monitor.config.node_timezone,
             json.loads(self.store.first("state", "zone") or "null"),
@@ -4924,6 +4996,7 @@ class Recorder:
         self.heard: tuple[Head, int] | None = None  # the newest believed header, and when
         self.newest_at: int | None = None
         self.first_at: int | None = None
+        self.created_at: int | None = None  # when the container was, in ms, if that is known
         self.loose: set[str] = set(
             saved.get("loose", ())
         )  # streams in which a task's own words may be printed
@@ -4966,11 +5039,25 @@ class Recorder:
         assembler = self.assemblers.setdefault(stream, Assembler(self.monitor.redactor))
         for entry in assembler.feed(lines):
             self.take(entry, stream)
-            if self.trust.adopted:
-                adopted, self.trust.adopted = self.trust.adopted, []
-                for held in adopted:
-                    held.believed = True
-                    self.record(held, stream, fresh=True)
+            if self.trust.adopted is not None:
+                self.adopt(self.trust.adopted, stream)
+                self.trust.adopted = None
+
+    def adopt(self, rival: Rival, stream: str) -> None:
+        """The node has another identity: take what came under it as believed."""
+        held = {entry.key: entry for entry in rival.entries}
+        if not rival.is_whole:
+            rows = [*map(tuple, self.store.suspects(rival.from_key, self.source))]
+            rows += [row for row in self.rows.values() if row[0] >= rival.from_key]  # type: ignore[operator]
+            for row in rows:
+                entry = suspect_entry(row, rival.who)
+                if entry.flags & SUSPECT:
+                    held.setdefault(entry.key, entry)
+            if self.zone.utc_ms(rival.since_s) < self.oldest_at:  # rows of that age are not kept
+                self.tracker.note_gap(self.newest_at or 0)
+        for entry in sorted(held.values(), key=lambda entry: (entry.second, entry.seq)):
+            entry.believed = True
+            self.record(entry, stream, fresh=True)
 
     def take(self, entry: Entry, stream: str) -> None:
         fresh = not entry.key
@@ -4987,8 +5074,20 @@ class Recorder:
                     entry.at if self.live or self.rereads else max(self.newest_at or 0, entry.at)
                 )
         if not self.tracker.attribution.has_begun:
-            self.tracker.attribution.begin(entry.at)
+            self.begin_log(entry)
         self.record(entry, stream, fresh or entry.waits)
+
+    def begin_log(self, entry: Entry) -> None:
+        """The first entry there is: tasks of the time before it may be in work, unless the
+        container was created a moment ago.
+        """
+        attribution = self.tracker.attribution
+        age_ms = (entry.engine_ms or 0) - (self.created_at or 0)
+        if self.created_at is not None and age_ms <= FIRST_LINE_MS:
+            attribution.has_begun = True
+            return
+        attribution.begin(entry.at)
+        attribution.has_begun = entry.head is not None  # what has no header may have no time
 
     def identify(self, entry: Entry) -> None:
         """Give the entry its key: stamp, header, and how many times this source has seen both
@@ -5027,7 +5126,11 @@ class Recorder:
                 entry.stamped and abs(entry.at - entry.engine_ms) <= BELIEF_MS
             ):
                 entry.at = entry.engine_ms
-            entry.believed = entry.type == "execution_output" and not self.loose & {stream, "all"}
+            entry.believed = (
+                entry.type == "execution_output"
+                and not self.loose & {stream, "all"}
+                and self.trust.rival is None  # tasks may be in work of which it told
+            )
         else:
             entry.believed = self.trust.judge(entry)
             if entry.believed and entry.engine_ms is not None:
@@ -5139,7 +5242,7 @@ class Recorder:
             self.tracker.lose(row["execution_id"], self.newest_at or 0)
 
     def saved(self) -> dict[str, Any]:
-        streams = {}
+        streams, rival = {}, self.trust.rival
         for stream, its in self.assemblers.items():
             last = its.open
             key, believed, depth = (
@@ -5156,6 +5259,7 @@ class Recorder:
             **self.tracker.attribution.saved(),
             "cursor": self.cursor,
             "identity": self.trust.identity,
+            "rival": rival and (*rival.who, rival.since_s, rival.from_key.hex(), rival.headers),
             "seq": self.seq,
             "newest_second": self.newest_second,
             "streams": streams,
@@ -5594,6 +5698,7 @@ class EngineFeed:
         self.expected = bool(self.known)  # until one of them has come again
         self.known_until = second_text((self.since_s or 0) + 60).replace(" ", "T").encode()
         self.recorder = Recorder(monitor, ENGINE, bool(fresh), live=was_read and not fresh)
+        self.recorder.created_at = container.created
         self.began = (utc(monitor.started_at or monitor.now()) or "")[
             :-1
         ].encode()  # as the engine's stamps begin
@@ -5707,7 +5812,7 @@ class EngineFeed:
             utc(since),
         )
         self.monitor.note_gap(since, until, "the engine had dropped older lines")
-        self.recorder.tracker.attribution.begin(until or self.monitor.now())
+        self.recorder.tracker.note_gap(until or self.monitor.now())
 
     def came_twice(self, stream: int, stamp: bytes, body: bytes, engine_ms: int) -> bool:
         """True for a line that came on this connection already: an engine may send it again when it
@@ -5743,7 +5848,7 @@ class EngineFeed:
         )
         if leap and max(self.container.file_bytes, 2 * MIB) <= 8 * rush:
             self.monitor.note_gap(*leap, "the log was rotated faster than it could be read")
-            self.recorder.tracker.attribution.begin(leap[1])
+            self.recorder.tracker.note_gap(leap[1])
         if len(self.recent) > RECENT_LINES:
             self.recent = dict.fromkeys(
                 itertools.islice(self.recent, len(self.recent) - RECENT_LINES // 2, None)
