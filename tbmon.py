@@ -4614,20 +4614,24 @@ class ContainerFiles:
     def __init__(self, engine: DockerEngine, container: str, folder: str) -> None:
         self.engine, self.container, self.folder = engine, container, folder
 
-    def names(self) -> Iterator[str]:
-        """Every file; there is no listing, so the folder's tar is passed, at once (see `open`)."""
+    def sizes(self) -> dict[str, int]:
+        """The bytes of every file; there is no listing, so the folder's tar is passed, at once (see
+        `open`). A link counts for none.
+        """
         found = resolve(self.engine, self.container, self.folder)
         if found is None:
-            return iter(())
+            return {}
         with self.engine.archive(self.container, found[0]) as tar:
             top = posixpath.dirname(found[0])
-            return iter(
-                [
-                    posixpath.join(top, part.name)
-                    for part in tar or ()
-                    if part.isfile() or part.issym()
-                ]
-            )
+            return {
+                posixpath.join(top, part.name): part.size
+                for part in tar or ()
+                if part.isfile() or part.issym()
+            }
+
+    def names(self) -> Iterator[str]:
+        """Every file."""
+        return iter(self.sizes())
 
     def signature(self, names: Iterable[str]) -> object:
         """What changes when a file is added or one of `names` changes; None without the folder."""
@@ -4660,6 +4664,10 @@ class LocalFiles:
 
     def names(self) -> Iterator[str]:
         return (str(path) for path in self.folder.rglob("*") if path.is_file())
+
+    def sizes(self) -> dict[str, int]:
+        """The bytes of every file; 0 for one that has just gone."""
+        return {name: os.path.getsize(name) if os.path.exists(name) else 0 for name in self.names()}
 
     def signature(self, names: Iterable[str]) -> object:
         """As for a container's folder; None without an event database."""
@@ -8713,18 +8721,21 @@ def check_container(name: str, engine: DockerEngine) -> Iterator[Finding]:
         return
     yield Finding("OK", f"log driver {container.log_driver}")
     yield check_log(engine, container)
-    there = resolve(engine, name, EVENT_DB_PATH) is not None
-    remedy = (
-        ""
-        if there
-        else (
-            f"Normal before the first task. No invoice is confirmed without it. Path: "
-            f"{EVENT_DB_PATH}"
-        )
-    )
-    yield Finding(
-        "OK" if there else "WARN", f"event database {'found' if there else 'not found'}", remedy
-    )
+    yield check_event_db(engine, name)
+
+
+def check_event_db(engine: DockerEngine, name: str) -> Finding:
+    """What there is of an event database; its folder alone is none."""
+    files = ContainerFiles(engine, name, EVENT_DB_PATH).sizes()
+    sizes = [size for path, size in files.items() if path.endswith(EVENT_DB_NAME)]
+    if sizes:
+        number = "1 file" if len(sizes) == 1 else f"{len(sizes)} files"
+        return Finding("OK", f"event database found: {number}, {sum(sizes) / MIB:.1f} MiB")
+    folder = "is not there"
+    if resolve(engine, name, EVENT_DB_PATH) is not None:
+        folder = f"holds no file *{EVENT_DB_NAME}" if files else "is empty"
+    remedy = "Normal before the first task. No invoice is confirmed without it."
+    return Finding("WARN", f"event database not found: {EVENT_DB_PATH} {folder}", remedy)
 
 
 def check_log(engine: DockerEngine, container: Container) -> Finding:
