@@ -16,7 +16,7 @@ an API. The Docker Engine is only asked, with GET and HEAD, on the paths listed
 in section 7. Nothing else is connected to, unless the operator opts in to the
 federation.
 
-To see what can leave this machine, read sections 5 and 6, a twelfth of it: 5
+To see what can leave this machine, read sections 5 and 6, less than a tenth of it: 5
 says what a message can hold, and `refusal_of` is the gate that every byte
 passes; 6 is the only section that opens an outbound connection.
 
@@ -7437,8 +7437,8 @@ def task_series(store: Store, cells: range, shape: str = "TaskCell") -> dict[str
 
 
 def uptime_json(store: Store, now: int) -> dict[str, Any]:
-    """Thirty days in cells of minutes up, down and unknown; shares are of the minutes that tbmon
-    could see.
+    """Thirty days in cells of minutes up, down and unknown; shares are of the minutes that are
+    known, and null where those are less than a tenth of the span.
     """
     cells, shown, percent = cells_of(now, *SPANS["30d"]), list[dict[str, Any]](), dict[str, Any]()
     for at, row in zip(cells, cell_rows(store, "up_cells", cells), strict=True):
