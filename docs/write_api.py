@@ -182,10 +182,11 @@ MEANINGS = {
     "stream": "where the live stream goes on from here: what `Last-Event-ID` takes",
     "invoices_24h": "of the last 24 hours",
     "waiting_24h": "completed tasks of the last 24 hours that no invoice names",
-    "percent_24h": "of the minutes that tbmon could see in 24 hours, those with the node up",
+    "percent_24h": "of the minutes known, those with the node up; null if less than a tenth of the "
+    "span is known",
     "percent_7d": "the same of 7 days",
     "percent_30d": "the same of 30 days",
-    "outages": "in 30 days",
+    "outages": "in 30 days; silence is one, from the last line on",
     "longest_outage_min": "minutes",
     "Uptime.from": "when the first cell begins",
     "Consumption.from": "when the first cell begins",
