@@ -298,6 +298,9 @@ class Config:
     api_key: str = setting(
         "", "if set, the API asks for it: Authorization: Bearer KEY", secret=True
     )
+    health_node_open: bool = setting(
+        False, "/health?node=1 answers without the API key too, by its status alone"
+    )
     task_data_password: str = setting(
         "", "opens log and task data; generated if empty", secret=True
     )
@@ -6287,7 +6290,9 @@ KINDS: dict[str, dict[str, Any]] = {
 SERIES = "from time, cell_s int"  # of a chart
 SHAPES = {
     "Error": "error text",
-    "Health": "status text, timestamp time, docker connected|disconnected|disabled, version text",
+    "Health": "status text, timestamp time, docker connected|disconnected|disabled, version text, "
+    "node? NodeHealth",
+    "NodeHealth": "state degraded|working|idle, reason text, since time?",
     "Slots": "current int?, total int",
     "Node": "address text?, version text?, registered bool?, current_slots int?, total_slots "
     "int?, slots {Slots},"
@@ -6530,6 +6535,7 @@ SPANS = {
     "30d": (90, 8 * HOUR_MS),
 }  # cells, and how long each is
 SPAN_QUERY = {"span": a_word(*SPANS)}
+HEALTH_QUERY = {"node": a_word("0", "1")}
 LOGS_QUERY = {
     **PAGE,
     "level": a_word(*LEVELS[1:]),
@@ -7103,6 +7109,25 @@ class Api:
             threading.Lock(),
             threading.Lock(),
         )  # to make events: all at once would keep ingest waiting
+
+    def node_health(self, caller: Caller) -> dict[str, Any]:
+        """For a monitor from outside: raises Refusal with 503 while the node is down or blind. Who
+        may not read the verdict learns no more than that.
+        """
+        may_read = self.guard.holds("local", caller)
+        gave_key = caller.secret("local") is not None
+        if not may_read and (gave_key or not self.monitor.config.health_node_open):
+            self.guard.check("local", caller)
+        verdict = self.monitor.newest_verdict()
+        if verdict is None:
+            verdict = Verdict("blind", JUST_STARTED, "", "started")
+        if verdict.state in ("blind", "down"):
+            since = f" since {utc(verdict.since)}" if verdict.since is not None else ""
+            words = f"the node is {verdict.state}{since}: {verdict.reason}"
+            raise Refusal(503, words if may_read else "the node is down, or cannot be seen")
+        told = verdict_json(verdict)
+        node = {name: told[name] for name in fields_of("NodeHealth")}
+        return {**self.health(), **({"node": node} if may_read else {})}
 
     def health(self) -> dict[str, Any]:
         """200 as long as tbmon itself works, whatever the node does."""
@@ -8052,12 +8077,23 @@ class Route(NamedTuple):
     body: str = ""
 
 
+def health_answer(api: Api, call: Call) -> dict[str, Any]:
+    return api.node_health(call.caller) if call.query.get("node") == "1" else api.health()
+
+
 TASK, DATA = "/api/tasks/{execution_id}", "Private: asks for the task-data password."
 ROUTES = (
     Route(
-        "/health", "open", "Whether tbmon itself works.", "Health", lambda api, call: api.health()
+        "/health",
+        "open",
+        "Whether tbmon itself works. With `node=1` it answers 503 while the node is down or cannot"
+        " be seen, for a monitor from outside; then it asks for the API key where there is one,"
+        " unless HEALTH_NODE_OPEN is set.",
+        "Health",
+        health_answer,
+        HEALTH_QUERY,
     ),
-    Route("/api/health", "open", "The same under /api.", "Health", lambda api, call: api.health()),
+    Route("/api/health", "open", "The same under /api.", "Health", health_answer, HEALTH_QUERY),
     Route(
         "/api/status",
         "local",
