@@ -1587,8 +1587,9 @@ def judge_container(seen: Symptoms) -> Verdict | None:
         advice = "Let it go on: `docker unpause`, with its name."
         return Verdict("down", "the container is paused", advice, "paused")
     if seen.container is not None and keeps_ending(seen):
-        starts, ended = len(seen.runs.starts), exit_words(seen.runs)
-        words = f"it keeps ending: {starts} starts in 10 minutes" + (ended and f", last {ended}")
+        ended = exit_words(seen.runs)
+        words = f"it keeps ending: {len(seen.runs.starts)} starts in 10 minutes"
+        words += ended and f", last {ended}"
         advice = "Read the end of its log for why it ends."
         return Verdict("down", words, advice, "loop", min(seen.runs.ends))
     if seen.container == "created":
@@ -1650,8 +1651,8 @@ def awaits_line(seen: Symptoms) -> bool:
 def judge_log(seen: Symptoms) -> Verdict | None:
     """Blind to the log, or a log that stopped."""
     if seen.reading is not None:
-        words, advice = reading_words(seen.reading, seen.now), "Wait until it is read."
-        return Verdict("blind", words, advice, "reading", seen.unseen_since)
+        words = reading_words(seen.reading, seen.now)
+        return Verdict("blind", words, "Wait until it is read.", "reading", seen.unseen_since)
     if seen.trouble:
         return judge_blind(seen, seen.trouble)
     silent_since = seen.runs.started_at if awaits_line(seen) else seen.last_line_at
@@ -2531,7 +2532,9 @@ class Store:
         """The minutes (since 1970) from `since` to before `until` (ms) that have lines of the
         node.
         """
-        low, high = since // 1000 + self.ahead_s() - 3600, until // 1000 + self.ahead_s() + 3600
+        ahead_s = self.ahead_s()
+        low = since // 1000 + ahead_s - 3600
+        high = until // 1000 + ahead_s + 3600
         rows = self.get("lively_minutes", key_of(max(0, low)), key_of(max(0, high)), since, until)
         return [row["minute"] for row in rows]
 
@@ -4142,6 +4145,7 @@ class Monitor:
     reading: Reading | None = None  # ingest: the history it reads before there can be a verdict
     is_new: bool = True  # ingest: the node's history was never read into this database
     verdict: Verdict | None = None  # upkeep
+    remembered: Verdict | None = None  # upkeep: from before this start, until the first look
     judged: Judged | None = None  # upkeep: the newest verdict that says something of the node
     runs: Runs = field(default_factory=Runs)  # upkeep
     begun_at: int = 0  # ms
@@ -4206,7 +4210,7 @@ class Monitor:
             self.is_new = False
             since = min(last.since, self.begun_at)
             as_of = min(last.at, self.begun_at)
-            self.verdict = Verdict(
+            self.verdict = self.remembered = Verdict(
                 last.state, last.reason, last.advice, last.cause, since, as_of=as_of
             )
 
@@ -5029,7 +5033,8 @@ class Progress:
     """How far the reading of log files has come, of which `sizes` are the bytes."""
 
     def __init__(self, names: Sequence[str], sizes: Mapping[str, int]) -> None:
-        self.sizes, self.total = sizes, sum(sizes[name] for name in names)
+        self.sizes = sizes
+        self.total = sum(sizes[name] for name in names)
         self.done = 0  # bytes of the files that are read
 
     def reading(self, reader: LogFileReader, name: str) -> Reading | None:
@@ -5648,7 +5653,8 @@ class Follower:
             try:
                 if next(self.history, self) is self:
                     self.history = self.monitor.reading = None
-                    self.monitor.is_new, self.monitor.missed = False, True
+                    self.monitor.is_new = False
+                    self.monitor.missed = True
             except DockerError as error:
                 log.warning(
                     "ingest: the log files could not be read: %s; the next connection tries again",
@@ -5718,7 +5724,8 @@ class DirectoryFollower:
             self.monitor.problem = self.monitor.redactor.clean(words)
             return
         sizes = self.files.sizes()
-        names, problem = choose_log_files(sizes), None
+        names = choose_log_files(sizes)
+        problem = None
         progress = Progress(names, sizes)
         for name in names:
             try:
@@ -6052,7 +6059,8 @@ def fill_missed(monitor: Monitor, until: int) -> None:
     """Minutes that tbmon missed: up where the log has lines at most SILENCE_MS apart, else
     unknown.
     """
-    store, monitor.missed = monitor.store, False
+    store = monitor.store
+    monitor.missed = False
     for row in store.get("missed", monitor.oldest(SAMPLE_MS) // MINUTE_MS * MINUTE_MS, until):
         for since in range(row["since"], row["until"], DAY_MS):
             monitor.beat("upkeep")
@@ -6086,24 +6094,24 @@ def follow_runs(before: Runs, container: Container, now: int) -> Runs:
     """What a look at the container adds to its runs. Restarts between two looks are told by the
     engine's count alone.
     """
-    looked_at = before.looked_at
+    is_same = container.id == before.container_id
 
     def moment(engine_ms: int | None) -> int:  # the engine's clock may differ from ours
-        return min(now, max(engine_ms or 0, looked_at))
+        return min(now, max(engine_ms or 0, before.looked_at if is_same else 0))
 
-    is_same = container.id == before.container_id
-    counted, counted_at = 0, container.created or 0  # restarts
-    if is_same:
-        counted, counted_at = before.restart_count, looked_at
+    counted = before.restart_count if is_same else 0
+    counted_at = before.looked_at if is_same else container.created or 0
     is_recent = 0 <= now - counted_at <= LOOP_MS  # else nobody knows when they were
     unseen = max(0, container.restart_count - counted - 1) if is_recent else 0
     has_ended = container.finished_at not in (None, before.finished_at)
     has_started = container.started_at not in (None, before.started_at)
     ends = [*before.ends, *[moment(container.finished_at)] * (has_ended + unseen)]
     starts = [*before.starts, *[moment(container.started_at)] * (has_started + unseen)]
-    exit_code, oom_killed = container.exit_code, container.oom_killed
+    exit_code = container.exit_code
+    oom_killed = container.oom_killed
     if container.state in ("running", "paused"):  # then these say nothing of the last end
-        exit_code, oom_killed = (before.exit_code, before.oom_killed) if is_same else (None, False)
+        exit_code = before.exit_code if is_same else None
+        oom_killed = before.oom_killed if is_same else False
     return Runs(
         container.id,
         now,
@@ -6127,7 +6135,8 @@ def check_words(monitor: Monitor, text: str) -> str:
 
 def look(monitor: Monitor, seen: Container | None, now: int) -> Symptoms:
     """All that the verdict depends on, as it is now."""
-    store, last = monitor.store, monitor.judged
+    store = monitor.store
+    last = monitor.judged
     sought, place = monitor.sought()
     symptoms = Symptoms(now, trouble=monitor.problem, sought=sought, place=place)
     if monitor.engine is not None and monitor.container_error is not None:
@@ -6139,8 +6148,8 @@ def look(monitor: Monitor, seen: Container | None, now: int) -> Symptoms:
             runs=monitor.runs if seen else Runs(),
         )
         if seen is not None and seen.health == "unhealthy":
-            words, since = check_words(monitor, seen.check_words), seen.failing_since
-            symptoms = symptoms._replace(check=words, unhealthy_since=since)
+            words = check_words(monitor, seen.check_words)
+            symptoms = symptoms._replace(check=words, unhealthy_since=seen.failing_since)
     reading = monitor.reading
     if monitor.lag_ms > MINUTE_MS:
         reading = Reading(now - monitor.lag_ms)
@@ -6165,21 +6174,27 @@ def look(monitor: Monitor, seen: Container | None, now: int) -> Symptoms:
 
 def set_verdict(monitor: Monitor) -> None:
     """Judge the node and remember since when it has been so."""
-    store, now, last, runs = monitor.store, monitor.now(), monitor.judged, monitor.runs
+    now = monitor.now()
+    last = monitor.judged
+    runs = monitor.runs
     seen = monitor.container  # once: ingest looks at it too
     if seen is not None and monitor.engine is not None and monitor.container_error is None:
         monitor.runs = follow_runs(runs, seen, now)
     symptoms = look(monitor, seen, now)
-    verdict, old = judge_node(symptoms), monitor.verdict
-    if verdict.cause == "started" and old is not None and old.as_of is not None:
-        return  # what was known before tbmon was started is still all there is
+    verdict = judge_node(symptoms)
+    old = monitor.verdict
+    if verdict.cause == "started" and monitor.remembered is not None:
+        monitor.verdict = monitor.remembered  # still all that is known
+        return
     verdict = verdict._replace(since=since_when(verdict, last, now))
     if old is None or old.as_of or (old.state, old.cause) != (verdict.state, verdict.cause):
         log.info("verdict: %s: %s", verdict.state, verdict.reason)
     monitor.verdict = verdict
     if verdict.cause in ("started", "reading"):  # that is no state of the node
         return
-    is_well, started_at = verdict.state in ("working", "idle"), symptoms.runs.started_at or 0
+    monitor.remembered = None
+    is_well = verdict.state in ("working", "idle")
+    started_at = symptoms.runs.started_at or 0
     looked_at: int | None = now
     if verdict.state == "blind":
         looked_at = last.looked_at if last is not None else None
@@ -6195,7 +6210,7 @@ def set_verdict(monitor: Monitor) -> None:
     )
     has_changed = last is None or (last.state, last.cause) != (verdict.state, verdict.cause)
     if has_changed or replace(monitor.runs, looked_at=0) != replace(runs, looked_at=0):
-        with contextlib.suppress(sqlite3.OperationalError), store.write() as db:
+        with contextlib.suppress(sqlite3.OperationalError), monitor.store.write() as db:
             keep_verdict(monitor, db)
 
 
@@ -7183,7 +7198,8 @@ class Api:
         }
 
     def status(self) -> dict[str, Any]:
-        stats, verdict = self.monitor.stats, self.monitor.newest_verdict()
+        stats = self.monitor.stats
+        verdict = self.monitor.newest_verdict()
         recognised, entries = self.store.get("recognised", UNRECOGNISED)[0]
         memory = stats and {
             "usage": round(stats.memory_bytes / MIB, 1),
@@ -7964,7 +7980,8 @@ def task_chart(api: Api, call: Call) -> dict[str, Any]:
 def log_chart(api: Api, call: Call) -> dict[str, Any]:
     """Log entries by time. Keys have the node's own clock."""
     cells = cells_of(api.monitor.now(), *SPANS[call.query.get("span", "24h")])
-    ahead_s, shown = api.store.ahead_s(), []
+    ahead_s = api.store.ahead_s()
+    shown = []
     for at in cells:
         low = at // 1000 + ahead_s
         shown.append(

@@ -327,6 +327,27 @@ def test_what_was_known_is_shown_until_the_first_look(
     assert one.end() == 0
 
 
+def test_reading_on_before_the_first_look_does_not_make_it_forget(filed: Looked) -> None:
+    write(filed, header("Heartbeat sent"))
+    filed.start()
+    known = filed.wait_for("idle", "flowing")
+    filed.stop()
+    store = tbmon.Store(Path(filed.config.db_path), filed.key)
+    monitor = tbmon.Monitor(filed.config, store, tbmon.Redactor(filed.key), None, threading.Event())
+    shown = monitor.verdict
+    assert shown is not None and shown.since == known.since and shown.as_of is not None
+    tbmon.set_verdict(monitor)
+    assert monitor.verdict == shown
+    monitor.lag_ms = 5 * HOUR_MS
+    tbmon.set_verdict(monitor)
+    assert monitor.verdict is not None and monitor.verdict.state == "blind"
+    assert monitor.verdict.reason.startswith("reading the node's history: ")
+    monitor.lag_ms = 0
+    tbmon.set_verdict(monitor)
+    assert monitor.verdict == shown
+    store.close()
+
+
 def test_nothing_known_is_said_to_be_nothing(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     watch = Looked(tmp_path / "data", log_dir=str(tmp_path / "logs"))
@@ -520,6 +541,8 @@ def test_restarts_between_two_looks_are_told_by_the_engines_count() -> None:
     assert len(tbmon.follow_runs(Runs(), made, NOW).ends) == 5  # all of them since then
     old = tbmon.follow_runs(after, later, NOW + 11 * MINUTE_MS)
     assert (old.starts, old.ends) == ([], [])
+    other = container._replace(id="b" * 64, restart_count=0, finished_at=NOW - DAY_MS)
+    assert tbmon.follow_runs(first, other, NOW).ends == first.ends  # its end is long ago
     before = replace(first, looked_at=NOW - HOUR_MS)
     assert len(tbmon.follow_runs(before, later, NOW + 1000).ends) == 2  # when, nobody knows
 
