@@ -16,7 +16,7 @@ an API. The Docker Engine is only asked, with GET and HEAD, on the paths listed
 in section 7. Nothing else is connected to, unless the operator opts in to the
 federation.
 
-To see what can leave this machine, read sections 5 and 6, less than a tenth: 5
+To see what can leave this machine, read sections 5 and 6, less than a tenth of it: 5
 says what a message can hold, and `refusal_of` is the gate that every byte
 passes; 6 is the only section that opens an outbound connection.
 
@@ -40,6 +40,7 @@ import bisect
 import codecs
 import contextlib
 import csv
+import dataclasses
 import fcntl
 import functools
 import gc
@@ -109,6 +110,9 @@ FIRST_LINE_MS = 15_000  # after its start the node has said its first line
 OVERTAKE_MS = 250  # by the engine's stamps: one stream may be so far ahead of the other
 HELD_ENTRY_BYTES = 400  # of an entry in memory, beside its words
 WAITING_LINES = 64  # loose lines that wait for what shows whose they are
+LOOP_MS = 10 * MINUTE_MS  # a container that ends LOOP_ENDS times within it keeps ending,
+LOOP_ENDS = 3
+SETTLED_MS = MINUTE_MS  # until it has run for so long
 OVERLAP_S = 3  # read again before the cursor: stamps step back between the two streams
 RETRY_MAX_S, STILL_S = (
     5.0,
@@ -323,6 +327,9 @@ class Config:
     )
     api_key: str = setting(
         "", "if set, the API asks for it: Authorization: Bearer KEY", secret=True
+    )
+    health_node_open: bool = setting(
+        False, "/health?node=1 answers without the API key too, by its status alone"
     )
     task_data_password: str = setting(
         "", "opens log and task data; generated if empty", secret=True
@@ -584,6 +591,18 @@ def utc_day(ms: int) -> str:
 def second_text(second: int) -> str:
     """Format a stamp's second as the node writes it."""
     return datetime.fromtimestamp(second, UTC).isoformat(" ")[:19]
+
+
+def day_words(ms: int, now: int) -> str:
+    """The UTC day of a time as in `12 April`, with its year unless that is the year of `now`."""
+    day = datetime.fromtimestamp(ms // 1000, UTC)
+    is_this_year = utc_day(ms)[:4] == utc_day(now)[:4]
+    return f"{day.day} {day:%B}" + ("" if is_this_year else f" {day.year}")
+
+
+def moment_words(ms: int, now: int) -> str:
+    """A time as in `12 April at 16:47 UTC`."""
+    return f"{day_words(ms, now)} at {second_text(ms // 1000)[11:16]} UTC"
 
 
 @dataclass(slots=True)
@@ -1936,88 +1955,247 @@ def own_item(items: Sequence[Mapping[str, Any]], own: Iterable[str]) -> Mapping[
     return max(mine, key=lambda item: str(item["operation"]), default=None)
 
 
-JUST_STARTED = "tbmon has just started"
+JUST_STARTED = "tbmon has just started and has not looked yet"
+DOCTOR = "Run `tbmon.py doctor` on this host; it names what is in the way."
+
+
+class Reading(NamedTuple):
+    """The history that is being read: the time (ms) it has come to, and how much of its bytes is
+    done. None is unknown.
+    """
+
+    at: int | None = None
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The container's newest run, and the starts and ends (ms) of the last ten minutes; a row of
+    the table `state`.
+    """
+
+    container_id: str = ""
+    looked_at: int = 0  # when it was last seen
+    started_at: int | None = None
+    finished_at: int | None = None
+    restart_count: int = 0
+    exit_code: int | None = None  # of the newest end that was seen
+    oom_killed: bool = False  # the same
+    starts: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The newest verdict on the node, as a row of the table `state`; times in ms."""
+
+    state: str
+    cause: str
+    reason: str
+    advice: str
+    since: int
+    at: int  # when it was last found so
+    looked_at: int | None  # when tbmon last saw the node
+    well_since: int | None  # when it was last neither working nor idle; None if it is not well
+
+
+def revive(kind: Any, text: str | None) -> Any:
+    """A dataclass from its row in the table `state`; None where there is none that it can read."""
+    try:
+        return kind(**json.loads(text or ""))
+    except (ValueError, TypeError):
+        return None
 
 
 class Symptoms(NamedTuple):
     """What the verdict looks at; times in ms, `now` included. None is unknown."""
 
     now: int
-    problem: str | None  # why tbmon itself cannot see, if it cannot
-    container: str | None  # its state, "missing", or None without Docker
-    ever_seen: bool
-    last_line_at: int | None
-    last_task_at: int | None
-    recent: Sequence[str]  # outcomes of the last 20 finished tasks, newest first
-    restarts_10_min: int
-    recognised: float | None  # share of the last entries; None for too few of them
+    problem: str | None = None  # why the container cannot be seen, if it cannot
+    trouble: str | None = None  # why its log is not followed, if it is not
+    reading: Reading | None = None  # what is read before the verdict can be given
+    sought: str = "the node's log"  # what tbmon looks for
+    place: str = ""  # and where
+    container: str | None = None  # its state, "missing", or None without Docker
+    ever_seen: bool = True
+    runs: Runs = Runs()
+    check: str | None = None  # the first words of Docker's own check, if that finds it unhealthy
+    unhealthy_since: int | None = None
+    last_line_at: int | None = None
+    last_task_at: int | None = None
+    idle_since: int | None = None  # when the last task ended
+    recent: Sequence[str] = ()  # outcomes of the last 20 finished tasks, newest first
+    failing_since: int | None = None  # the first failure since the last success
+    recognised: float | None = None  # share of the last entries; None for too few of them
+    unseen_since: int | None = None  # when tbmon last saw the node
+    well_since: int | None = None  # when it was last neither working nor idle
 
 
 class Verdict(NamedTuple):
+    """What the node is, with why and what to do. `since` (ms) is None where nothing shows it."""
+
     state: str  # blind, down, degraded, working, idle
     reason: str
     advice: str
+    cause: str  # why, in one word that does not change with the figures in `reason`
+    since: int | None = None
+    as_of: int | None = None  # when it was so; of a verdict from before tbmon was started
 
 
 def judge_node(seen: Symptoms) -> Verdict:
-    """The first that holds of blind, down, degraded, working, idle (design, section 5)."""
-    if seen.problem == JUST_STARTED:
-        return Verdict("blind", seen.problem, "Wait a few seconds.")
+    """The first that holds: what can be said of the container, of its log, of its tasks."""
+    return judge_container(seen) or judge_log(seen) or judge_tasks(seen)
+
+
+def judge_container(seen: Symptoms) -> Verdict | None:
+    """Blind to the container, or down."""
     if seen.problem:
-        return Verdict(
-            "blind",
-            seen.problem,
-            "Run `tbmon.py doctor` on this host; it names what is in the way.",
-        )
+        return judge_blind(seen, seen.problem)
     if seen.container == "missing" and not seen.ever_seen:
-        return Verdict(
-            "blind", "the container has not been seen yet", "Start the node, or set CONTAINER_NAME."
-        )
+        words = f"no {seen.sought} has been seen yet" + (seen.place and f" at {seen.place}")
+        advice = "Start the node, or set CONTAINER_NAME."
+        return Verdict("blind", words, advice, "unseen", seen.unseen_since)
+    if seen.container == "missing":
+        words = f"the container is missing: no {seen.sought}" + (seen.place and f" at {seen.place}")
+        return Verdict("down", words, "Create it again, or set CONTAINER_NAME.", "missing")
+    if seen.container == "paused":
+        advice = "Let it go on: `docker unpause`, with its name."
+        return Verdict("down", "the container is paused", advice, "paused")
+    if seen.container is not None and keeps_ending(seen):
+        ended = exit_words(seen.runs)
+        words = f"it keeps ending: {len(seen.runs.starts)} starts in 10 minutes"
+        words += ended and f", last {ended}"
+        advice = "Read the end of its log for why it ends."
+        return Verdict("down", words, advice, "loop", min(seen.runs.ends))
+    if seen.container == "created":
+        words = "the container was created, and never started"
+        return Verdict("down", words, "Start it.", "created")
     if seen.container not in (None, "running"):
-        return Verdict(
-            "down",
-            f"the container is {seen.container}",
-            "Start it again and read the end of its log.",
-        )
+        ended = exit_words(seen.runs)
+        words = f"the container {'has' if seen.container == 'exited' else 'is'} {seen.container}"
+        words += ended and f": {ended}"
+        if seen.runs.finished_at is not None:
+            words += f", on {moment_words(seen.runs.finished_at, seen.now)}"
+        advice = "Start it again and read the end of its log."
+        return Verdict("down", words, advice, "ended", seen.runs.finished_at)
+    return None
+
+
+def judge_blind(seen: Symptoms, problem: str) -> Verdict:
+    """Why tbmon sees nothing, with what it looked for and where."""
+    if problem == JUST_STARTED:
+        return Verdict("blind", problem, "Wait a few seconds.", "started", seen.unseen_since)
+    parts = [] if seen.sought in problem else [f"looked for {seen.sought}"]
+    parts += [f"at {seen.place}"] if seen.place and seen.place not in problem else []
+    words = f"{problem} ({' '.join(parts)})" if parts else problem
+    return Verdict("blind", words, DOCTOR, "blind", seen.unseen_since)
+
+
+def keeps_ending(seen: Symptoms) -> bool:
+    """It ended LOOP_ENDS times within LOOP_MS, and has not run for SETTLED_MS since."""
+    runs = seen.runs
+    started_at = runs.starts[-1] if runs.starts else runs.started_at
+    is_settled = started_at is not None and seen.now - started_at >= SETTLED_MS
+    return len(runs.ends) >= LOOP_ENDS and not (seen.container == "running" and is_settled)
+
+
+def exit_words(runs: Runs) -> str:
+    """How the container ended; empty if that was not seen."""
+    if runs.exit_code is None:
+        return ""
+    return f"exit code {runs.exit_code}" + (", out of memory" if runs.oom_killed else "")
+
+
+def reading_words(reading: Reading, now: int) -> str:
+    """How far the reading of the history has come."""
+    if reading.at is not None and reading.share is None and now - reading.at < HOUR_MS:
+        return f"still reading the log of {(now - reading.at) // MINUTE_MS} min ago"
+    parts = [] if reading.at is None else [day_words(reading.at, now)]
+    parts += [] if reading.share is None else [f"{math.floor(100 * reading.share)} %"]
+    return "reading the node's history" + (": " if parts else "") + ", ".join(parts)
+
+
+def awaits_line(seen: Symptoms) -> bool:
+    """The container runs and has said nothing since its start; a line's stamp has no fraction of a
+    second.
+    """
+    started_at = seen.runs.started_at
+    return started_at is not None and (seen.last_line_at or 0) < started_at // 1000 * 1000
+
+
+def judge_log(seen: Symptoms) -> Verdict | None:
+    """Blind to the log, or a log that stopped."""
+    if seen.reading is not None:
+        words = reading_words(seen.reading, seen.now)
+        return Verdict("blind", words, "Wait until it is read.", "reading", seen.unseen_since)
+    if seen.trouble:
+        return judge_blind(seen, seen.trouble)
+    silent_since = seen.runs.started_at if awaits_line(seen) else seen.last_line_at
+    if silent_since is not None and seen.now - silent_since <= SILENCE_MS:
+        return None
+    words = "no log line so far"
+    if silent_since is not None:
+        its_start = "its start on " if awaits_line(seen) else ""
+        words = f"no log line since {its_start}{moment_words(silent_since, seen.now)}"
+    advice = "The node writes every two minutes: restart it."
+    return Verdict("degraded", words, advice, "silent", silent_since)
+
+
+def judge_tasks(seen: Symptoms) -> Verdict:
+    """Degraded by what the node does or says; else working or idle."""
     failures = sum(outcome == "failed" for outcome in seen.recent)
-    if seen.restarts_10_min >= 3:
-        return Verdict(
-            "degraded",
-            f"{seen.restarts_10_min} starts in 10 minutes",
-            "Look for why the node ends.",
-        )
-    if seen.last_line_at is None or seen.now - seen.last_line_at > SILENCE_MS:
-        return Verdict(
-            "degraded",
-            "no log line for 10 minutes",
-            "The node writes every two minutes: restart it.",
-        )
+    if seen.check is not None:
+        words = "Docker's own check finds it unhealthy" + (seen.check and f": {seen.check}")
+        advice = "Read the check's output: `docker inspect`, with its name."
+        return Verdict("degraded", words, advice, "unhealthy", seen.unhealthy_since)
     if list(seen.recent[:3]) == ["failed"] * 3:
         return Verdict(
             "degraded",
             "the last three tasks failed",
             "Open the failed tasks and read their errors.",
+            "failing",
+            seen.failing_since,
         )
     if failures > 0.2 * len(seen.recent) and len(seen.recent) >= 5:
-        return Verdict(
-            "degraded",
-            f"{failures} of the last {len(seen.recent)} tasks failed",
-            "Open the failed tasks.",
-        )
+        words = f"{failures} of the last {len(seen.recent)} tasks failed"
+        return Verdict("degraded", words, "Open the failed tasks.", "failures")
     if seen.recognised is not None and seen.recognised < 0.95:
-        share = round(100 * (1 - seen.recognised))
-        return Verdict(
-            "degraded",
-            f"{share} % of the log is not recognised",
-            "The node may be newer than tbmon.",
-        )
-    if seen.last_task_at is not None and seen.now - seen.last_task_at <= DAY_MS:
-        return Verdict("working", "it had a task within 24 hours", "Nothing to do.")
+        words = f"{round(100 * (1 - seen.recognised))} % of the log is not recognised"
+        return Verdict("degraded", words, "The node may be newer than tbmon.", "unrecognised")
+    has_worked = seen.last_task_at is not None and seen.now - seen.last_task_at <= DAY_MS
+    started_at = seen.runs.started_at or 0
+    if has_worked and not awaits_line(seen):
+        since = max(seen.well_since or 0, started_at) or None
+        words = "it had a task within 24 hours"
+        return Verdict("working", words, "Nothing to do.", "working", since)
+    if awaits_line(seen):
+        minutes = max(0, seen.now - started_at) // MINUTE_MS
+        age = f"{minutes} min ago" if minutes else "less than a minute ago"
+        words = f"started {age}, its first line is awaited"
+        return Verdict("idle", words, "Nothing to do.", "starting", started_at)
     return Verdict(
         "idle",
         "no task within 24 hours, and the log is flowing",
         "Nothing to do: idle days are normal.",
+        "idle",
+        seen.idle_since,
     )
+
+
+GROWING = ("loop", "unhealthy")  # causes of whose evidence the oldest part is forgotten in time
+
+
+def since_when(verdict: Verdict, before: Judged | None, now: int) -> int:
+    """When the state began: by the evidence, else as long as it has been so; never in the
+    future.
+    """
+    known = verdict.since
+    is_same = before is not None and before.state == verdict.state
+    kept = min(before.since, now) if before is not None and is_same else now
+    if known is None or known > now:
+        return kept
+    goes_on = before is not None and is_same and before.cause == verdict.cause
+    return min(kept, known) if goes_on and verdict.cause in GROWING else known
 
 
 # ---------------------------------------------------------------------------
@@ -2217,6 +2395,8 @@ WRITES = {  # by `Store.put`
     "audit": "INSERT INTO audit (at, event, address, detail) VALUES (?, ?, ?, ?)",
     "gap": "INSERT INTO gap (from_at, to_at, reason) VALUES (?, ?, ?)",
     "sample": "INSERT OR REPLACE INTO sample (at, up, cpu, memory) VALUES (?, ?, ?, ?)",
+    "missed_minutes": "INSERT OR IGNORE INTO sample (at, up) VALUES (?, ?)",
+    "outage": "UPDATE sample SET up = 0 WHERE at BETWEEN ? AND ? AND up",
     "old_samples": "DELETE FROM sample WHERE at < ?",
     "set_back": "UPDATE node SET at = ?1, value = IIF(name = 'last_seen', ?1, value) WHERE at > ?1",
 }
@@ -2258,7 +2438,6 @@ QUERIES = {  # by `Store.get` and `Store.first`
     "files": "SELECT head_hash, head_bytes, offset FROM file",
     "gaps": "SELECT from_at, to_at, reason FROM gap ORDER BY id DESC LIMIT 100",
     "was_followed": "SELECT 1 FROM start WHERE container_id = ?",
-    "starts_since": "SELECT COUNT(*) FROM start WHERE started_at >= ?",
     "node": "SELECT name, value FROM node",
     "task": f"SELECT {', '.join(TASK_COLUMNS)} FROM task WHERE execution_id = ?",
     "tasks_between": (
@@ -2269,8 +2448,12 @@ QUERIES = {  # by `Store.get` and `Store.first`
     "task_events": "SELECT at, event FROM task_event WHERE execution_id = ? ORDER BY at, instr("
     "'task_received task_download task_start execution_output task_completed task_failed lost', "
     "event)",
-    "last_task_at": "SELECT received_at FROM task WHERE IFNULL(received_at, 0) < ?"
+    "last_task": "SELECT received_at, IFNULL(completed_at, IFNULL(started_at, received_at))"
+    " AS ended_at FROM task WHERE IFNULL(received_at, 0) < ?"
     " ORDER BY IFNULL(received_at, 0) DESC, id DESC LIMIT 1",
+    "failing_since": "SELECT MIN(IFNULL(completed_at, received_at)) FROM task"
+    " WHERE status = 'failed' AND IFNULL(received_at, 0) > IFNULL((SELECT MAX(IFNULL(received_at,"
+    " 0)) FROM task WHERE status = 'completed'), -1)",
     "recent_outcomes": "SELECT status FROM task WHERE status IN ('completed', 'failed')"
     " ORDER BY IFNULL(received_at, 0) DESC, id DESC LIMIT 20",
     "overdue": "SELECT execution_id FROM task WHERE status IN ('received', 'executing')"
@@ -2327,7 +2510,8 @@ QUERIES = {  # by `Store.get` and `Store.first`
     "recent_gaps": "SELECT IFNULL(to_at, from_at) AS at, 'gap' AS what, NULL AS execution_id, "
     "reason AS detail"
     " FROM gap ORDER BY id DESC LIMIT 12",
-    "up_since": "SELECT IFNULL(SUM(up), 0) AS up, COUNT(*) AS seen FROM sample WHERE at >= ?",
+    "up_between": "SELECT IFNULL(SUM(up), 0) AS up, COUNT(*) AS seen FROM sample"
+    " WHERE at BETWEEN ? AND ?",
     "up_cells": (
         "SELECT (at - ?) / ? AS cell, SUM(up) AS up, COUNT(*) AS seen FROM sample WHERE "
         "at >= ? GROUP BY cell"
@@ -2335,12 +2519,21 @@ QUERIES = {  # by `Store.get` and `Store.first`
     "outages": f"""
     SELECT COUNT(*) AS minutes FROM (
         SELECT at / {MINUTE_MS} - ROW_NUMBER() OVER (ORDER BY at) AS run FROM sample WHERE NOT up
-            AND at >= ?
+            AND at BETWEEN ? AND ?
     ) GROUP BY run
     """,
     "usage_cells": "SELECT (at - ?) / ? AS cell, AVG(cpu) AS cpu, AVG(memory) AS memory FROM "
     "sample WHERE at >= ?"
     " GROUP BY cell",
+    "missed": f"""
+    SELECT since, until FROM (
+        SELECT at + {MINUTE_MS} AS since, IFNULL(LEAD(at) OVER (ORDER BY at), ?2) AS until FROM (
+            SELECT at FROM sample WHERE at BETWEEN ?1 AND ?2 UNION SELECT ?1 - {MINUTE_MS}
+        )
+    ) WHERE since < until
+    """,
+    "lively_minutes": f"SELECT DISTINCT at / {MINUTE_MS} AS minute FROM log WHERE key >= ?"
+    f" AND key < ? AND at >= ? AND at < ? AND NOT flags & {SUSPECT} ORDER BY minute",
     "first_sample": "SELECT at FROM sample WHERE at >= ? ORDER BY at LIMIT 1",
     "task_cells": "SELECT (received_at - ?) / ? AS cell, SUM(status = 'completed') AS completed,"
     " SUM(status = 'failed') AS failed, SUM(status = 'ended') AS ended,"
@@ -2833,6 +3026,23 @@ class Store:
                 db.execute(sql, [*itertools.chain(*left[:most])])
                 del left[:most]
 
+    def lively_minutes(self, since: int, until: int) -> list[int]:
+        """The minutes (since 1970) from `since` to before `until` (ms) that have lines of the
+        node.
+        """
+        ahead_s = self.ahead_s()
+        low = since // 1000 + ahead_s - 3600
+        high = until // 1000 + ahead_s + 3600
+        rows = self.get("lively_minutes", key_of(max(0, low)), key_of(max(0, high)), since, until)
+        return [row["minute"] for row in rows]
+
+    def ahead_s(self) -> int:
+        """How far the clock that the node's stamps are of is ahead of UTC, by the newest entry."""
+        for row in self.get("newest_entry"):
+            ahead_s: int = int.from_bytes(row["key"][:4], "big") - row["at"] // 1000
+            return round(ahead_s / 900) * 900
+        return 0
+
     def facts_between(self, since: int, until: int) -> list[sqlite3.Row]:
         """Believed entries that say something of a task, in order; times in ms."""
         low, high = key_of(since // 1000 - ZONE_S), key_of(until // 1000 + ZONE_S)
@@ -2848,12 +3058,14 @@ class Store:
             (low, high, since, until),
         )
 
-    def suspects(self, from_key: bytes, source: int) -> list[sqlite3.Row]:
-        """The entries of a source from a key on whose header was not believed, in order."""
+    def held_back(self, from_key: bytes, source: int) -> list[sqlite3.Row]:
+        """The entries of a source from a key on whose header was not believed, and the outputs
+        without one, in order.
+        """
         return self.read(
-            f"SELECT {LOG_COLUMNS} FROM log WHERE key >= ? AND sources & ? AND flags & ?"
-            " ORDER BY substr(key, 1, 4), seq",
-            (from_key, source, SUSPECT),
+            f"SELECT {LOG_COLUMNS} FROM log WHERE key >= ? AND sources & ?"
+            " AND (flags & ? OR (type = ? AND flags & ?)) ORDER BY substr(key, 1, 4), seq",
+            (from_key, source, SUSPECT, LOG_TYPES.index("execution_output"), UNSTAMPED),
         )
 
     def save_overlap(
@@ -3876,6 +4088,7 @@ ENGINE_CALLS = re.compile(
     r"/(?:_ping|version|containers/[a-zA-Z0-9][\w.-]*/(?:json|logs|stats|archive))", re.ASCII
 )
 TIMEOUT_S = 5  # for an answer of the engine
+CHECK_BYTES = 4096  # kept of what Docker's own check printed; far less of it is shown
 SILENT_S = 3600  # a stream may be silent this long; a follower that mistrusts it looks sooner
 PIECE_BYTES = 16 * KIB  # Docker splits longer lines; a shorter piece ends its line, newline or not
 INNER_STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}(?:Z|[+-]\d\d:\d\d) ")
@@ -3907,6 +4120,12 @@ class Container(NamedTuple):
     tty: bool
     log_driver: str
     file_bytes: int = 0  # of a log file when the engine begins another; 0 if it never does
+    finished_at: int | None = None  # when it last ended
+    exit_code: int | None = None  # of its last end; 0 while it runs
+    oom_killed: bool = False
+    health: str = ""  # what Docker's own check says; empty without one
+    check_words: str = ""  # that check's last output, which may hold anything
+    failing_since: int | None = None  # the first of the newest checks that all failed
 
 
 class PathStat(NamedTuple):
@@ -3928,6 +4147,10 @@ class Stats(NamedTuple):
 
 def read_container(answer: Mapping[str, Any]) -> Container:
     """Pick what we keep from an inspect answer (Docker API, ContainerInspect)."""
+    checks = part(answer, "State", "Health", "Log")
+    checks = [check for check in checks if isinstance(check, dict)] if checks else []
+    failing = itertools.takewhile(lambda check: check.get("ExitCode") != 0, reversed(checks))
+    times = [parse_time(check.get("Start")) for check in failing]
     return Container(
         id=str(answer.get("Id", "")),
         name=str(answer.get("Name", "")).lstrip("/"),
@@ -3942,6 +4165,12 @@ def read_container(answer: Mapping[str, Any]) -> Container:
         tty=bool(part(answer, "Config", "Tty")),
         log_driver=str(part(answer, "HostConfig", "LogConfig", "Type")),
         file_bytes=read_max_size(part(answer, "HostConfig", "LogConfig")),
+        finished_at=parse_time(part(answer, "State", "FinishedAt")),
+        exit_code=whole(part(answer, "State", "ExitCode")),
+        oom_killed=part(answer, "State", "OOMKilled") is True,
+        health=str(part(answer, "State", "Health", "Status") or ""),
+        check_words=str(checks[-1].get("Output") or "")[:CHECK_BYTES] if checks else "",
+        failing_since=times[-1] if times else None,
     )
 
 
@@ -4454,8 +4683,15 @@ class Monitor:
     stats: Stats | None = None  # upkeep
     problem: str | None = JUST_STARTED  # ingest: why nothing is being followed
     lag_ms: int = 0  # ingest: how far behind the log it is, 0 when all is read
+    reading: Reading | None = None  # ingest: the history it reads before there can be a verdict
+    is_new: bool = True  # ingest: the node's history was never read into this database
     verdict: Verdict | None = None  # upkeep
-    verdict_since: int | None = None  # upkeep
+    remembered: Verdict | None = None  # upkeep: from before this start, until the first look
+    judged: Judged | None = None  # upkeep: the newest verdict that says something of the node
+    runs: Runs = field(default_factory=Runs)  # upkeep
+    begun_at: int = 0  # ms
+    outage_since: int | None = None  # upkeep: of the outage whose minutes are noted
+    missed: bool = True  # upkeep and ingest: the log may tell of minutes that nobody watched
     ring: Ring = field(default_factory=Ring)
     outbox: Outbox | None = None
     federation: Federation | None = None
@@ -4475,19 +4711,23 @@ class Monitor:
         """A thread goes on; systemd's watchdog is fed as long as none stands still."""
         self.beats[name] = time.monotonic()
 
-    def judged(self) -> tuple[Verdict | None, int | None]:
-        """The verdict and since when; blind if upkeep waits for an engine that never ends its
-        answer.
-        """
+    def sought(self) -> tuple[str, str]:
+        """What tbmon looks for, and where."""
+        if self.engine is None:
+            folder = Path(self.config.log_dir) if self.config.log_dir else None
+            place = f"LOG_DIR={folder}" if folder else ""
+            return "the node's log files", self.redactor.clean(place)
+        return f"container {self.config.container_name}", self.engine.url
+
+    def newest_verdict(self) -> Verdict | None:
+        """The verdict; blind if upkeep waits for an engine that never ends its answer."""
         still_s = time.monotonic() - self.asked_at
         if still_s < STILL_S:
-            return self.verdict, self.verdict_since
-        verdict = Verdict(
-            "blind",
-            "tbmon waits for an answer about the node",
-            "Run `tbmon.py doctor` on this host.",
-        )
-        return verdict, self.now() - int(still_s * 1000)
+            return self.verdict
+        what, where = self.sought()
+        words = f"tbmon waits for an answer about {what} from {where}"
+        since = self.now() - int(still_s * 1000)
+        return Verdict("blind", words, "Run `tbmon.py doctor` on this host.", "blind", since)
 
     def note_gap(self, since: int | None, until: int | None, reason: str) -> None:
         """Keep that lines may be missing between two times (ms)."""
@@ -4504,6 +4744,16 @@ class Monitor:
             self.store.first("state", "clock") or self.store.first("last_entry_at") or 0
         )
         self.settle()
+        self.begun_at = self.now()
+        self.runs = revive(Runs, self.store.first("state", "runs")) or Runs()
+        self.judged = last = revive(Judged, self.store.first("state", "verdict"))
+        if last is not None:
+            self.is_new = False
+            since = min(last.since, self.begun_at)
+            as_of = min(last.at, self.begun_at)
+            self.verdict = self.remembered = Verdict(
+                last.state, last.reason, last.advice, last.cause, since, as_of=as_of
+            )
 
     def settle(self) -> None:
         """Look at the clock, once a minute; one that jumped by a day or more is believed after
@@ -4938,11 +5188,14 @@ def line_kind(event: Event) -> str:
     return "stderr" if "error_text" in event.fields else "stdout"
 
 
-def suspect_entry(row: Sequence[Any], who: tuple[str | None, str]) -> Entry:
-    """An entry that was stored as suspect, as the writer `who` wrote it; without its raw words."""
+def held_entry(row: Sequence[Any], who: tuple[str | None, str]) -> Entry:
+    """An entry that was stored while it was not believed, as the writer `who` wrote it; without its
+    raw words.
+    """
     key, seq, at, level, kind, _, flags, _, message = row
+    head = Head(LEVELS[level], *who) if flags & SUSPECT else None
     second = int.from_bytes(key[:4], "big")
-    entry = Entry(second, Head(LEVELS[level], *who), LOG_TYPES[kind], message, b"", changed=False)
+    entry = Entry(second, head, LOG_TYPES[kind], message, b"", changed=False)
     entry.key = bytes(key)
     entry.seq, entry.at, entry.flags = seq, at, flags
     return entry
@@ -5047,11 +5300,10 @@ class Recorder:
         """The node has another identity: take what came under it as believed."""
         held = {entry.key: entry for entry in rival.entries}
         if not rival.is_whole:
-            rows = [*map(tuple, self.store.suspects(rival.from_key, self.source))]
+            rows = [*map(tuple, self.store.held_back(rival.from_key, self.source))]
             rows += [row for row in self.rows.values() if row[0] >= rival.from_key]  # type: ignore[operator]
-            for row in rows:
-                entry = suspect_entry(row, rival.who)
-                if entry.flags & SUSPECT:
+            for entry in (held_entry(row, rival.who) for row in rows):
+                if entry.head is not None or entry.type == "execution_output":
                     held.setdefault(entry.key, entry)
             if self.zone.utc_ms(rival.since_s) < self.oldest_at:  # rows of that age are not kept
                 self.tracker.note_gap(self.newest_at or 0)
@@ -5126,11 +5378,10 @@ class Recorder:
                 entry.stamped and abs(entry.at - entry.engine_ms) <= BELIEF_MS
             ):
                 entry.at = entry.engine_ms
-            entry.believed = (
-                entry.type == "execution_output"
-                and not self.loose & {stream, "all"}
-                and self.trust.rival is None  # tasks may be in work of which it told
-            )
+            entry.believed = entry.type == "execution_output" and not self.loose & {stream, "all"}
+            if entry.believed and self.trust.rival is not None:
+                entry.believed = False  # it may be of a task of which the rival told
+                self.trust.rival.entries.append(entry)
         else:
             entry.believed = self.trust.judge(entry)
             if entry.believed and entry.engine_ms is not None:
@@ -5325,20 +5576,24 @@ class ContainerFiles:
     def __init__(self, engine: DockerEngine, container: str, folder: str) -> None:
         self.engine, self.container, self.folder = engine, container, folder
 
-    def names(self) -> Iterator[str]:
-        """Every file; there is no listing, so the folder's tar is passed, at once (see `open`)."""
+    def sizes(self) -> dict[str, int]:
+        """The bytes of every file; there is no listing, so the folder's tar is passed, at once (see
+        `open`). A link counts for none.
+        """
         found = resolve(self.engine, self.container, self.folder)
         if found is None:
-            return iter(())
+            return {}
         with self.engine.archive(self.container, found[0]) as tar:
             top = posixpath.dirname(found[0])
-            return iter(
-                [
-                    posixpath.join(top, part.name)
-                    for part in tar or ()
-                    if part.isfile() or part.issym()
-                ]
-            )
+            return {
+                posixpath.join(top, part.name): part.size
+                for part in tar or ()
+                if part.isfile() or part.issym()
+            }
+
+    def names(self) -> Iterator[str]:
+        """Every file."""
+        return iter(self.sizes())
 
     def signature(self, names: Iterable[str]) -> object:
         """What changes when a file is added or one of `names` changes; None without the folder."""
@@ -5371,6 +5626,10 @@ class LocalFiles:
 
     def names(self) -> Iterator[str]:
         return (str(path) for path in self.folder.rglob("*") if path.is_file())
+
+    def sizes(self) -> dict[str, int]:
+        """The bytes of every file; 0 for one that has just gone."""
+        return {name: os.path.getsize(name) if os.path.exists(name) else 0 for name in self.names()}
 
     def signature(self, names: Iterable[str]) -> object:
         """As for a container's folder; None without an event database."""
@@ -5407,6 +5666,7 @@ class LogFileReader:
 
     def __init__(self, recorder: Recorder, files: ContainerFiles | LocalFiles) -> None:
         self.recorder, self.files = recorder, files
+        self.position = 0  # bytes read of the file that is being read, unpacked
         rows = recorder.store.get("files")
         self.known = {
             row[0]: (row[1], row[2]) for row in rows
@@ -5472,6 +5732,7 @@ class LogFileReader:
             rest += data[max(0, offset - position - len(rest)) :]
             *lines, rest = rest.split(b"\n")
             position += len(data)
+            self.position = position
             if lines:
                 take(lines)
             if len(rest) > 16 * MIB:
@@ -5482,19 +5743,46 @@ class LogFileReader:
             take([rest])
 
 
+class Progress:
+    """How far the reading of log files has come, of which `sizes` are the bytes."""
+
+    def __init__(self, names: Sequence[str], sizes: Mapping[str, int]) -> None:
+        self.sizes = sizes
+        self.total = sum(sizes[name] for name in names)
+        self.done = 0  # bytes of the files that are read
+
+    def reading(self, reader: LogFileReader, name: str) -> Reading | None:
+        """What is being read; None at the end. Of a compressed file nobody can tell how much is
+        left.
+        """
+        part = 0 if name.endswith(".gz") else min(reader.position, self.sizes[name])
+        if self.done + part >= self.total:
+            return None
+        return Reading(reader.recorder.newest_at, (self.done + part) / self.total)
+
+    def end(self, name: str) -> None:
+        self.done += self.sizes[name]
+
+
 def import_history(monitor: Monitor, engine: DockerEngine, seam: int) -> Iterator[None]:
     """Read the container's log files, step by step; then bind id-less lines across the `seam`
     (ms).
     """
     files = ContainerFiles(engine, monitor.config.container_name, LOGS_PATH)
-    names = choose_log_files(files.names())
+    sizes = files.sizes()
+    names = choose_log_files(sizes)
+    progress = Progress(names, sizes)
     recorder = Recorder(monitor, FILES, live=False)
     reader, was_cut = LogFileReader(recorder, files), recorder.cursor.get("unbound")
     recorder.cursor["unbound"] = (
         True  # committed with the first entries; a process may end before the last line here
     )
     for name in names:
-        yield from reader.read(name)
+        for _ in reader.read(name):
+            if monitor.is_new:
+                monitor.reading = progress.reading(reader, name) or monitor.reading
+            yield
+        progress.end(name)
     if was_cut or (recorder.first_at is not None and recorder.first_at < seam + UNKNOWN_MS):
         bind_again(monitor, seam, recorder.tracker.attribution.unknown_until)
     if was_cut or recorder.first_at is not None:
@@ -6093,6 +6381,8 @@ class Follower:
         """Once for each container, when its log is read to the end: its files may go further
         back.
         """
+        if self.imported != feed.container.id and self.monitor.is_new:
+            self.monitor.reading = Reading()  # before there could be a verdict without the history
         self.monitor.lag_ms, self.monitor.problem = 0, None
         feed.go_live()
         feed.end_reread()
@@ -6110,13 +6400,16 @@ class Follower:
         self.events.step(feed.recorder)
         if self.history is not None:
             try:
-                self.history = None if next(self.history, self) is self else self.history
+                if next(self.history, self) is self:
+                    self.history = self.monitor.reading = None
+                    self.monitor.is_new = False
+                    self.monitor.missed = True
             except DockerError as error:
                 log.warning(
                     "ingest: the log files could not be read: %s; the next connection tries again",
                     error,
                 )
-                self.history = self.imported = None
+                self.history = self.imported = self.monitor.reading = None
 
     def has_more(self, feed: EngineFeed) -> bool:
         """Ask for the log's last line on another connection: has it something that this one did not
@@ -6176,32 +6469,43 @@ class DirectoryFollower:
     def step(self) -> None:
         """Read what is new in all files, oldest file first."""
         if not os.access(self.files.folder, os.R_OK | os.X_OK):
-            self.monitor.problem = f"LOG_DIR={self.files.folder} cannot be read"
+            words = f"LOG_DIR={self.files.folder} cannot be read"
+            self.monitor.problem = self.monitor.redactor.clean(words)
             return
+        sizes = self.files.sizes()
+        names = choose_log_files(sizes)
         problem = None
-        for name in choose_log_files(self.files.names()):
+        progress = Progress(names, sizes)
+        for name in names:
             try:
-                self.read(name)
+                self.read(name, progress)
             except FileNotFoundError:  # rotated away between listing and reading
                 continue
             except OSError as error:
                 problem = f"a file under LOG_DIR cannot be read: {reason_of(error)}"
-        self.monitor.problem = problem
+            progress.end(name)
+        if not names:
+            problem = f"none of the node's log files is in LOG_DIR={self.files.folder}"
+        self.monitor.reading = None
+        self.monitor.problem = problem and self.monitor.redactor.clean(problem)
         self.recorder.lose_overdue()
         self.events.step(self.recorder)
         if self.recorder.tracker.tasks:
             self.recorder.commit()
         if not self.recorder.live:  # the past that was read first is not told line by line
-            self.recorder.live = True
+            self.recorder.live = self.monitor.missed = True
+            self.monitor.is_new = False
             self.monitor.ring.add([("reset", None)])
 
-    def read(self, name: str) -> None:
+    def read(self, name: str, progress: Progress) -> None:
         stat = os.stat(name)
         seen = stat.st_ino, stat.st_size, stat.st_mtime_ns
         if self.stats.get(name) == seen:
             return
         for _ in self.reader.read(name):
             self.monitor.beat("ingest")
+            if not self.recorder.live and (self.monitor.is_new or self.recorder.newest_at):
+                self.monitor.reading = progress.reading(self.reader, name)
             if self.monitor.stop.is_set():
                 return
         self.stats[name] = seen
@@ -6396,6 +6700,7 @@ def ingest(monitor: Monitor) -> None:
             sqlite3.OperationalError,
         ) as error:  # the engine, a folder, a full disk
             follower = None  # its state may be ahead of the store: begin from what is committed
+            monitor.reading = None
             monitor.problem = monitor.redactor.clean(str(error))
             if monitor.problem != told:
                 log.warning("ingest: %s; trying again", error)
@@ -6417,6 +6722,8 @@ def upkeep(monitor: Monitor) -> None:
         set_verdict(monitor)
         minute = monitor.now() // MINUTE_MS
         if minute != noted and note_minute(monitor, minute * MINUTE_MS):
+            if monitor.missed or minute > noted + 1:
+                fill_missed(monitor, minute * MINUTE_MS)
             noted = minute
         seen = monitor.verdict, monitor.container, monitor.container_error, monitor.stats
         if seen != told:
@@ -6456,20 +6763,67 @@ def note_minute(monitor: Monitor, at: int) -> bool:
     it.
     """
     verdict, stats, store = monitor.verdict, monitor.stats, monitor.store
-    if verdict is None or verdict.state == "blind":
+    if verdict is None or verdict.as_of is not None or verdict.state == "blind":
         return False
-    row = (at, verdict.state != "down", stats and stats.cpu, stats and stats.memory_bytes)
+    is_out = verdict.state == "down" or verdict.cause == "silent"
+    row = (at, not is_out, stats and stats.cpu, stats and stats.memory_bytes)
     with (
         contextlib.suppress(sqlite3.OperationalError),
         store.write() as db,
     ):  # a full disk: ingest says so
         store.put(db, "sample", [row])
         store.put(db, "old_samples", [(monitor.oldest(SAMPLE_MS),)])
+        keep_verdict(monitor, db)
         if not monitor.doubts:
             store.put(
                 db, "set_back", [(at + BELIEF_MS,)]
             )  # or what is newer were taken for older for a year
+    since = verdict.since if is_out else None
+    if since is not None and since != monitor.outage_since and not monitor.doubts:
+        note_outage(monitor, since, at)
+    monitor.outage_since = since
     return True
+
+
+def note_outage(monitor: Monitor, since: int, until: int) -> None:
+    """Count the minutes of an outage from its beginning on: silence shows late, and tbmon may have
+    missed the end.
+    """
+    first = -(-max(since, monitor.oldest(SAMPLE_MS)) // MINUTE_MS) * MINUTE_MS
+    minutes = [(at, False) for at in range(first, until, MINUTE_MS)]
+    put_minutes(monitor, minutes)
+    with contextlib.suppress(sqlite3.OperationalError), monitor.store.write() as db:
+        monitor.store.put(db, "outage", [(first, until)])
+
+
+def put_minutes(monitor: Monitor, minutes: Sequence[tuple[int, bool]]) -> None:
+    """Add minutes that nobody watched, a few at a time, so that ingest does not wait."""
+    for begin in range(0, len(minutes), BATCH_ROWS):
+        with contextlib.suppress(sqlite3.OperationalError), monitor.store.write() as db:
+            monitor.store.put(db, "missed_minutes", minutes[begin : begin + BATCH_ROWS])
+        monitor.beat("upkeep")
+
+
+def fill_missed(monitor: Monitor, until: int) -> None:
+    """Minutes that tbmon missed: up where the log has lines at most SILENCE_MS apart, else
+    unknown.
+    """
+    store = monitor.store
+    monitor.missed = False
+    for row in store.get("missed", monitor.oldest(SAMPLE_MS) // MINUTE_MS * MINUTE_MS, until):
+        for since in range(row["since"], row["until"], DAY_MS):
+            monitor.beat("upkeep")
+            if monitor.stop.is_set():
+                return
+            end = min(since + DAY_MS, row["until"])
+            lively = store.lively_minutes(since - SILENCE_MS, end + SILENCE_MS)
+            known = {
+                minute * MINUTE_MS
+                for before, after in itertools.pairwise(lively)
+                if after - before <= SILENCE_MS // MINUTE_MS
+                for minute in range(before, after + 1)
+            } | {minute * MINUTE_MS for minute in lively}
+            put_minutes(monitor, [(at, True) for at in sorted(known) if since <= at < end])
 
 
 def prune(monitor: Monitor) -> None:
@@ -6485,51 +6839,136 @@ def prune(monitor: Monitor) -> None:
             monitor.stop.wait(0.005)
 
 
+def follow_runs(before: Runs, container: Container, now: int) -> Runs:
+    """What a look at the container adds to its runs. Restarts between two looks are told by the
+    engine's count alone.
+    """
+    is_same = container.id == before.container_id
+
+    def moment(engine_ms: int | None) -> int:  # the engine's clock may differ from ours
+        return min(now, max(engine_ms or 0, before.looked_at if is_same else 0))
+
+    counted = before.restart_count if is_same else 0
+    counted_at = before.looked_at if is_same else container.created or 0
+    is_recent = 0 <= now - counted_at <= LOOP_MS  # else nobody knows when they were
+    unseen = max(0, container.restart_count - counted - 1) if is_recent else 0
+    has_ended = container.finished_at not in (None, before.finished_at)
+    has_started = container.started_at not in (None, before.started_at)
+    ends = [*before.ends, *[moment(container.finished_at)] * (has_ended + unseen)]
+    starts = [*before.starts, *[moment(container.started_at)] * (has_started + unseen)]
+    exit_code = container.exit_code
+    oom_killed = container.oom_killed
+    if container.state in ("running", "paused"):  # then these say nothing of the last end
+        exit_code = before.exit_code if is_same else None
+        oom_killed = before.oom_killed if is_same else False
+    return Runs(
+        container.id,
+        now,
+        container.started_at,
+        container.finished_at,
+        container.restart_count,
+        exit_code,
+        oom_killed,
+        [at for at in starts if now - LOOP_MS < at <= now],
+        [at for at in ends if now - LOOP_MS < at <= now],
+    )
+
+
+def check_words(monitor: Monitor, text: str) -> str:
+    """The first line of what Docker's own check printed, fit to be shown."""
+    text = ESCAPES.sub(b"", text.encode("utf-8", "replace")).decode()
+    lines = monitor.redactor.clean(text).splitlines()
+    first = next((line for line in lines if line.strip()), "")
+    return " ".join("".join(c if c.isprintable() else " " for c in first).split())[:120]
+
+
+def look(monitor: Monitor, seen: Container | None, now: int) -> Symptoms:
+    """All that the verdict depends on, as it is now."""
+    store = monitor.store
+    last = monitor.judged
+    sought, place = monitor.sought()
+    symptoms = Symptoms(now, trouble=monitor.problem, sought=sought, place=place)
+    if monitor.engine is not None and monitor.container_error is not None:
+        symptoms = symptoms._replace(problem=monitor.container_error)
+    elif monitor.engine is not None:
+        symptoms = symptoms._replace(
+            container=seen.state if seen else "missing",
+            ever_seen=store.first("state", "engine") is not None,
+            runs=monitor.runs if seen else Runs(),
+        )
+        if seen is not None and seen.health == "unhealthy":
+            words = check_words(monitor, seen.check_words)
+            symptoms = symptoms._replace(check=words, unhealthy_since=seen.failing_since)
+    reading = monitor.reading
+    if monitor.lag_ms > MINUTE_MS:
+        reading = Reading(now - monitor.lag_ms)
+    recognised, entries = store.get("recognised", UNRECOGNISED)[0]
+    recent = [row["status"] for row in store.get("recent_outcomes")]
+    task = next(iter(store.get("last_task", now + BELIEF_MS)), None)
+    well_since = None if last is None else now
+    if last is not None and last.state in ("working", "idle"):
+        well_since = last.well_since
+    return symptoms._replace(
+        reading=reading,
+        last_line_at=store.node().get("last_seen") or store.first("last_entry_at"),
+        last_task_at=task["received_at"] if task else None,
+        idle_since=task["ended_at"] if task else store.first("oldest_entry_at"),
+        recent=recent,
+        failing_since=store.first("failing_since") if recent[:3] == ["failed"] * 3 else None,
+        recognised=recognised / entries if entries >= 50 else None,
+        unseen_since=(last and last.looked_at) or monitor.begun_at,
+        well_since=well_since,
+    )
+
+
 def set_verdict(monitor: Monitor) -> None:
     """Judge the node and remember since when it has been so."""
-    store, now = monitor.store, monitor.now()
-    problem = monitor.problem
-    if monitor.engine is not None:
-        problem = monitor.container_error or problem
-    if problem is None and monitor.lag_ms > 60_000:
-        problem = f"still reading the log of {monitor.lag_ms // 60_000} minutes ago"
-    recognised, entries = store.get("recognised", UNRECOGNISED)[0]
-    container = (
-        None
-        if monitor.engine is None
-        else monitor.container.state
-        if monitor.container
-        else "missing"
-    )
-    symptoms = Symptoms(
-        now,
-        problem,
-        container,
-        ever_seen=store.first("state", "engine") is not None,
-        last_line_at=store.node().get("last_seen") or store.first("last_entry_at"),
-        last_task_at=store.first("last_task_at", now + BELIEF_MS),
-        recent=[row["status"] for row in store.get("recent_outcomes")],
-        restarts_10_min=store.first("starts_since", now - 10 * MINUTE_MS),
-        recognised=recognised / entries if entries >= 50 else None,
-    )
-    verdict, old = judge_node(symptoms), monitor.verdict
-    if (
-        old is None
-        or old.state != verdict.state
-        or (old.state == "blind" and old.reason != verdict.reason)
-    ):
-        saved = json.loads(store.first("state", "verdict") or "{}")
-        since = saved.get("since") if saved.get("state") == verdict.state else now
-        monitor.verdict_since = since
+    now = monitor.now()
+    last = monitor.judged
+    runs = monitor.runs
+    seen = monitor.container  # once: ingest looks at it too
+    if seen is not None and monitor.engine is not None and monitor.container_error is None:
+        monitor.runs = follow_runs(runs, seen, now)
+    symptoms = look(monitor, seen, now)
+    verdict = judge_node(symptoms)
+    old = monitor.verdict
+    if verdict.cause == "started" and monitor.remembered is not None:
+        monitor.verdict = monitor.remembered  # still all that is known
+        return
+    verdict = verdict._replace(since=since_when(verdict, last, now))
+    if old is None or old.as_of or (old.state, old.cause) != (verdict.state, verdict.cause):
         log.info("verdict: %s: %s", verdict.state, verdict.reason)
-        with contextlib.suppress(sqlite3.OperationalError), store.write() as db:
-            store.put(
-                db, "state", [("verdict", json.dumps({"state": verdict.state, "since": since}))]
-            )
-    monitor.verdict, monitor.verdict_since = (
-        verdict,
-        min(monitor.verdict_since or now, now),
-    )  # the clock may go back
+    monitor.verdict = verdict
+    if verdict.cause in ("started", "reading"):  # that is no state of the node
+        return
+    monitor.remembered = None
+    is_well = verdict.state in ("working", "idle")
+    started_at = symptoms.runs.started_at or 0
+    looked_at: int | None = now
+    if verdict.state == "blind":
+        looked_at = last.looked_at if last is not None else None
+    monitor.judged = Judged(
+        verdict.state,
+        verdict.cause,
+        verdict.reason,
+        verdict.advice,
+        verdict.since or now,
+        now,
+        looked_at,
+        min(now, max(symptoms.well_since or 0, started_at) or now) if is_well else None,
+    )
+    has_changed = last is None or (last.state, last.cause) != (verdict.state, verdict.cause)
+    if has_changed or replace(monitor.runs, looked_at=0) != replace(runs, looked_at=0):
+        with contextlib.suppress(sqlite3.OperationalError), monitor.store.write() as db:
+            keep_verdict(monitor, db)
+
+
+def keep_verdict(monitor: Monitor, db: sqlite3.Connection) -> None:
+    """Store what must outlive tbmon of the verdict."""
+    if monitor.judged is not None:
+        rows = [("verdict", json.dumps(dataclasses.asdict(monitor.judged)))]
+        rows.append(("runs", json.dumps(dataclasses.asdict(monitor.runs))))
+        monitor.store.put(db, "state", rows)
 
 
 # ---------------------------------------------------------------------------
@@ -6615,7 +7054,9 @@ KINDS: dict[str, dict[str, Any]] = {
 SERIES = "from time, cell_s int"  # of a chart
 SHAPES = {
     "Error": "error text",
-    "Health": "status text, timestamp time, docker connected|disconnected|disabled, version text",
+    "Health": "status text, timestamp time, docker connected|disconnected|disabled, version text, "
+    "node? NodeHealth",
+    "NodeHealth": "state degraded|working|idle, reason text, since time?",
     "Slots": "current int?, total int",
     "Node": "address text?, version text?, registered bool?, current_slots int?, total_slots "
     "int?, slots {Slots},"
@@ -6625,7 +7066,8 @@ SHAPES = {
     " restartCount int",
     "Memory": "usage number, limit number, percent number",
     "Usage": "cpu number?, memory Memory",
-    "Verdict": "state blind|down|degraded|working|idle, reason text, advice text, since time?",
+    "Verdict": "state blind|down|degraded|working|idle, reason text, advice text, since time?, "
+    "remembered bool, as_of time?",
     "Status": "node Node, container Container?, stats Usage?, verdict Verdict?, recognised "
     "number?, demo bool,"
     " timestamp time",
@@ -6682,8 +7124,9 @@ SHAPES = {
     "Reset": "reason text",
     "InvoiceCounts": "total int, invoices_24h int, waiting_24h int",
     "UptimeCell": "up int, down int, unknown int",
-    "Uptime": "percent_24h number?, percent_7d number?, percent_30d number?, outages int, "
-    "longest_outage_min int,"
+    "Uptime": "percent_24h number?, percent_7d number?, percent_30d number?, up_24h_min int, "
+    "up_7d_min int, up_30d_min int, watched_24h_min int, watched_7d_min int, watched_30d_min int, "
+    "outages int, longest_outage_min int,"
     f" {SERIES}, cells [UptimeCell]",
     "UsageCell": "cpu number?, memory_mb number?",
     "Consumption": f"{SERIES}, cells [UsageCell]",
@@ -6856,6 +7299,7 @@ SPANS = {
     "30d": (90, 8 * HOUR_MS),
 }  # cells, and how long each is
 SPAN_QUERY = {"span": a_word(*SPANS)}
+HEALTH_QUERY = {"node": a_word("0", "1")}
 LOGS_QUERY = {
     **PAGE,
     "level": a_word(*LEVELS[1:]),
@@ -7000,6 +7444,17 @@ def entry_json(row: sqlite3.Row) -> dict[str, Any]:
         "data": data,
         "source": {ENGINE: "engine", FILES: "files"}.get(row["sources"], "both"),
         "suspect": bool(row["flags"] & SUSPECT),
+    }
+
+
+def verdict_json(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "state": verdict.state,
+        "since": utc(verdict.since),
+        "reason": verdict.reason,
+        "advice": verdict.advice,
+        "remembered": verdict.as_of is not None,
+        "as_of": utc(verdict.as_of),
     }
 
 
@@ -7419,6 +7874,25 @@ class Api:
             threading.Lock(),
         )  # to make events: all at once would keep ingest waiting
 
+    def node_health(self, caller: Caller) -> dict[str, Any]:
+        """For a monitor from outside: raises Refusal with 503 while the node is down or blind. Who
+        may not read the verdict learns no more than that.
+        """
+        may_read = self.guard.holds("local", caller)
+        gave_key = caller.secret("local") is not None
+        if not may_read and (gave_key or not self.monitor.config.health_node_open):
+            self.guard.check("local", caller)
+        verdict = self.monitor.newest_verdict()
+        if verdict is None:
+            verdict = Verdict("blind", JUST_STARTED, "", "started")
+        if verdict.state in ("blind", "down"):
+            since = f" since {utc(verdict.since)}" if verdict.since is not None else ""
+            words = f"the node is {verdict.state}{since}: {verdict.reason}"
+            raise Refusal(503, words if may_read else "the node is down, or cannot be seen")
+        told = verdict_json(verdict)
+        node = {name: told[name] for name in fields_of("NodeHealth")}
+        return {**self.health(), **({"node": node} if may_read else {})}
+
     def health(self) -> dict[str, Any]:
         """200 as long as tbmon itself works, whatever the node does."""
         docker = "disabled" if self.monitor.engine is None else "connected"
@@ -7473,7 +7947,8 @@ class Api:
         }
 
     def status(self) -> dict[str, Any]:
-        stats, (verdict, since) = self.monitor.stats, self.monitor.judged()
+        stats = self.monitor.stats
+        verdict = self.monitor.newest_verdict()
         recognised, entries = self.store.get("recognised", UNRECOGNISED)[0]
         memory = stats and {
             "usage": round(stats.memory_bytes / MIB, 1),
@@ -7485,7 +7960,7 @@ class Api:
             "container": self.container(),
             "stats": stats
             and {"cpu": None if stats.cpu is None else round(stats.cpu, 1), "memory": memory},
-            "verdict": verdict and {**verdict._asdict(), "since": utc(since)},
+            "verdict": verdict and verdict_json(verdict),
             "recognised": round(recognised / entries, 4) if entries else None,
             "demo": self.monitor.demo,
             "timestamp": utc(self.monitor.now()),
@@ -7701,7 +8176,7 @@ class Api:
         monitor, store = self.monitor, self.store
         counters = dict(tuple(row) for row in store.get("counters"))
         stats, container = monitor.stats, self.container()
-        state = verdict.state if (verdict := monitor.judged()[0]) else "blind"
+        state = verdict.state if (verdict := monitor.newest_verdict()) else "blind"
         states = {word: float(word == state) for word in fields_of("Verdict")["state"].split("|")}
         totals, tasks = self.task_totals()
         slots, last = self.slots(store.node()), store.first("last_entry_at")
@@ -8175,8 +8650,8 @@ def task_series(store: Store, cells: range, shape: str = "TaskCell") -> dict[str
 
 
 def uptime_json(store: Store, now: int) -> dict[str, Any]:
-    """Thirty days in cells of minutes up, down and unknown; shares are of the minutes that tbmon
-    could see.
+    """Thirty days in cells of minutes up, down and unknown; shares are of the minutes that are
+    known, and null where those are less than a tenth of the span.
     """
     cells, shown, percent = cells_of(now, *SPANS["30d"]), list[dict[str, Any]](), dict[str, Any]()
     for at, row in zip(cells, cell_rows(store, "up_cells", cells), strict=True):
@@ -8184,9 +8659,12 @@ def uptime_json(store: Store, now: int) -> dict[str, Any]:
         length = min(cells.step, now - at + MINUTE_MS) // MINUTE_MS
         shown.append({"up": up, "down": seen - up, "unknown": max(0, length - seen)})
     for name, days in (("percent_24h", 1), ("percent_7d", 7), ("percent_30d", 30)):
-        up, seen = store.get("up_since", now - days * DAY_MS)[0]
-        percent[name] = math.floor(10_000 * up / seen) / 100 if seen else None
-    outages = [row["minutes"] for row in store.get("outages", now - 30 * DAY_MS)]
+        up, seen = store.get("up_between", now - days * DAY_MS, now)[0]
+        is_enough = seen * MINUTE_MS * 10 >= days * DAY_MS
+        percent[name] = math.floor(10_000 * up / seen) / 100 if is_enough else None
+        span = name.removeprefix("percent_")
+        percent |= {f"up_{span}_min": up, f"watched_{span}_min": seen}
+    outages = [row["minutes"] for row in store.get("outages", now - 30 * DAY_MS, now)]
     longest = max(outages, default=0)
     return {
         **percent,
@@ -8249,15 +8727,10 @@ def task_chart(api: Api, call: Call) -> dict[str, Any]:
 
 
 def log_chart(api: Api, call: Call) -> dict[str, Any]:
-    """Log entries by time. Keys have the node's own clock, whose distance from UTC the newest entry
-    tells.
-    """
+    """Log entries by time. Keys have the node's own clock."""
     cells = cells_of(api.monitor.now(), *SPANS[call.query.get("span", "24h")])
-    newest = next(iter(api.store.get("newest_entry")), None)
-    ahead_s = (
-        0 if newest is None else int.from_bytes(newest["key"][:4], "big") - newest["at"] // 1000
-    )
-    ahead_s, shown = round(ahead_s / 900) * 900, []
+    ahead_s = api.store.ahead_s()
+    shown = []
     for at in cells:
         low = at // 1000 + ahead_s
         shown.append(
@@ -8370,12 +8843,23 @@ class Route(NamedTuple):
     body: str = ""
 
 
+def health_answer(api: Api, call: Call) -> dict[str, Any]:
+    return api.node_health(call.caller) if call.query.get("node") == "1" else api.health()
+
+
 TASK, DATA = "/api/tasks/{execution_id}", "Private: asks for the task-data password."
 ROUTES = (
     Route(
-        "/health", "open", "Whether tbmon itself works.", "Health", lambda api, call: api.health()
+        "/health",
+        "open",
+        "Whether tbmon itself works. With `node=1` it answers 503 while the node is down or cannot"
+        " be seen, for a monitor from outside; then it asks for the API key where there is one,"
+        " unless HEALTH_NODE_OPEN is set.",
+        "Health",
+        health_answer,
+        HEALTH_QUERY,
     ),
-    Route("/api/health", "open", "The same under /api.", "Health", lambda api, call: api.health()),
+    Route("/api/health", "open", "The same under /api.", "Health", health_answer, HEALTH_QUERY),
     Route(
         "/api/status",
         "local",
@@ -8841,9 +9325,13 @@ def page_facts(api: Api, environ: Mapping[str, Any]) -> dict[str, Any]:
     return {"now": now, "auth": api.guard.access(caller)}
 
 
-def page_words(verdict: Mapping[str, str] | None) -> dict[str, str]:
+def page_words(verdict: Mapping[str, Any] | None) -> dict[str, str]:
     """The verdict as the page says it."""
-    said = verdict or {"state": "blind", "reason": JUST_STARTED, "advice": "Wait a few seconds."}
+    said: Mapping[str, Any] = verdict or {
+        "state": "blind",
+        "reason": JUST_STARTED,
+        "advice": "Wait a few seconds.",
+    }
     words = {
         name: re.sub("`([^`]*)`", "\u201c\\1\u201d", said[name])
         for name in ("state", "reason", "advice")
@@ -8853,7 +9341,10 @@ def page_words(verdict: Mapping[str, str] | None) -> dict[str, str]:
         for name, text in words.items()
     }
     words["reason"] = words["reason"].rstrip(".") + "."
-    return {**words, "since": f"Since {said['since']}" if said.get("since") else ""}
+    parts = [f"Since {said['since']}" if said.get("since") else ""]
+    if said.get("as_of"):
+        parts.append(f"As of {said['as_of']}, before tbmon was started")
+    return {**words, "since": ". ".join(part for part in parts if part)}
 
 
 def filled_page(api: Api, environ: Mapping[str, Any], page: str) -> Reply:
@@ -9218,11 +9709,9 @@ def start_thread(
 def is_online(monitor: Monitor) -> bool | None:
     """What the federation is told of the node; None before it is known."""
     verdict = monitor.verdict
-    return (
-        None
-        if verdict is None or verdict.reason == JUST_STARTED
-        else verdict.state not in ("blind", "down")
-    )
+    if verdict is None or verdict.as_of is not None or verdict.cause in ("started", "reading"):
+        return None
+    return verdict.state not in ("blind", "down")
 
 
 def notify(words: str) -> None:
@@ -9462,18 +9951,21 @@ def check_container(config: Config, engine: DockerEngine) -> Iterator[Finding]:
         return
     yield Finding("OK", f"log driver {container.log_driver}")
     yield from check_log(config, engine, container)
-    there = resolve(engine, name, EVENT_DB_PATH) is not None
-    remedy = (
-        ""
-        if there
-        else (
-            f"Normal before the first task. No invoice is confirmed without it. Path: "
-            f"{EVENT_DB_PATH}"
-        )
-    )
-    yield Finding(
-        "OK" if there else "WARN", f"event database {'found' if there else 'not found'}", remedy
-    )
+    yield check_event_db(engine, name)
+
+
+def check_event_db(engine: DockerEngine, name: str) -> Finding:
+    """What there is of an event database; its folder alone is none."""
+    files = ContainerFiles(engine, name, EVENT_DB_PATH).sizes()
+    sizes = [size for path, size in files.items() if path.endswith(EVENT_DB_NAME)]
+    if sizes:
+        number = "1 file" if len(sizes) == 1 else f"{len(sizes)} files"
+        return Finding("OK", f"event database found: {number}, {sum(sizes) / MIB:.1f} MiB")
+    folder = "is not there"
+    if resolve(engine, name, EVENT_DB_PATH) is not None:
+        folder = f"holds no file *{EVENT_DB_NAME}" if files else "is empty"
+    remedy = "Normal before the first task. No invoice is confirmed without it."
+    return Finding("WARN", f"event database not found: {EVENT_DB_PATH} {folder}", remedy)
 
 
 def check_log(config: Config, engine: DockerEngine, container: Container) -> Iterator[Finding]:

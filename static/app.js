@@ -4,7 +4,8 @@
 // Texts from a log are only ever text nodes; nothing here makes markup out of words.
 
 const [POLL_MS, RENEW_MS, QUIET_MS, TIMEOUT_MS, REST_MS] = [5000, 60000, 40000, 20000, 3000];
-const STARTING = { state: 'blind', reason: 'tbmon has just started', advice: 'Wait a few seconds.', since: null };
+const STARTING = { state: 'blind', reason: 'tbmon has just started and has not looked yet',
+  advice: 'Wait a few seconds.', since: null, as_of: null };
 const MARKS = {
   working: 'check', completed: 'check', pay: 'check', ok: 'check', degraded: 'half', warn: 'half', 
     penalty: 'half',
@@ -646,23 +647,37 @@ function nowMetrics({ tasks, invoices, uptime, node }) {
     : `${count(invoices.total)} in all`;
   const slots = Object.entries(node.slots).map(([name, slot]) =>
     `${name.replace('Subscriber', '')} ${slot.current ?? '?'}/${slot.total}`);
+  const share = uptime.percent_30d ?? watchedShare(uptime, '30d');
   return [
     ['Tasks, last 24 hours', count(tasks.tasks_24h), '',
       `${count(tasks.total)} in all, ${count(tasks.executing)} running`],
     ['Success, finished tasks', or(tasks.success_rate, decimal), tasks.success_rate === null ? '' : '%',
       `${count(tasks.failed)} failed, ${count(tasks.ended + tasks.lost)} of unknown result`],
     ['Invoices, last 24 hours', count(invoices.invoices_24h), '', waiting],
-    ['Uptime, 30 days', or(uptime.percent_30d, exact), uptime.percent_30d === null ? '' : '%',
-      `${uptime.outages ? plural(uptime.outages, 'outage') : 'no outage seen'}${watched(uptime)}`],
+    ['Uptime, 30 days', or(share, exact), share === null ? '' : '%', uptimeNote(uptime)],
     ['Slots in use', or(node.current_slots, count), node.total_slots === null ? '' : `of ${node.total_slots}`,
       slots.join(', ') || 'not told yet'],
   ];
 }
 
-/** How long tbmon has watched, if that is less than the thirty days it speaks of. */
-function watched({ cells }) {
-  const minutes = sum(cells, 'up') + sum(cells, 'down');
-  return minutes > 0 && minutes < 29 * 1440 ? ` in ${span(minutes * 60)} watched` : '';
+/** The outages, and how long the node was watched if that is less than the thirty days that are spoken of. */
+function uptimeNote({ outages, percent_30d: share, watched_30d_min: minutes }) {
+  const said = outages ? plural(outages, 'outage') : 'no outage seen';
+  if (!minutes || minutes >= 29 * 1440) return said;
+  return share === null ? `of the ${span(minutes * 60)} watched, ${said}` : `${said} in ${span(minutes * 60)} watched`;
+}
+
+/** The share of the minutes that were watched, however few; null of none. */
+function watchedShare(uptime, name) {
+  const minutes = uptime[`watched_${name}_min`];
+  return minutes ? Math.floor((10000 * uptime[`up_${name}_min`]) / minutes) / 100 : null;
+}
+
+/** The shares of those spans of which enough was watched; of none, the share of what was watched. */
+function uptimeShares(uptime) {
+  const known = ['24h', '7d', '30d'].filter((name) => uptime[`percent_${name}`] !== null);
+  return known.map((name) => `${name} ${percent(uptime[`percent_${name}`])}`).join(', ')
+    || `${percent(watchedShare(uptime, '30d'))} of the ${span(60 * uptime.watched_30d_min)} watched`;
 }
 
 const OUTCOMES = [['fill-accent', (cell) => cell.completed], ['fill-bad', (cell) => cell.failed],
@@ -714,10 +729,8 @@ function uptimeChart({ uptime }) {
   const cells = cellsOf(uptime);
   const longest = plural(uptime.longest_outage_min, 'minute');
   const outages = uptime.outages ? `${plural(uptime.outages, 'outage')}, longest ${longest}` : 'no outage seen';
-  const seen = watched(uptime);
-  const summary = uptime.percent_30d === null ? 'Not known yet: looked at once a minute from now on'
-    : `${['24h', '7d', '30d'].map((name) => `${name} ${percent(uptime[`percent_${name}`])}`).join(', ')};`
-      + ` ${outages}${seen}`;
+  const summary = uptime.watched_30d_min ? `${uptimeShares(uptime)}; ${outages}`
+    : 'Not known yet: looked at once a minute from now on';
   const marks = () => cells.map((cell, at) => {
     const name = cell.down ? 'fill-bad' : cell.up ? 'fill-good' : 'fill-none';
     const height = cell.down ? 100 : cell.up ? 62 : 14; // an outage stands out by its height too
@@ -726,7 +739,8 @@ function uptimeChart({ uptime }) {
   return chart({
     id: 'uptime', source: uptime, title: 'Uptime, 30 days', summary, cells, low: true, marks,
     axis: ['30 days ago', '15 days ago', 'now'],
-    legend: [['fill-good', 'up'], ['fill-bad', 'down for a while'], ['fill-none', 'tbmon did not see']],
+    legend: [['fill-good', 'up'], ['fill-bad', 'down or silent for a while'],
+      ['fill-none', 'not known']],
     heads: ['Minutes up', 'Down', 'Unknown'], row: (cell) => [cell.up, cell.down, cell.unknown],
   });
 }
@@ -1385,7 +1399,9 @@ function drawVerdict() {
     const element = find(`[data-say="${name}"]`);
     if (element.textContent !== text) element.textContent = text;
   }
-  morph(find('#signs'), [verdict.since && h('p', {}, 'Since ', h('strong', {}, time(verdict.since))),
+  morph(find('#signs'), [
+    verdict.as_of && h('p', {}, 'As of ', h('strong', {}, time(verdict.as_of)), ', before tbmon was started'),
+    verdict.since && h('p', {}, 'Since ', h('strong', {}, time(verdict.since)), h('br'), minute(verdict.since)),
     data.node.last_seen && h('p', {}, 'Last sign of life ', h('strong', {}, time(data.node.last_seen))),
     h('p', {}, 'A node writes every two minutes, tasks or none.')].filter(Boolean));
 }

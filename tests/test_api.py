@@ -89,7 +89,7 @@ CONTRACT = [
     ("/api/status", "node", NODE),
     ("/api/status", "node slots", "InvoiceSubscriber"),
     ("/api/status", "node slots InvoiceSubscriber", "current total"),
-    ("/api/status", "verdict", "state since reason advice"),
+    ("/api/status", "verdict", "state since reason advice remembered as_of"),
     ("/api/status/stats", "", "tasks invoices node timestamp"),
     ("/api/status/stats", "tasks", SUMMARY),
     ("/api/status/stats", "invoices", "total"),

@@ -307,7 +307,7 @@ def test_a_node_is_followed_from_idle_to_work_to_its_end(
         assert tab.complaints == []
         docker("stop", "-t", "0", node.name)
         tab.verdict("down")
-        tab.see(re.compile("The container is exited"))
+        tab.see(re.compile("The container has exited"))
         assert tab.page.title() == "down · tbmon"
         proxy.cut_after = lambda: 0  # on the connections that are open, too
         proxy.close()

@@ -397,8 +397,8 @@ FACTS: dict[str, tuple[tuple[str, bool], ...]] = {
     "docs/node-data.md": (
         (
             "more than 5 % of the last 500",
-            tbmon.judge_node(tbmon.Symptoms(0, None, "running", True, 0, 0, (), 0, 0.94)).state
-            == "degraded",
+            tbmon.judge_node(tbmon.Symptoms(0, last_line_at=0, recognised=0.94)).cause
+            == "unrecognised",
         ),
         ("under `/app/logs/@truebit`", tbmon.LOGS_PATH == "/app/logs/@truebit"),
         ("under `/app/build/datadb`", tbmon.EVENT_DB_PATH == "/app/build/datadb"),
@@ -712,9 +712,9 @@ def test_both_presentations_have_the_same_style_and_script_and_load_nothing() ->
 
 def test_the_verdicts_come_in_the_order_in_which_they_are_judged() -> None:
     chips = re.findall(r'<span class="chip \w+">(\w+)</span>', slide("overview", "verdict"))
-    judged = list(
-        dict.fromkeys(re.findall(r'Verdict\(\s*"(\w+)"', inspect.getsource(tbmon.judge_node)))
-    )
+    judges = (tbmon.judge_container, tbmon.judge_log, tbmon.judge_tasks)
+    source = "".join(inspect.getsource(judge) for judge in judges)
+    judged = list(dict.fromkeys(re.findall(r'Verdict\(\s*"(\w+)"', source)))
     assert chips == judged
 
 

@@ -4,6 +4,7 @@ verdict.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from tbmon import (
     OUTCOME,
     PAID,
     PENALISED,
+    Reading,
+    Runs,
     Symptoms,
     Task,
     failure_reason,
@@ -213,19 +216,38 @@ def test_the_nodes_own_item_is_its_penalty_else_its_pay_never_the_charge() -> No
 # The verdict
 
 NOW = 1_763_992_533_912
-WELL = Symptoms(NOW, None, "running", True, NOW - 1, NOW - 1, ["completed"] * 20, 0, 1.0)
+WELL = Symptoms(
+    NOW,
+    container="running",
+    last_line_at=NOW - 1,
+    last_task_at=NOW - 1,
+    recent=["completed"] * 20,
+    recognised=1.0,
+)
+LOOP = Runs(starts=[NOW - 3, NOW - 2], ends=[NOW - 3, NOW - 2, NOW - 1])
 
 
 def test_the_first_that_holds_of_blind_down_degraded_working_idle_is_said() -> None:
     seen = Symptoms(
-        NOW, "no access to the engine", "exited", True, None, None, ["failed"] * 20, 9, 0.1
+        NOW,
+        "no access to the engine",
+        "no access to the log",
+        Reading(),
+        container="exited",
+        runs=LOOP,
+        check="no pulse",
+        recent=["failed"] * 20,
+        recognised=0.1,
     )
     healed: list[tuple[dict[str, Any], str, str]] = [
         ({}, "blind", "no access to the engine"),
-        ({"problem": None}, "down", "exited"),
-        ({"container": "running"}, "degraded", "9 starts"),
-        ({"restarts_10_min": 0}, "degraded", "no log line"),
-        ({"last_line_at": NOW}, "degraded", "last three"),
+        ({"problem": None}, "down", "it keeps ending"),
+        ({"runs": Runs()}, "down", "exited"),
+        ({"container": "running"}, "blind", "history"),
+        ({"reading": None}, "blind", "no access to the log"),
+        ({"trouble": None}, "degraded", "no log line"),
+        ({"last_line_at": NOW}, "degraded", "no pulse"),
+        ({"check": None}, "degraded", "last three"),
         ({"recent": ["completed", *["failed"] * 19]}, "degraded", "19 of the last 20"),
         ({"recent": ["completed"] * 20}, "degraded", "90 %"),
         ({"recognised": None}, "idle", "no task"),
@@ -250,8 +272,8 @@ def test_the_first_that_holds_of_blind_down_degraded_working_idle_is_said() -> N
         ({"container": "exited", "ever_seen": False}, "down"),
         ({"container": "restarting"}, "down"),
         ({"container": "paused"}, "down"),
-        ({"restarts_10_min": 2}, "working"),
-        ({"restarts_10_min": 3}, "degraded"),
+        ({"runs": replace(LOOP, ends=LOOP.ends[1:])}, "working"),
+        ({"runs": LOOP}, "down"),
         ({"last_line_at": NOW - 10 * MINUTE_MS}, "working"),
         ({"last_line_at": NOW - 10 * MINUTE_MS - 1}, "degraded"),
         ({"last_line_at": None}, "degraded"),

@@ -81,7 +81,7 @@ def test_an_engine_that_goes_and_comes_back(
     ended = time.monotonic()
     blind = await_verdict(one, "blind", "does not answer")
     figure(f"engine {number} blind after s", round(time.monotonic() - ended, 1))
-    assert gone_at - 1 < moment(blind["since"]) < time.time() + 1
+    assert gone_at - 3 < moment(blind["since"]) < time.time() + 1
     used, since, said = cpu_s(one.process.pid), time.monotonic(), one.log.read_text().count("\n")
     threading.Event().wait(length(3, 600))
     used = (cpu_s(one.process.pid) - used) / (time.monotonic() - since)
@@ -121,12 +121,12 @@ def test_the_container_is_stopped_in_every_way_and_comes_back(
 ) -> None:
     one = followed()
     faults = (
-        (("pause",), ("unpause",), "paused"),
-        (("stop", "-t", "0"), ("start",), "exited"),
+        (("pause",), ("unpause",), "is paused"),
+        (("stop", "-t", "0"), ("start",), "has exited: exit code 137"),
     )
     for number, (away, back, state) in enumerate(faults, 1):
         wait_for(lambda: docker(*away, node.name, check=False))  # noqa: B023 - a busy kernel may not freeze it at once
-        down = await_verdict(one, "down", f"the container is {state}")
+        down = await_verdict(one, "down", f"the container {state}")
         assert time.time() - moment(down["since"]) < WITHIN_S
         docker(*back, node.name)
         say_and_await(node, one, number)
@@ -173,7 +173,7 @@ def test_a_container_that_is_removed_and_one_that_the_kernel_ends_for_its_hunger
     node.run("--memory", "6m", script=hungry)
     run_at = time.time()
     node.say(header("Heartbeat sent line 000001"), "err")
-    await_verdict(one, "down", "the container is exited")
+    await_verdict(one, "down", "the container has exited: exit code 137, out of memory")
     assert (
         docker("inspect", "--format", "{{.State.OOMKilled}} {{.State.ExitCode}}", node.name)
         == "true 137"
