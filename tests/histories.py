@@ -17,6 +17,7 @@ from typing import NamedTuple
 BEGIN_S = 1_767_700_000.0  # in January 2026
 TIMEOUTS_MS = (27_000, 30_000, 30_000, 60_000, 600_000, None)
 RUNNING_AT_MOST = 4
+SETTLED_S = 1000  # after a start; by then a version has been heard for long
 LIMITS = {"gas": "60000000000", "call": "65536", "frame": "524288", "memory": "1024"}
 FAILED_WORDS = ("gas limit exceeded", "module trapped", "")
 
@@ -237,7 +238,8 @@ class Maker:
             now = self.write_outputs(plan, now)
         if fate == "lost":
             return
-        now += self.between(0.01, 1.2)
+        is_overtaken = bool(plan.messages[-1].said_late_s)
+        now += self.between(0.01, 0.05 if is_overtaken else 1.2)
         has_failed = not plan.succeeds and self.happens(0.5)
         if has_failed:
             words = self.chance.choice(FAILED_WORDS)
@@ -282,7 +284,7 @@ class Maker:
                     text += "\n    at main (task.wasm:0x1f3)\n    at _start (task.wasm:0x0a1)"
                 message = Message(now, text, "error", task, kind)
                 if self.has_two_streams and self.happens(0.4):
-                    message.said_late_s = self.chance.uniform(0.02, 0.2)
+                    message.said_late_s = self.chance.uniform(0.05, 0.2)
             # A header is how a reader of files knows when a failure was.
             message.has_header = not plan.succeeds or self.happens(0.93)
             plan.messages.append(message)
@@ -337,7 +339,7 @@ class Maker:
         far_apart = [
             moment
             for number, moment in enumerate(moments)
-            if number == 0 or moment - moments[number - 1] > 300
+            if number == 0 or moment - moments[number - 1] > 2 * SETTLED_S
         ]
         return [(died, died + self.chance.uniform(2, 10)) for died in far_apart]
 
@@ -353,8 +355,15 @@ class Maker:
             if next_death is not None:
                 plan.messages = [one for one in plan.messages if one.at < next_death - 0.5]
             self.messages += plan.messages
-        for start in starts:
+        self.starts = starts
+        self.versions = ["1.120.0-beta.275"]
+        for number, start in enumerate(starts):
             self.say_start(start)
+            if number > 0 and self.happens(0.5):
+                self.versions.append(f"1.{121 + number}.{self.chance.randrange(9)}")
+                self.say_much(start)
+            elif number > 0:
+                self.versions.append(self.versions[-1])
         records = self.money(plans, end_s)
         self.say_noise(end_s)
         # Nothing is written while the node is down.
@@ -364,7 +373,7 @@ class Maker:
             if not any(died <= message.at < started for died, started in deaths)
         ]
         self.messages.sort(key=lambda message: message.at)
-        said, written = self.lines(starts)
+        said, written = self.lines()
         last_s = max(message.at for message in self.messages)
         truths = {plan.truth.execution_id: self.truth(plan, deaths, last_s) for plan in plans}
         invoices = {
@@ -392,6 +401,12 @@ class Maker:
             self.messages.append(Message(now, f"Node with address {self.wallet} {word}"))
             now += self.between(0.1, 10)
 
+    def say_much(self, start: float) -> None:
+        """What a node says while a reader of files learns that its new version is the node's own."""
+        for number in range(25):
+            now = start + 30 + number * (SETTLED_S - 60) / 25
+            self.messages.append(Message(now, f"Heartbeat {number} sent"))
+
     def say_noise(self, end_s: float) -> None:
         slots = (
             "Semaphore InvoiceSubscriber message received - Processing immediately (0/4 slots used)",
@@ -410,7 +425,10 @@ class Maker:
             )
             level = self.chance.choice(("info", "debug", "warn"))
             self.messages += [Message(now, text, level)] * self.chance.choice((1, 1, 2))
-        last = end_s + self.chance.choice((5, 30, 1200, 5000)) * self.pace
+        last = (
+            max(end_s, self.starts[-1] + SETTLED_S)
+            + self.chance.choice((5, 30, 1200, 5000)) * self.pace
+        )
         self.messages.append(Message(last, "Heartbeat sent"))
 
     def money(self, plans: Sequence[Plan], end_s: float) -> list[dict[str, object]]:
@@ -497,17 +515,13 @@ class Maker:
             "peak_memory_used": 87,
         }
 
-    def lines(self, starts: Sequence[float]) -> tuple[list[Said], list[Said]]:
-        versions = ["1.120.0-beta.275"]
-        for _ in starts[1:]:
-            newer = f"1.{121 + len(versions)}.{self.chance.randrange(9)}"
-            versions.append(newer if self.happens(0.5) else versions[-1])
+    def lines(self) -> tuple[list[Said], list[Said]]:
         said: list[tuple[float, int, Said]] = []
         written: list[Said] = []
         last_said: dict[str, float] = {}
         glued = ""
         for number, message in enumerate(self.messages):
-            version = versions[sum(start <= message.at for start in starts) - 1]
+            version = self.versions[sum(start <= message.at for start in self.starts) - 1]
             header = self.header(message.at, message.level, message.has_wallet, version)
             text = f"{header} {message.text}" if message.has_header else message.text
             text = glued + (message.before if not glued else "") + text
