@@ -51,6 +51,7 @@ class Truth:
 
     created_at: float | None = None  # by the event database
     stdout_at: float | None = None  # the stamp of its stdout
+    failed_words: str = ""  # of its line that says `failed`
     operation: str | None = None
     has_outcome: bool = False
     timeout_s: float = 600
@@ -313,7 +314,8 @@ class Maker:
         plans: list[Plan] = []
         now = self.begin_s + 60 * self.pace
         while len(plans) < self.tasks:
-            now += self.between(0, 1) * self.chance.choice((5, 20, 20, 900, 2000, 5000, 10_000))
+            pauses = (5, 20, 60, 500) if self.is_brief else (5, 20, 20, 900, 2000, 5000, 10_000)
+            now += self.between(0, 1) * self.chance.choice(pauses)
             running = [plan for plan in plans if now < plan.ends_s() and plan.ends_s() < now + 700]
             if len(running) < RUNNING_AT_MOST:
                 plans.append(self.plan(now))
@@ -574,6 +576,7 @@ class Maker:
         words = first["failed"].text if "failed" in first else ""
         if is_nonzero or words or (truth.operation == "penalty" and not has_completed):
             truth.status = "failed"
+            truth.failed_words = words.partition("failed")[2].lstrip(": ")
             if "gas limit" in words:
                 truth.error = "gas_limit"
             elif is_nonzero:

@@ -56,7 +56,7 @@ class Line(NamedTuple):
     at: float | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
     """A header line with its continuation lines, or a line that begins an entry without a header."""
 
