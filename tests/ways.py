@@ -42,6 +42,7 @@ class Reading:
     tasks: dict[str, oracle.Task]
     invoices: dict[str, oracle.Invoice]
     expected: oracle.Reading
+    whole: oracle.Reading  # what a reader of the whole log would know, with no more beside it
     is_whole: bool  # nothing of the log was kept from it
     is_equal: bool  # it knows just what the oracle was told
     whole_from_s: float = 0.0  # since when it saw all
@@ -58,6 +59,9 @@ class Known:
 
     def read(self) -> oracle.Reading:
         return oracle.read(self.lines, sorted(self.starts), self.gaps, self.records)
+
+    def read_whole(self, lines: list[oracle.Line]) -> oracle.Reading:
+        return Known(lines, self.starts, records=self.records).read()
 
 
 class StandIn:
@@ -311,11 +315,13 @@ def follow(
         life.step(history.said[-1].at + 1)
     tasks, invoices = life.end()
     is_cut = first > 0 or gap is not None
+    expected = known.read()
     return Reading(
         way,
         tasks,
         invoices,
-        known.read(),
+        expected,
+        known.read_whole(heard(history.said)) if is_cut else expected,
         not is_cut,
         not is_cut and not (with_files is not None and history.overtakes),
         history.said[gap[1] if gap else first].at if is_cut else 0.0,
@@ -398,8 +404,17 @@ def read_folder(
     tasks, invoices = life.end()
     known = Known(read_in_files(said), records=history.records if events else ())
     is_cut = len(said) < len(history.written)
-    whole_from_s = said[0].at if is_cut and said else 0.0
-    return Reading(way, tasks, invoices, known.read(), not is_cut, not is_cut, whole_from_s)
+    expected = known.read()
+    return Reading(
+        way,
+        tasks,
+        invoices,
+        expected,
+        known.read_whole(read_in_files(history.written)) if is_cut else expected,
+        not is_cut,
+        not is_cut,
+        said[0].at if is_cut else 0.0,
+    )
 
 
 def grow(
