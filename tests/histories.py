@@ -136,6 +136,8 @@ class Maker:
             for language in self.chance.sample(["rs", "js", "py", "cpp"], 3)
         ]
         self.has_two_streams = not is_brief and self.chance.random() < 0.4
+        # Outputs without headers are believed only of a node that writes none with headers.
+        self.has_bare_outputs = not self.has_two_streams and self.chance.random() < 0.15
         self.pace = 0.02 if is_brief else 1.0
         self.messages: list[Message] = []
         self.marker = 1000
@@ -156,8 +158,11 @@ class Maker:
         digits = self.hexadecimal(32)
         return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
-    def payload(self, before: str, payload: dict[str, object]) -> str:
-        """A message with its payload in one of the ways in which it can be printed."""
+    def payload(self, before: str, payload: dict[str, object], is_shallow: bool = True) -> str:
+        """A message with its payload in one of the ways in which it can be printed.
+
+        Only a shallow one may be printed without what lies deep in it.
+        """
         mark = self.chance.choice(("", "", "", "[queue-1] ", "{queue 1} "))
         form = self.chance.choice(["compact"] * 9 + ["pretty", "next line", "inspect"])
         if form == "compact":
@@ -166,7 +171,7 @@ class Maker:
             return f"{before} {mark}{json.dumps(payload, indent=2)}"
         if form == "next line":
             return f"{before}\n{json.dumps(payload, indent=2)}"
-        return f"{before} {mark}{inspected(payload, depth=self.chance.choice((2, 9)))}"
+        return f"{before} {mark}{inspected(payload, depth=self.chance.choice((2, 9)) if is_shallow else 9)}"
 
     # tasks
 
@@ -188,7 +193,7 @@ class Maker:
         }
         if timeout_ms is not None:
             message["econParams"] = {"reward": "0", "executionTimeout": timeout_ms}
-        plan = Plan(truth, message, self.happens(0.75), received_s, None)
+        plan = Plan(truth, message, self.has_bare_outputs or self.happens(0.75), received_s, None)
         self.live(plan, program)
         return plan
 
@@ -215,7 +220,9 @@ class Maker:
             "timestamp": int((now - 0.4) * 1000),
             "message": plan.message,
         }
-        say("received", self.payload("Message received from task_created:", {"payload": created}))
+        # Where its time is hidden in the log, it is the usual one.
+        words = "Message received from task_created:"
+        say("received", self.payload(words, {"payload": created}, "econParams" not in plan.message))
         if self.happens(0.03):
             plan.messages.append(Message(now, plan.messages[0].text, "info", task, "received"))
         if self.happens(0.6):
@@ -243,8 +250,8 @@ class Maker:
         now += self.between(0.01, 0.05 if is_overtaken else 1.2)
         has_failed = not plan.succeeds and self.happens(0.5)
         if has_failed:
-            words = self.chance.choice(FAILED_WORDS)
-            say("failed", f"Execution {task} failed" + (f": {words}" if words else ""), "error")
+            reason = self.chance.choice(FAILED_WORDS)
+            say("failed", f"Execution {task} failed" + (f": {reason}" if reason else ""), "error")
         else:
             say("completed", f"Execution {task} completed")
             if self.happens(0.05):
@@ -265,7 +272,7 @@ class Maker:
         task = plan.truth.execution_id
         self.marker += 1
         has_stdout = self.happens(0.88)
-        has_stderr = self.happens(0.1 if plan.succeeds else 0.6)
+        has_stderr = not self.has_bare_outputs and self.happens(0.1 if plan.succeeds else 0.6)
         outputs = [
             kind for kind, is_there in (("stdout", has_stdout), ("stderr", has_stderr)) if is_there
         ]
@@ -286,8 +293,7 @@ class Maker:
                 message = Message(now, text, "error", task, kind)
                 if self.has_two_streams and self.happens(0.4):
                     message.said_late_s = self.chance.uniform(0.05, 0.2)
-            # A header is how a reader of files knows when a failure was.
-            message.has_header = not plan.succeeds or self.happens(0.93)
+            message.has_header = not self.has_bare_outputs
             plan.messages.append(message)
         return now
 

@@ -99,6 +99,7 @@ class Task:
     timeout_s: float = DEFAULT_TIMEOUT_S
     has_outcome: bool = False
     operations: set[str] = field(default_factory=set)
+    ends_in_work: bool = False
     lines: dict[str, Entry] = field(default_factory=dict)
     possible: list[Entry] = field(default_factory=list)  # outputs that can be its own
 
@@ -348,13 +349,18 @@ def has_started_between(starts: Iterable[float], earlier: Entry, later: Entry) -
     )
 
 
-def is_in_work(task: Task, line: Entry, starts: Iterable[float]) -> bool:
+def is_within_time(task: Task, line: Entry, starts: Iterable[float]) -> bool:
+    """Whether nothing but an end can have taken a task out of work before a line."""
     received = task.received
     if received is None or received.stamp is None or received.order >= line.order:
         return False
     if line.seconds > received.stamp + task.timeout_s + IN_WORK_AFTER_TIMEOUT_S:
         return False
-    if has_started_between(starts, received, line):
+    return not has_started_between(starts, received, line)
+
+
+def is_in_work(task: Task, line: Entry, starts: Iterable[float]) -> bool:
+    if not is_within_time(task, line, starts):
         return False
     end = task.ended
     if end is None or end.order > line.order:
@@ -499,10 +505,11 @@ def leaves_open(task: Task, gaps: Iterable[int]) -> bool:
             continue
         if output.kind == "stderr" or exit_code_in(output) != 0:
             return True
-    # Its output may stand in what was not seen; the page does not speak of it.
+    # Its output may stand in what was not seen, or where nobody took it for a task in work. The page does
+    # not speak of either.
     received = -1 if task.received is None else task.received.position
-    is_unseen = task.received is None or any(received < gap <= end.position for gap in gaps)
-    return is_unseen and "stdout" not in task.lines
+    is_unseen = any(received < gap <= end.position for gap in gaps)
+    return "stdout" not in task.lines and (is_unseen or not task.ends_in_work)
 
 
 def decide(
@@ -622,6 +629,9 @@ def read(
         task.has_outcome = task.execution_id in outcomes
         task.received_at = created_at.get(task.execution_id)
         task.possible = [line for line in nameless if is_in_work(task, line, starts)]
+        task.ends_in_work = task.completed is not None and is_within_time(
+            task, task.completed, starts
+        )
     for kind in KINDS:
         give_lines(kind, [line for line in nameless if line.kind == kind], everyone, known)
     last_s = max((entry.seconds for entry in entries), default=0.0)
