@@ -433,10 +433,9 @@ class Maker:
             )
             level = self.chance.choice(("info", "debug", "warn"))
             self.messages += [Message(now, text, level)] * self.chance.choice((1, 1, 2))
-        last = (
-            max(end_s, self.starts[-1] + SETTLED_S)
-            + self.chance.choice((5, 30, 1200, 5000)) * self.pace
-        )
+        settled_s = self.starts[-1] + SETTLED_S if len(self.starts) > 1 else end_s
+        pause_s = self.between(5, 6) if self.is_brief else self.chance.choice((5, 30, 1200, 5000))
+        last = max(end_s, settled_s) + pause_s
         self.messages.append(Message(last, "Heartbeat sent"))
 
     def money(self, plans: Sequence[Plan], end_s: float) -> list[dict[str, object]]:

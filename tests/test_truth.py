@@ -171,9 +171,9 @@ def test_a_real_engine_tells_the_truth(seed: int, node: Any, watch: Any) -> None
         node.say(one.text)
     node.say(history.said[-1].text.replace("Heartbeat sent", "Last words"))
     watch.wait_for_message("Last words")
-    tasks = {name: ways.as_oracle(watch.store, name) for name in history.truths}
+    tasks, invoices = ways.all_of(watch.store)
     expected = oracle.read(heard(history.said), history.starts)
-    reading = ways.Reading("a real engine", tasks, {}, expected, expected, True, True)
+    reading = ways.Reading("a real engine", tasks, invoices, expected, expected, True, True)
     for wrong in differences(history, reading):
         pytest.fail(wrong, pytrace=False)
 

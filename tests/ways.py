@@ -184,15 +184,18 @@ class Life:
 
     def end(self) -> tuple[dict[str, oracle.Task], dict[str, oracle.Invoice]]:
         """What it knew, in the oracle's words."""
-        tasks: dict[str, oracle.Task] = {}
-        for row in self.store.page("task", {}, None, 1000, 0):
-            tasks[row["execution_id"]] = as_oracle(self.store, row["execution_id"])
-        invoices = {
-            row["invoice_id"]: oracle.Invoice(row["execution_id"], row["operation"])
-            for row in self.store.page("invoice", {}, None, 1000, 0)
-        }
+        known = all_of(self.store)
         self.store.close()
-        return tasks, invoices
+        return known
+
+
+def all_of(store: tbmon.Store) -> tuple[dict[str, oracle.Task], dict[str, oracle.Invoice]]:
+    names = [row["execution_id"] for row in store.page("task", {}, None, 1000, 0)]
+    invoices = {
+        row["invoice_id"]: oracle.Invoice(row["execution_id"], row["operation"])
+        for row in store.page("invoice", {}, None, 1000, 0)
+    }
+    return {name: as_oracle(store, name) for name in names}, invoices
 
 
 def as_oracle(store: tbmon.Store, execution_id: str) -> oracle.Task:
