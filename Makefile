@@ -22,9 +22,9 @@ lint: $(VENV)/dev
 bench: $(VENV)/dev
 	$(VENV)/bin/python tests/bench.py $(BENCH)
 
-# The long form of the fault suite: some three hours, of which one is the load alone.
+# The long form of the fault suite and of the histories: some four hours, of which one is the load alone.
 soak: $(VENV)/dev
-	TBMON_SOAK=1 $(VENV)/bin/python -m pytest tests/faults
+	TBMON_SOAK=1 $(VENV)/bin/python -m pytest tests/faults tests/test_truth.py
 	$(VENV)/bin/python tests/bench.py --soak --only network
 
 image:
