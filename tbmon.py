@@ -1064,12 +1064,13 @@ class Assembler:
         """Where a header begins behind words that had no newline; 0 if none does.
 
         Behind a carriage return one always does, as on a terminal. Else a line that has a header of
-        its own, and an open payload, may quote one.
+        its own may quote one, and so may an open payload, as all is that stands before the first
+        header.
         """
         for found in INNER_HEADER.finditer(raw):
             if raw[found.start() - 1] == ord("\r"):
                 return found.start()
-            is_open = self.open is not None and self.open.expects_more()
+            is_open = self.second is None or (self.open is not None and self.open.expects_more())
             if not is_open and not PREFIX.match(raw.decode("utf-8", "replace")):
                 return found.start()
         return 0
@@ -1186,9 +1187,11 @@ class Trust:
     SETTLE_S, RIVAL_S, RIVALS = 120, 600, 20
     HELD_BYTES = 8 * MIB
 
-    def __init__(self, identity: tuple[str | None, str] | None = None) -> None:
+    def __init__(
+        self, identity: tuple[str | None, str] | None = None, first_second: int | None = None
+    ) -> None:
         self.identity = identity
-        self.first_second: int | None = None
+        self.first_second = first_second  # of the identity that the start established
         self.heard = 0  # when the node's own last header came
         self.rival: Rival | None = None
         self.adopted: Rival | None = None
@@ -1847,12 +1850,15 @@ class Attribution:
         self.has_begun = True
         self.unknown_until = max(self.unknown_until, at + UNKNOWN_MS)
 
-    def restart(self) -> None:
-        """The node started: nothing is in work."""
+    def restart(self, at: int) -> None:
+        """The node started at `at` (ms): nothing from before is in work. What it said since may
+        be missing.
+        """
         self.work.clear()
         self.waiting.clear()
         self.ended.clear()
-        self.unknown_until = 0
+        if self.unknown_until - UNKNOWN_MS <= at + FIRST_LINE_MS:
+            self.unknown_until = 0
 
     def receive(self, execution_id: str, deadline: int) -> None:
         before = self.work.get(execution_id, Work(deadline))
@@ -2426,6 +2432,7 @@ QUERIES = {  # by `Store.get` and `Store.first`
     "counters": "SELECT name, value FROM counter",
     "has_entry": "SELECT 1 FROM log WHERE key = ? AND sources & ?",
     "entry": "SELECT key, seq, at, type, flags, execution_id, message FROM log WHERE key = ?",
+    "told_by_both": f"SELECT 1 FROM log WHERE key >= ? AND sources = {ENGINE | FILES} LIMIT 1",
     "entry_owner": "SELECT execution_id FROM log WHERE key = ?",
     "doubt": "SELECT execution_id FROM doubt WHERE key = ?",
     "doubts_of": "SELECT key FROM doubt WHERE execution_id = ?",
@@ -5073,10 +5080,13 @@ class Tracker:
         owners = line.owners
         if exit_code == 0 or (owner is not None and exit_code is not None):
             owners = frozenset()
-        if owner is None and owners:  # the other source may know better
+        if owner is None and not line.owners:
+            return  # no task that this source knows; the other may know better
+        if owner is None and owners:  # likewise
             if bound := self.store.first("entry_owner", key):
                 owners = frozenset((bound,))
-            owners = owners & self.doubted(key) or owners
+            elif line.at <= self.attribution.unknown_until:
+                owners |= self.doubted(key)
         self.put_in_doubt(key, owners)
 
     def doubted(self, key: bytes) -> frozenset[str]:
@@ -5216,7 +5226,10 @@ class Recorder:
         self.name = {ENGINE: "engine", FILES: "files"}[source]
         saved: dict[str, Any] = json.loads(self.store.first("state", self.name) or "{}")
         self.cursor: dict[str, Any] = saved.get("cursor", {})
-        self.trust = Trust(tuple(saved["identity"]) if saved.get("identity") else None)
+        self.trust = Trust(
+            tuple(saved["identity"]) if saved.get("identity") else None,
+            saved.get("identity_since"),
+        )
         if saved.get("rival") and not fresh_pass:
             suffix, version, since_s, from_key, headers = saved["rival"]
             who = suffix, version
@@ -5482,7 +5495,7 @@ class Recorder:
             self.tracker.lose(execution_id, at)
         if attribution.has_begun or line_ms - at <= FIRST_LINE_MS:
             attribution.has_begun = True
-            attribution.restart()
+            attribution.restart(at)
         for name in self.store.node():
             if name.startswith("current "):
                 self.tracker.node[name] = 0, at
@@ -5510,6 +5523,7 @@ class Recorder:
             **self.tracker.attribution.saved(),
             "cursor": self.cursor,
             "identity": self.trust.identity,
+            "identity_since": self.trust.first_second,
             "rival": rival and (*rival.who, rival.since_s, rival.from_key.hex(), rival.headers),
             "seq": self.seq,
             "newest_second": self.newest_second,
@@ -5783,7 +5797,8 @@ def import_history(monitor: Monitor, engine: DockerEngine, seam: int) -> Iterato
                 monitor.reading = progress.reading(reader, name) or monitor.reading
             yield
         progress.end(name)
-    if was_cut or (recorder.first_at is not None and recorder.first_at < seam + UNKNOWN_MS):
+    has_more = was_cut or (recorder.first_at is not None and recorder.first_at < seam + UNKNOWN_MS)
+    if has_more and recorder.store.first("told_by_both", key_of(seam // 1000 - ZONE_S)):
         bind_again(monitor, seam, recorder.tracker.attribution.unknown_until)
     if was_cut or recorder.first_at is not None:
         recorder.cursor.clear()
@@ -5797,7 +5812,8 @@ def import_history(monitor: Monitor, engine: DockerEngine, seam: int) -> Iterato
 
 def bind_again(monitor: Monitor, seam: int, unknown_until: int) -> None:
     """Attribute the loose lines after `seam` (ms), where the engine's log begins, now that what
-    came before it is known. Only adds to what is known: nothing uncertain was taken for certain.
+    came before it is known: the files tell some of what the engine told, so that nothing is missing
+    between them. Only adds to what is known: nothing uncertain was taken for certain.
 
     Before `unknown_until` (ms) not even the files tell of all tasks.
     """

@@ -166,6 +166,8 @@ def entries_of(lines: Sequence[Line], gaps: Sequence[int] = ()) -> list[Entry]:
         if entry.stamp is not None:
             seconds = entry.stamp
         entry.seconds = seconds
+        if entry.stamp is None and entry.at is not None:
+            entry.seconds = entry.at  # without a header, the engine tells when it came
         for kind, pattern in ENTRY_KINDS:
             entry.match = pattern.match(entry.text)
             if entry.match:

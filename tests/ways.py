@@ -280,7 +280,7 @@ def follow(
         history.starts[0],
         lambda monitor: tbmon.Follower(monitor, engine),  # type: ignore[arg-type]
     )
-    known = Known()
+    known = Known(starts={engine.created_at})
     last = len(history.said)
     ends = sorted(chance.randrange(first + 1, last + 1) for _ in range(chance.choice((0, 1, 2, 4))))
     for start in history.starts[1:]:
