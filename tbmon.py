@@ -5797,8 +5797,7 @@ def import_history(monitor: Monitor, engine: DockerEngine, seam: int) -> Iterato
                 monitor.reading = progress.reading(reader, name) or monitor.reading
             yield
         progress.end(name)
-    has_more = was_cut or (recorder.first_at is not None and recorder.first_at < seam + UNKNOWN_MS)
-    if has_more and recorder.store.first("told_by_both", key_of(seam // 1000 - ZONE_S)):
+    if was_cut or (recorder.first_at is not None and recorder.first_at < seam + UNKNOWN_MS):
         bind_again(monitor, seam, recorder.tracker.attribution.unknown_until)
     if was_cut or recorder.first_at is not None:
         recorder.cursor.clear()
@@ -5812,8 +5811,8 @@ def import_history(monitor: Monitor, engine: DockerEngine, seam: int) -> Iterato
 
 def bind_again(monitor: Monitor, seam: int, unknown_until: int) -> None:
     """Attribute the loose lines after `seam` (ms), where the engine's log begins, now that what
-    came before it is known: the files tell some of what the engine told, so that nothing is missing
-    between them. Only adds to what is known: nothing uncertain was taken for certain.
+    came before it is known. Only adds to what is known: nothing uncertain was taken for certain.
+    Where the files tell nothing of what the engine told, lines between them may be missing.
 
     Before `unknown_until` (ms) not even the files tell of all tasks.
     """
@@ -5825,6 +5824,7 @@ def bind_again(monitor: Monitor, seam: int, unknown_until: int) -> None:
         task = Task(*row)
         if (task.deadline or 0) + HOUR_MS >= since and (task.completed_at or since) >= since:
             attribution.receive(task.execution_id, task.deadline or 0)
+    joined = store.first("told_by_both", key_of(seam // 1000 - ZONE_S)) is not None
     facts = []
     for row in store.facts_between(since, until):
         kind = LOG_TYPES[row["type"]]
@@ -5836,6 +5836,9 @@ def bind_again(monitor: Monitor, seam: int, unknown_until: int) -> None:
         event = read_event(kind, row["message"], words, str)
         if event is None:
             continue
+        if not joined and row["at"] >= seam:
+            tracker.note_gap(seam)
+            joined = True
         if kind not in ORDER_IN_SECOND:
             event = event._replace(execution_id=row["execution_id"] or event.execution_id)
         if PSEUDONYM.search(row["message"]):  # no task's words any more

@@ -113,8 +113,18 @@ def test_a_task_that_just_ended_may_have_written_what_the_other_stream_brings() 
 def test_a_restart_ends_all_work_and_what_waited_for_it() -> None:
     both = begun("A", "B")
     both.attribute("1", line("stdout", "A", "B"))
-    both.restart()
+    both.restart(10**9)
     assert (both.work, both.waiting) == ({}, {})
+
+
+def test_a_restart_tells_nothing_of_what_was_received_since() -> None:
+    cut = begun()
+    cut.begin(10**9)  # lines up to here are missing
+    cut.restart(10**9 - tbmon.FIRST_LINE_MS)
+    assert cut.unknown_until == 0
+    cut.begin(10**9)
+    cut.restart(10**9 - tbmon.FIRST_LINE_MS - 1)
+    assert cut.unknown_until == 10**9 + tbmon.UNKNOWN_MS
 
 
 def test_what_waits_is_dropped_when_nobody_is_left_who_could_show_whose_it_is() -> None:
