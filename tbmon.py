@@ -1876,6 +1876,9 @@ class Attribution:
         """Forget the tasks that write nothing more: those whose time was over more than an hour
         before `at` (ms), and those whose end both streams have passed.
         """
+        oldest = min((task.deadline for task in self.work.values()), default=at)
+        if not self.ended and oldest + HOUR_MS >= at:
+            return
         work = {name: task for name, task in self.work.items() if task.deadline + HOUR_MS >= at}
         ended = {
             name: task
@@ -1911,6 +1914,10 @@ class Attribution:
         """Take a line; returns it and the others whose owners it makes known or narrows."""
         if line.at <= self.unknown_until or not line.owners:
             return [(name, line, None)]
+        if len(line.owners) == 1 and not self.waiting:
+            owner = next(iter(line.owners))
+            self.mark(line.kind, owner)
+            return [(name, line, owner)]
         if len(self.waiting) >= WAITING_LINES:
             self.waiting.clear()
         self.waiting[name] = line

@@ -797,7 +797,8 @@ function taskCharts(data, chosen) {
   const cells = cellsOf(data);
   const axis = { '24h': dayAxis, '7d': ['7 days ago', 'now'], '30d': ['30 days ago', 'now'] }[chosen];
   const total = cells.reduce((all, cell) => all + outcomes(cell), 0);
-  const summary = `${plural(total, 'task')}, ${sum(cells, 'failed')} failed, ${sum(cells, 'lost')} lost`;
+  const parts = ['failed', 'ended', 'lost'].map((name) => `${sum(cells, name)} ${name}`).join(', ');
+  const summary = `${plural(total, 'task')}, ${parts}`;
   const most = Math.max(1, ...cells.map((cell) => cell.p95_ms ?? 0));
   const slow = cells.map((cell) => cell.p95_ms).filter((value) => !isUnknown(value));
   const peak = Math.max(1, ...cells.map(outcomes));
