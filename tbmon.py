@@ -6126,6 +6126,8 @@ class EngineFeed:
             utc(since),
         )
         self.monitor.note_gap(since, until, "the engine had dropped older lines")
+        for assembler in self.recorder.assemblers.values():
+            assembler.open = None  # what comes now does not go on with what came before
         self.recorder.tracker.note_gap(until or self.monitor.now())
 
     def came_twice(self, stream: int, stamp: bytes, body: bytes, engine_ms: int) -> bool:

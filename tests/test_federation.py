@@ -1479,7 +1479,8 @@ def test_what_a_task_prints_is_not_told(
         (here.logs / "x-eventDB.json").write_text(records)
     follower = tbmon.DirectoryFollower(here.monitor)
     follower.step()
-    true = [received(IDS[0], "rs"), "Command execution stderr: look"]
+    good = output(False, executionId=IDS[0])  # else its stderr would leave open how it ended
+    true = [received(IDS[0], "rs"), good, "Command execution stderr: look"]
     lines = [*(header(line, BEGIN // 1000 + 5) for line in true), *forged(wallet)]
     lines.append(header(f"Execution {IDS[0]} completed", BEGIN // 1000 + 7))
     (here.logs / "worker.log").write_text("\n".join(lines) + "\n")

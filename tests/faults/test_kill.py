@@ -71,8 +71,14 @@ def test_what_an_import_had_still_to_bind_is_bound_by_the_next_start(
 ) -> None:
     name, now = "3f1c9d2e-5b7a-4c11-9a60-0d5e8f7a1b2c", time.time()
     node.run()
-    told = header(receipt(created_record(name, {})), now - 20) + "\n"
-    node.put(f"{LOG_FOLDER}/worker-2026-01-01.log", told.encode())
+    both = header("Heartbeat sent", now - 12)  # so that nothing is missing between them
+    told = [
+        header("Starting services", now - 7200),
+        header(receipt(created_record(name, {})), now - 20),
+        both,
+    ]
+    node.put(f"{LOG_FOLDER}/worker-2026-01-01.log", "".join(f"{line}\n" for line in told).encode())
+    node.say(both)
     node.say(header("Starting task execution", now - 10))
     one = program(CONTAINER_NAME=node.name)
     assert begin(one, "-c", CUT).process.wait(20) == 9
