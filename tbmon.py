@@ -78,6 +78,7 @@ from collections.abc import (
     AsyncIterator,
     Callable,
     Collection,
+    Generator,
     Iterable,
     Iterator,
     Mapping,
@@ -98,6 +99,8 @@ ENTRY_BYTES = 64 * KIB  # kept of one log entry; its identity covers the whole h
 LINE_BYTES = 256 * KIB  # kept of one physical line while its pieces are joined
 PAYLOAD_DEPTH = 64  # nesting beyond this is not followed
 BATCH_ROWS = 2000  # log rows in one transaction at most
+BATCH_BYTES = MIB  # of lines in one transaction, about
+READ_BYTES = 256 * KIB  # read of a file at a time: the most lines that are held at once
 TASK_TIMEOUT_MS = 10 * MINUTE_MS  # when a task names no executionTimeout
 TASK_GRACE_MS = MINUTE_MS  # after the timeout, before a task counts as lost
 BELIEF_MS = 5 * MINUTE_MS  # a header's second may differ this much from the engine's stamp
@@ -2147,6 +2150,10 @@ MIGRATIONS = (
         name TEXT NOT NULL, field TEXT NOT NULL, words TEXT NOT NULL, PRIMARY KEY (name, field)
     );
     """,
+    """
+    -- of the bytes before `offset`: two files may begin alike; '' until the file is looked at again
+    ALTER TABLE file ADD COLUMN tail_hash TEXT NOT NULL DEFAULT '';
+    """,
 )
 
 TASK_COLUMNS = Task._fields
@@ -2237,7 +2244,7 @@ QUERIES = {  # by `Store.get` and `Store.first`
     " AND received_at <= ? AND deadline >= ? AND evidence & ?",
     "last_entry_at": "SELECT at FROM log ORDER BY key DESC LIMIT 1",
     "overlap": "SELECT lines FROM overlap ORDER BY id",
-    "files": "SELECT head_hash, head_bytes, offset FROM file",
+    "files": "SELECT head_hash, head_bytes, offset, tail_hash FROM file",
     "gaps": "SELECT from_at, to_at, reason FROM gap ORDER BY id DESC LIMIT 100",
     "was_followed": "SELECT 1 FROM start WHERE container_id = ?",
     "starts_since": "SELECT COUNT(*) FROM start WHERE started_at >= ?",
@@ -2845,13 +2852,14 @@ class Store:
         db.execute("DELETE FROM overlap")
 
     def save_file(
-        self, head_hash: str, read: tuple[int, int], before: str, db: sqlite3.Connection
+        self, head_hash: str, read: tuple[int, int, str], before: str, db: sqlite3.Connection
     ) -> None:
-        """Remember how far a file is read; `before` is the hash of its shorter head, if it had
-        one.
+        """Remember how far a file is read (head_bytes, offset, tail_hash); `before` is the hash of
+        its shorter head, if it had one.
         """
         db.execute("DELETE FROM file WHERE head_hash = ?", (before,))
-        db.execute("INSERT OR REPLACE INTO file VALUES (?, ?, ?)", (head_hash, *read))
+        sql = "INSERT OR REPLACE INTO file (head_hash, head_bytes, offset, tail_hash)"
+        db.execute(f"{sql} VALUES (?, ?, ?, ?)", (head_hash, *read))
 
     def task(self, execution_id: str) -> Task | None:
         return next((Task(*row) for row in self.get("task", execution_id)), None)
@@ -5207,9 +5215,13 @@ class Recorder:
             self.counts = {
                 first: seen for first, seen in self.counts.items() if first[:4] > settled
             }
+        if len(self.counts) > COUNTED_HEADERS and not self.rereads:  # all in a few seconds
+            self.floor, self.counts = self.newest_second, {}
 
 
+COUNTED_HEADERS = 50_000  # counted in memory at most; for more the store is asked
 HEAD_BYTES = 1024  # of a log file, by which it is known again under another name or compressed
+HEADS_BYTES = MIB  # files that begin with the same so many bytes are taken for one
 FILE_BYTES = 1024 * MIB  # read of one log file, after decompression
 RECORD_BYTES = 8 * MIB  # of one record of the event database
 BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[{}\[\]]', re.S)
@@ -5258,6 +5270,13 @@ class ContainerFiles:
         copy.seek(0)
         yield gzip.GzipFile("", "rb", fileobj=copy)
 
+    def is_another(self, known: str, name: str, offset: int, tail: bytes) -> bool:
+        """As for files of this host; the node itself keeps no copies."""
+        return False
+
+    def is_copy(self, name: str) -> bool:
+        return False
+
 
 class LocalFiles:
     """The files anywhere under a folder of this host."""
@@ -5278,6 +5297,32 @@ class LocalFiles:
     def open(self, name: str) -> contextlib.AbstractContextManager[Any]:
         return open(name, "rb")
 
+    def is_another(self, known: str, name: str, offset: int, tail: bytes) -> bool:
+        """True if a known file is there as it was, with `tail` before `offset`, and this one goes
+        on otherwise behind it: it is neither that file under a new name nor a copy.
+        """
+        with contextlib.suppress(OSError), open(known, "rb") as file:  # if it is gone, this is it
+            if os.path.samefile(known, name) or begins_with(known, name):
+                return False
+            file.seek(offset - len(tail))
+            return file.read(len(tail)) == tail
+        return False
+
+    def is_copy(self, name: str) -> bool:
+        """True if another file begins with all that is in this one."""
+        others = [path for path in self.names() if path.endswith(".log") and path != name]
+        size = os.stat(name).st_size
+        return any(os.stat(path).st_size >= size and begins_with(path, name) for path in others)
+
+
+def begins_with(longer: str, shorter: str) -> bool:
+    """True if one file begins with all of another's bytes."""
+    with open(longer, "rb") as whole, open(shorter, "rb") as part:
+        while data := part.read(READ_BYTES):
+            if whole.read(len(data)) != data:
+                return False
+    return True
+
 
 def choose_log_files(names: Iterable[str]) -> list[str]:
     """The log files to read among `names`, oldest first.
@@ -5295,18 +5340,26 @@ def choose_log_files(names: Iterable[str]) -> list[str]:
     return sorted(in_debug or found, key=age)
 
 
+class Place(NamedTuple):
+    """How far a log file is read, and by what it is known again."""
+
+    head_bytes: int  # whose hash is its name
+    offset: int
+    tail: str  # hash of what stands before `offset`; "" if an earlier tbmon kept it
+
+
 class LogFileReader:
     """Reads log files, each from where it was left.
 
-    A file is known by the hash of its first bytes, so renaming or compressing it changes nothing.
+    A file is known by the hash of its first bytes and of those before the place where it was left,
+    so renaming or compressing it changes nothing. Of one that begins as another does, more bytes
+    are hashed.
     """
 
     def __init__(self, recorder: Recorder, files: ContainerFiles | LocalFiles) -> None:
         self.recorder, self.files = recorder, files
-        rows = recorder.store.get("files")
-        self.known = {
-            row[0]: (row[1], row[2]) for row in rows
-        }  # hash of the head: its length, offset read to
+        self.known = {row[0]: Place(*row[1:]) for row in recorder.store.get("files")}
+        self.paths: dict[str, str] = {}  # under which a file was seen last
 
     def read(self, name: str) -> Iterator[None]:
         """Take what is new in a file; yields after each batch. What cannot be unpacked is passed
@@ -5317,9 +5370,8 @@ class LogFileReader:
         packed = name.endswith(".gz")
         try:
             with self.files.open(name) as file:
-                yield from self.read_lines(
-                    gzip.GzipFile(fileobj=file, mode="rb") if packed else file, packed
-                )
+                content = gzip.GzipFile(fileobj=file, mode="rb") if packed else file
+                yield from self.read_lines(name, content, packed)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             date = re.search(r"\d{4}-\d\d-\d\d", name)  # the name itself holds the wallet
             log.warning(
@@ -5328,54 +5380,139 @@ class LogFileReader:
                 error,
             )
 
-    def recognise(self, head: bytes) -> tuple[str, str, int]:
-        """(hash of the head, hash it was known by until now or "", offset to go on from)."""
+    def hashed(self, part: bytes, kind: bytes = b"file") -> str:
+        key = self.recorder.monitor.redactor.key
+        return hmac.digest(key, kind + b"\0" + part, "sha256").hex()[:32]
 
-        def hashed(length: int) -> str:
-            return hmac.digest(
-                self.recorder.monitor.redactor.key, b"file\0" + head[:length], "sha256"
-            ).hex()[:32]
-
-        for length in sorted(
-            {length for length, _ in self.known.values() if length <= len(head)}, reverse=True
-        ):
-            found = self.known.get(hashed(length))
-            if found and found[0] == length:
-                return hashed(len(head)), hashed(length), found[1]
-        return hashed(len(head)), "", 0
-
-    def read_lines(self, file: Any, ended: bool) -> Iterator[None]:
-        data: bytes = file.read(HEAD_BYTES)
-        if b"\n" not in data and len(data) < HEAD_BYTES:
+    def go_to(self, file: Any, offset: int) -> Iterator[None]:
+        """Come to a place of a file; what is compressed is unpacked on the way, with a yield for
+        each part.
+        """
+        if not isinstance(file, gzip.GzipFile):
+            file.seek(offset)
             return
-        name, before, offset = self.recognise(data)
-        head_bytes, position, rest = len(data), 0, b""
+        if file.tell() > offset:
+            file.seek(0)
+        while file.tell() < offset and file.read(min(READ_BYTES, offset - file.tell())):
+            yield
 
-        def take(lines: Sequence[bytes]) -> None:
-            nonlocal offset
-            places = []
+    def tail_at(self, file: Any, offset: int) -> Generator[None, None, bytes]:
+        """What stands before `offset`; b"" where the file does not go so far."""
+        begin = max(0, offset - HEAD_BYTES)
+        yield from self.go_to(file, begin)
+        tail: bytes = file.read(offset - begin)
+        return tail if len(tail) == offset - begin else b""
+
+    def recognise(
+        self, file: Any, alike: Sequence[str]
+    ) -> Generator[None, None, tuple[str, bytes]]:
+        """Which of the files that begin `alike` this one is, and what stands before the place where
+        it was left; "" for none of them.
+        """
+        for name in alike:
+            place = self.known[name]
+            if place.tail:
+                tail = yield from self.tail_at(file, place.offset)
+                if self.hashed(tail, b"tail") == place.tail:
+                    return name, tail
+        for name in alike:
+            place = self.known[name]
+            if not place.tail:  # from here on it is known by more than its beginning
+                tail = yield from self.tail_at(file, place.offset)
+                if tail:
+                    self.known[name] = place._replace(tail=self.hashed(tail, b"tail"))
+                    with self.recorder.store.write() as db:
+                        self.recorder.store.save_file(name, self.known[name], "", db)
+                return name, tail
+        return "", b""
+
+    def name_of(self, head: bytes) -> tuple[str, int]:
+        """The hash of as much of a file's beginning as no other has, and its length."""
+        length = HEAD_BYTES
+        while (name := self.hashed(head[:length])) in self.known and length < len(head):
+            length *= 2
+        return name, min(length, len(head))
+
+    def read_lines(self, path: str, file: Any, ended: bool) -> Iterator[None]:
+        """Recognise a file, and take the lines behind the place where it was left."""
+        known, files = self.known, self.files
+        lengths = sorted({place.head_bytes for place in known.values()}, reverse=True)
+        longest = min(HEADS_BYTES, 2 * max(lengths, default=0))
+        head: bytes = file.read(max(HEAD_BYTES, longest))
+        if b"\n" not in head and len(head) < HEAD_BYTES:
+            return
+        beginnings = [(self.hashed(head[:length]), length) for length in lengths]
+        alike = [
+            name
+            for name, length in beginnings
+            if length <= len(head) and name in known and known[name].head_bytes == length
+        ]
+        before, tail = yield from self.recognise(file, alike)
+        place = known.get(before, Place(0, 0, ""))
+        if not ended and files.is_another(self.paths.get(before, path), path, place.offset, tail):
+            before, place, tail = "", Place(0, 0, ""), b""
+        name = before
+        if place.head_bytes < min(HEAD_BYTES, len(head)):
+            name, head_bytes = self.name_of(head)
+            place = place._replace(head_bytes=head_bytes)
+        if alike and not before and (name in known or (not ended and files.is_copy(path))):
+            return  # it is not all there yet, or it was left behind
+        self.paths[name] = path
+        yield from self.go_to(file, place.offset)
+        yield from self.take_lines(file, ended, (name, before), place, tail)
+
+    def take_lines(
+        self, file: Any, ended: bool, names: tuple[str, str], place: Place, tail: bytes
+    ) -> Iterator[None]:
+        """Take the lines from here on in batches: of few lines, as each becomes many objects, and
+        of few bytes.
+
+        `names` are those by which the file is known from now on, and was before.
+        """
+        recorder, untold = self.recorder, 0
+
+        def take(lines: Sequence[bytes], newline: bytes = b"\n") -> None:
+            nonlocal place, tail, untold
+            offset, places = place.offset, []
             for line in lines:
                 places.append((line, None, offset))
-                offset += len(line) + 1
-            self.recorder.feed("file", places)
-            self.known.pop(before, None)
-            self.known[name] = head_bytes, offset
-            self.recorder.commit(
-                functools.partial(self.recorder.store.save_file, name, (head_bytes, offset), before)
-            )
+                offset += len(line) + len(newline)
+            recorder.feed("file", places)
+            untold += offset - place.offset
+            last = newline.join([*lines[-HEAD_BYTES:], b""])
+            tail = (tail + last)[-HEAD_BYTES:] if newline else (tail + lines[0])[-HEAD_BYTES:]
+            place = place._replace(offset=offset)
 
-        while data and (position < FILE_BYTES or not ended):
-            rest += data[max(0, offset - position - len(rest)) :]
-            *lines, rest = rest.split(b"\n")
-            position += len(data)
-            if lines:
-                take(lines)
-            if len(rest) > 16 * MIB:
-                raise EOFError("a line is longer than 16 MiB")
-            data = file.read(MIB)  # only now: a damaged file may end here
-            yield
-        if rest and ended:
-            take([rest])
+        def commit() -> None:
+            nonlocal place, untold
+            place, untold = place._replace(tail=self.hashed(tail, b"tail")), 0
+            recorder.commit(functools.partial(recorder.store.save_file, names[0], place, names[1]))
+            self.known.pop(names[1], None)
+            self.known[names[0]] = place
+
+        rest = b""
+        try:
+            while not ended or place.offset < FILE_BYTES:
+                data = file.read1(READ_BYTES)  # no more than there is: a damaged file may end soon
+                if not data:
+                    break
+                *lines, rest = (rest + data).split(b"\n")
+                for begin in range(0, len(lines), BATCH_ROWS):
+                    take(lines[begin : begin + BATCH_ROWS])
+                    if len(recorder.rows) >= BATCH_ROWS or untold >= BATCH_BYTES:
+                        commit()
+                        yield
+                if len(rest) > 16 * MIB:
+                    raise EOFError("a line is longer than 16 MiB")
+                yield
+            if rest and ended:
+                take([rest], b"")
+        except (EOFError, gzip.BadGzipFile, zlib.error):
+            if untold:
+                commit()  # what could be unpacked
+            raise
+        if untold:
+            commit()
 
 
 def import_history(monitor: Monitor, engine: DockerEngine, seam: int) -> Iterator[None]:
@@ -5878,8 +6015,13 @@ class Pipe:
         self.news.wait(timeout_s)
         self.news.clear()
         ended = self.ended  # looked at first: nothing comes after it
-        joined = b"".join(self.chunks.popleft() for _ in range(min(len(self.chunks), BATCH_ROWS)))
-        self.taken += len(joined)
+        some: list[bytes] = []
+        size = 0
+        while self.chunks and len(some) < BATCH_ROWS and size < BATCH_BYTES:
+            some.append(self.chunks.popleft())
+            size += len(some[-1])
+        joined = b"".join(some)
+        self.taken += size
         if ended or self.chunks:
             self.news.set()
         return None if ended and not joined else joined
@@ -5936,6 +6078,7 @@ class Follower:
         """
         heard = opened = time.monotonic()
         caught_up = has_begun = False
+        untold = 0  # bytes taken since the last commit
         while not self.monitor.stop.is_set() and not self.was_replaced(feed.container):
             self.monitor.beat("ingest")
             if self.monitor.store.is_full:
@@ -5950,8 +6093,11 @@ class Follower:
             if chunk:
                 heard, has_begun, self.patience_s = time.monotonic(), True, self.SILENCE_S
                 feed.take_lines(feed.frames.feed(chunk))
-                if len(feed.recorder.rows) >= BATCH_ROWS or not pipe.chunks:
+                untold += len(chunk)
+                is_much = len(feed.recorder.rows) >= BATCH_ROWS or untold >= BATCH_BYTES
+                if is_much or not pipe.chunks:
                     feed.commit()
+                    untold = 0
                 behind = bool(pipe.chunks) and feed.second_ms
                 self.monitor.lag_ms = max(0, self.monitor.now() - feed.second_ms) if behind else 0
             if not chunk or not pipe.chunks:
