@@ -819,6 +819,9 @@ def keyed(key: bytes, kind: str, text: str) -> bytes:
     return hmac.digest(key, kind.encode() + b"\0" + text.encode("ascii", "ignore"), "sha256")
 
 
+HEX_VALUES = {digit: int(digit, 16) for digit in "0123456789abcdefABCDEF"}
+MARK_PRIME = 2**31 - 1
+MARKS = 1024  # of addresses named of late, kept in memory
 cached_keyed = functools.lru_cache(1024)(keyed)  # for the few addresses of a log
 
 
@@ -834,6 +837,8 @@ class Redactor:
         self.seen: set[str] = set()
         self.anywhere: re.Pattern[str] | None = None
         self.own: frozenset[str] = frozenset()  # pseudonyms known from earlier runs
+        self.base = int.from_bytes(keyed(key, "mark", "")[:4], "big") % MARK_PRIME
+        self.marks: dict[str, int] = {}  # by pseudonym: 16 bits, by which digits are found fast
 
     def see(self, address: str) -> str:
         """Remember an address from a logger's name and return its pseudonym."""
@@ -841,10 +846,42 @@ class Redactor:
         if len(digits) == 40 and digits not in self.seen and len(self.seen) < 64:
             self.seen.add(digits)
             self.anywhere = re.compile("((?:0x)?(?:" + "|".join(self.seen) + "))", re.I)
-        return self.pseudonym(digits)
+        return self.name(digits)
 
     def pseudonym(self, digits: str) -> str:
         return "wallet:" + cached_keyed(self.key, "wallet", digits[-40:].lower()).hex()[:16]
+
+    def name(self, address: str) -> str:
+        """The pseudonym of an address, whose mark is kept for when it is our own."""
+        found = self.pseudonym(address)
+        if found not in self.marks:
+            if len(self.marks) >= MARKS:
+                self.marks = {name: self.marks[name] for name in self.own & self.marks.keys()}
+            self.marks[found] = next(self.marks_in(address[-40:]))
+        return found
+
+    def marks_in(self, run: str) -> Iterator[int]:
+        """The mark of every 40 digits in a row: a hash that rolls on with each digit, and that only
+        who has the local key can make.
+        """
+        values = [HEX_VALUES[digit] for digit in run]
+        base, out = self.base, pow(self.base, 40, MARK_PRIME)
+        rolling = 0
+        for value in values[:40]:
+            rolling = (rolling * base + value) % MARK_PRIME
+        yield rolling & 0xFFFF
+        for value, gone in zip(values[40:], values, strict=False):
+            rolling = (rolling * base + value - gone * out) % MARK_PRIME
+            yield rolling & 0xFFFF
+
+    def look_for_own(self, run: str) -> None:
+        """See each of our own addresses in a run of digits. To name all that may be one would take
+        a second for 250,000 digits, so that only what has a known mark is named.
+        """
+        known = {self.marks.get(name, -1) for name in self.own}
+        for at, mark in enumerate(self.marks_in(run)):
+            if (mark in known or -1 in known) and self.pseudonym(run[at : at + 40]) in self.own:
+                self.see(run[at : at + 40])
 
     def clean(self, text: str, replacement: str = "") -> str:
         """Return `text` without addresses; each becomes `replacement`, or its pseudonym if that is
@@ -856,15 +893,13 @@ class Redactor:
             return text
 
         def named(address: str) -> str:
-            return replacement or self.pseudonym(address)
+            return replacement or self.name(address)
 
         if (
             self.anywhere is None and self.own
         ):  # until a header names it, its pseudonym is all we know
             for run in re.findall("[0-9a-fA-F]{41,}", text):
-                for digits in (run[at : at + 40] for at in range(len(run) - 39)):
-                    if self.pseudonym(digits) in self.own:
-                        self.see(digits)
+                self.look_for_own(run)
         parts = (
             self.anywhere.split(text) if self.anywhere else [text]
         )  # another's beside it stands alone then
@@ -4911,6 +4946,8 @@ class Recorder:
             json.loads(self.store.first("state", "zone_heard") or "[]"),
         )
         monitor.redactor.own = self.store.own
+        self.marks: dict[str, int] = json.loads(self.store.first("state", "marks") or "{}")
+        monitor.redactor.marks.update(self.marks)
         self.tracker = Tracker(
             self.store,
             monitor.redactor,
@@ -5184,6 +5221,14 @@ class Recorder:
         }
         yield from (("semaphore", subscriber) for subscriber in slots)
 
+    def save_marks(self, db: sqlite3.Connection) -> None:
+        """Keep by which marks our own addresses are found, when there is a new one."""
+        marks = self.monitor.redactor.marks
+        own = {name: marks[name] for name in sorted(self.store.own) if name in marks}
+        if own != self.marks:
+            self.marks = own
+            self.store.put(db, "state", [("marks", json.dumps(own))])
+
     def commit(self, also: Callable[[sqlite3.Connection], None] | None = None) -> None:
         """Store everything taken since the last commit, with the place to go on from."""
         if self.heard is not None:
@@ -5197,6 +5242,7 @@ class Recorder:
                 zone = ("zone", json.dumps(self.zone.offset_s)), ("zone_heard", heard)
                 self.store.put(db, "state", zone)
             self.store.put(db, "counter", self.counted.items())
+            self.save_marks(db)
             if self.live and self.monitor.outbox is not None:
                 invoices = [self.store.invoice_name(event) for event, _ in self.tracker.invoices]
                 self.monitor.outbox.offer(db, self.tracker.tasks.values(), invoices)
