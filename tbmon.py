@@ -54,6 +54,7 @@ import ipaddress
 import itertools
 import json
 import logging
+import marshal
 import math
 import os
 import posixpath
@@ -88,7 +89,7 @@ from dataclasses import astuple, dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple, cast
 
 __version__ = "0.1.0"
 
@@ -805,7 +806,8 @@ INNER_HEADER = re.compile(
     rb"(?<=.)\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [A-Za-z]{1,16}: @truebit/[^\s:]+:v?\d", re.S
 )
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\'|\\.', re.S)
+# `++` and `*+` never give back: else each character of a string would be remembered until its end
+QUOTED = re.compile(r'"(?:[^"\\]++|\\.)*+"|\'(?:[^\'\\\n]++|\\.)*+\'|\\.', re.S)
 WALLET = re.compile(r"(?:0[xX]|(?<![0-9a-fA-F]))[0-9a-fA-F]{40}(?![1-9a-fA-F]|0(?![xX]))")
 HEX_RUN = re.compile(r"[0-9a-fA-F]{40}")
 
@@ -3892,6 +3894,8 @@ ENGINE_CALLS = re.compile(
     r"/(?:_ping|version|containers/[a-zA-Z0-9][\w.-]*/(?:json|logs|stats|archive))", re.ASCII
 )
 TIMEOUT_S = 5  # for an answer of the engine
+HELD_S = 120  # for one that waits until a file is copied
+SLOW_BYTES = 256 * KIB  # in a second, of a file: an engine that sends less is not waited for
 SILENT_S = 3600  # a stream may be silent this long; a follower that mistrusts it looks sooner
 PIECE_BYTES = 16 * KIB  # Docker splits longer lines; a shorter piece ends its line, newline or not
 INNER_STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}(?:Z|[+-]\d\d:\d\d) ")
@@ -4024,6 +4028,15 @@ class DockerEngine:
         self.url = config.engine_url
         self.client: Any = None
         self.before: Mapping[str, Any] = {}  # the last stats answer
+        self.archives: list[Held] = []  # that are open, in whichever thread
+        self.held_at = -math.inf  # when (monotonic) the last one was closed
+        self.copies = 0  # ingest: files that are being fetched
+
+    def is_held(self, since: float = math.inf) -> bool:
+        """True while a file of the container is read, or was after `since` (monotonic): no other
+        call about it is answered meanwhile.
+        """
+        return self.held_at >= since or any(one.is_fast() for one in list(self.archives))
 
     def request(
         self,
@@ -4054,7 +4067,8 @@ class DockerEngine:
             question = self.prepare(
                 method, f"{client.base_url}/v{client.api_version}{call}", *query.items()
             )
-            timeout = TIMEOUT_S, SILENT_S if query.get("follow") else TIMEOUT_S
+            patience_s = HELD_S if self.copies else TIMEOUT_S
+            timeout = TIMEOUT_S, SILENT_S if query.get("follow") else patience_s
             answer = client.send(question, stream=stream, timeout=timeout)
         except (
             self.docker.errors.DockerException,
@@ -4122,8 +4136,11 @@ class DockerEngine:
         if answer is None:
             yield None
             return
+        held = Held(answer.raw)
+        self.archives.append(held)
         try:
-            with tarfile.open(fileobj=answer.raw, mode="r|") as tar:
+            content = cast(IO[bytes], held)
+            with tarfile.open(fileobj=content, mode="r|", bufsize=READ_BYTES) as tar:
                 yield tar
         except (
             tarfile.TarError,
@@ -4134,6 +4151,8 @@ class DockerEngine:
         ) as error:
             raise DockerError(f"a file could not be read: {reason_of(error)}") from None
         finally:
+            self.archives.remove(held)
+            self.held_at = time.monotonic()
             answer.close()
 
     def stats(self, name: str) -> Stats | None:
@@ -4146,6 +4165,26 @@ class DockerEngine:
         found = self.read_json(answer)
         sample, self.before = read_stats(found, self.before), found
         return sample
+
+
+class Held:
+    """The bytes of an open archive, counted. As long as it is open, the engine lets nobody inspect,
+    stop or start the container.
+    """
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+        self.begun = time.monotonic()
+        self.bytes = 0
+
+    def read(self, size: int) -> bytes:
+        data: bytes = self.raw.read(size)
+        self.bytes += len(data)
+        return data
+
+    def is_fast(self) -> bool:
+        """False for an engine that hardly sends: it may never end."""
+        return self.bytes >= SLOW_BYTES * (time.monotonic() - self.begun - TIMEOUT_S)
 
 
 class EngineStream:
@@ -4470,6 +4509,7 @@ class Monitor:
     stats: Stats | None = None  # upkeep
     problem: str | None = JUST_STARTED  # ingest: why nothing is being followed
     lag_ms: int = 0  # ingest: how far behind the log it is, 0 when all is read
+    passed_over: Mapping[str, str] = field(default_factory=dict)  # ingest: why, by the file's name
     verdict: Verdict | None = None  # upkeep
     verdict_since: int | None = None  # upkeep
     ring: Ring = field(default_factory=Ring)
@@ -4496,7 +4536,7 @@ class Monitor:
         answer.
         """
         still_s = time.monotonic() - self.asked_at
-        if still_s < STILL_S:
+        if still_s < STILL_S or (self.engine is not None and self.engine.is_held()):
             return self.verdict, self.verdict_since
         verdict = Verdict(
             "blind",
@@ -4510,6 +4550,14 @@ class Monitor:
         with self.store.write() as db:
             self.store.put(db, "gap", [(since, until, reason)])
         self.ring.add([("gap", None)])
+
+    def pass_over(self, path: str, reason: str) -> None:
+        """Tell of a file that is not read, or not to its end; "" takes that back."""
+        name = self.redactor.clean(posixpath.basename(path))
+        kept = {other: why for other, why in self.passed_over.items() if other != name}
+        if reason and self.passed_over.get(name) != reason:
+            log.warning("ingest: the file %s is passed over: %s", name, reason)
+        self.passed_over = {**kept, name: reason} if reason else kept
 
     def now(self) -> int:
         """The clock in milliseconds."""
@@ -5268,53 +5316,116 @@ class Recorder:
 COUNTED_HEADERS = 50_000  # counted in memory at most; for more the store is asked
 HEAD_BYTES = 1024  # of a log file, by which it is known again under another name or compressed
 HEADS_BYTES = MIB  # files that begin with the same so many bytes are taken for one
-FILE_BYTES = 1024 * MIB  # read of one log file, after decompression
+FILE_BYTES = 1024 * MIB  # read of one file, as it lies there and after decompression
+ROOM_BYTES = 16 * MIB  # of the disk, beside the ballast, that the copy of a file leaves free
 RECORD_BYTES = 8 * MIB  # of one record of the event database
-BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[{}\[\]]', re.S)
+RECORD_VALUES = 250_000  # in a record, about: a list of many small values needs much more memory
+BATCH_EVENTS = 200  # of the event database, in one transaction
+BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[{}\[\]]', re.S)
+
+
+class PassedOver(Exception):
+    """A file that is not read; the text says why."""
+
+
+def meanwhile(work: Callable[[threading.Event], Any]) -> Generator[None, None, Any]:
+    """What `work` returns: it runs in a thread of its own, and this yields while it lasts, so that
+    the log is followed. `work` is told when nobody waits for it any more.
+    """
+    results: list[Any] = []
+    errors: list[BaseException] = []
+    left = threading.Event()
+
+    def run() -> None:
+        try:
+            results.append(work(left))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="copier", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.02)
+            yield
+    finally:
+        left.set()
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 class ContainerFiles:
-    """The files in a folder of the container; links are followed inside the allowed folders."""
+    """The files in a folder of the container; links are followed inside the allowed folders.
 
-    def __init__(self, engine: DockerEngine, container: str, folder: str) -> None:
+    An open archive holds the container: nobody can inspect, stop or start it. So a file is copied
+    at full speed, beside the database, before it is read.
+    """
+
+    def __init__(self, engine: DockerEngine, container: str, folder: str, beside: Path) -> None:
         self.engine, self.container, self.folder = engine, container, folder
+        self.beside = beside
 
-    def names(self) -> Iterator[str]:
-        """Every file; there is no listing, so the folder's tar is passed, at once (see `open`)."""
+    def asking(self, work: Callable[[threading.Event], Any]) -> Generator[None, None, Any]:
+        """What `work` fetches; others wait with their questions as long as it takes."""
+        self.engine.copies += 1
+        try:
+            return (yield from meanwhile(work))
+        finally:
+            self.engine.copies -= 1
+
+    def names(self) -> Generator[None, None, list[str]]:
+        """Every file; there is no listing, so the folder's tar is passed."""
+        names: list[str] = yield from self.asking(self.pass_tar)
+        return names
+
+    def pass_tar(self, left: threading.Event) -> list[str]:
         found = resolve(self.engine, self.container, self.folder)
         if found is None:
-            return iter(())
+            return []
+        names = []
         with self.engine.archive(self.container, found[0]) as tar:
-            top = posixpath.dirname(found[0])
-            return iter(
-                [
-                    posixpath.join(top, part.name)
-                    for part in tar or ()
-                    if part.isfile() or part.issym()
-                ]
-            )
+            for part in tar or ():
+                if part.isfile() or part.issym():
+                    names.append(posixpath.join(posixpath.dirname(found[0]), part.name))
+                if left.is_set():
+                    break
+        return names
 
     def signature(self, names: Iterable[str]) -> object:
         """What changes when a file is added or one of `names` changes; None without the folder."""
         found = [resolve(self.engine, self.container, path) for path in (self.folder, *names)]
         return found if found[0] else None
 
-    @contextlib.contextmanager
-    def open(self, name: str) -> Iterator[Any]:
-        """A packed copy in memory: as long as an archive is open, nobody can inspect, stop or start
-        the container.
-        """
-        found, copy = resolve(self.engine, self.container, name), io.BytesIO()
-        where = found[0] if found else name
-        with (
-            self.engine.archive(self.container, where) as tar,
-            gzip.GzipFile("", "wb", 1, copy) as packed,
-        ):
-            member = next((part for part in tar or () if found and part.isfile()), None)
-            if tar and member and (content := tar.extractfile(member)):
-                shutil.copyfileobj(content, packed, 256 * KIB)
-        copy.seek(0)
-        yield gzip.GzipFile("", "rb", fileobj=copy)
+    def open(self, name: str) -> Generator[None, None, Any]:
+        """A copy without a name, which goes when it is closed; PassedOver for what is too large."""
+        return (yield from self.asking(functools.partial(self.copy, name)))
+
+    def copy(self, name: str, left: threading.Event) -> Any:
+        found = resolve(self.engine, self.container, name)
+        size = found[1].size if found else 0
+        if size > FILE_BYTES:
+            raise PassedOver(f"it has {size // MIB} MiB, at most {FILE_BYTES // MIB} are read")
+        if shutil.disk_usage(self.beside).free < size + ROOM_BYTES:
+            raise PassedOver(f"no room for a copy of {size // MIB} MiB beside the database")
+        copy = tempfile.TemporaryFile(dir=self.beside)  # noqa: SIM115 - whoever reads it closes it
+        try:
+            with self.engine.archive(self.container, found[0] if found else name) as tar:
+                member = next((part for part in tar or () if found and part.isfile()), None)
+                if tar and member and (content := tar.extractfile(member)):
+                    self.pour(content, copy, left)
+            copy.seek(0)
+        except BaseException:
+            copy.close()
+            raise
+        return copy
+
+    def pour(self, source: Any, copy: Any, left: threading.Event) -> None:
+        while not left.is_set() and copy.tell() <= FILE_BYTES and (data := source.read(READ_BYTES)):
+            try:
+                copy.write(data)
+            except OSError as error:
+                raise PassedOver(f"no room for a copy: {error.strerror}") from None
 
     def is_another(self, known: str, name: str, offset: int, tail: bytes) -> bool:
         """As for files of this host; the node itself keeps no copies."""
@@ -5330,17 +5441,22 @@ class LocalFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def names(self) -> Iterator[str]:
-        return (str(path) for path in self.folder.rglob("*") if path.is_file())
+    def names(self) -> Generator[None, None, list[str]]:
+        yield from ()
+        return self.listed()
+
+    def listed(self) -> list[str]:
+        return [str(path) for path in self.folder.rglob("*") if path.is_file()]
 
     def signature(self, names: Iterable[str]) -> object:
         """As for a container's folder; None without an event database."""
         stats = (
-            (path, os.stat(path)) for path in sorted(self.names()) if path.endswith(EVENT_DB_NAME)
+            (path, os.stat(path)) for path in sorted(self.listed()) if path.endswith(EVENT_DB_NAME)
         )
         return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats] or None
 
-    def open(self, name: str) -> contextlib.AbstractContextManager[Any]:
+    def open(self, name: str) -> Generator[None, None, Any]:
+        yield from ()
         return open(name, "rb")
 
     def is_another(self, known: str, name: str, offset: int, tail: bytes) -> bool:
@@ -5356,7 +5472,7 @@ class LocalFiles:
 
     def is_copy(self, name: str) -> bool:
         """True if another file begins with all that is in this one."""
-        others = [path for path in self.names() if path.endswith(".log") and path != name]
+        others = [path for path in self.listed() if path.endswith(".log") and path != name]
         size = os.stat(name).st_size
         return any(os.stat(path).st_size >= size and begins_with(path, name) for path in others)
 
@@ -5415,9 +5531,11 @@ class LogFileReader:
         """
         packed = name.endswith(".gz")
         try:
-            with self.files.open(name) as file:
+            with (yield from self.files.open(name)) as file:
                 content = gzip.GzipFile(fileobj=file, mode="rb") if packed else file
                 yield from self.read_lines(name, content, packed)
+        except PassedOver as refusal:
+            self.recorder.monitor.pass_over(name, str(refusal))
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             date = re.search(r"\d{4}-\d\d-\d\d", name)  # the name itself holds the wallet
             log.warning(
@@ -5553,6 +5671,9 @@ class LogFileReader:
                 yield
             if rest and ended:
                 take([rest], b"")
+            is_long = ended and place.offset >= FILE_BYTES
+            reason = f"only the first {FILE_BYTES // MIB} MiB are read" if is_long else ""
+            recorder.monitor.pass_over(self.paths[names[0]], reason)
         except (EOFError, gzip.BadGzipFile, zlib.error):
             if untold:
                 commit()  # what could be unpacked
@@ -5565,8 +5686,9 @@ def import_history(monitor: Monitor, engine: DockerEngine, seam: int) -> Iterato
     """Read the container's log files, step by step; then bind id-less lines across the `seam`
     (ms).
     """
-    files = ContainerFiles(engine, monitor.config.container_name, LOGS_PATH)
-    names = choose_log_files(files.names())
+    beside = monitor.store.path.parent
+    files = ContainerFiles(engine, monitor.config.container_name, LOGS_PATH, beside)
+    names = choose_log_files((yield from files.names()))
     recorder = Recorder(monitor, FILES, live=False)
     reader, was_cut = LogFileReader(recorder, files), recorder.cursor.get("unbound")
     recorder.cursor["unbound"] = (
@@ -5630,9 +5752,11 @@ ORDER_IN_SECOND = {"task_received": 0, "task_completed": 2, "task_failed": 2}
 
 
 def read_records(file: Any) -> Iterator[object]:
-    """Yield the records of an event database one by one; raise ValueError unless it is whole.
+    """Yield the records of an event database one by one; raise ValueError unless it is whole, and
+    PassedOver at one that is too large.
 
-    The file may be read in the middle of a write. A record too deep to parse is passed over.
+    The file may be read in the middle of a write. A record too deep or too wide to parse is passed
+    over.
     """
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
     text, step = decode(file.read(64 * KIB)), 64 * KIB
@@ -5645,14 +5769,17 @@ def read_records(file: Any) -> Iterator[object]:
             at += 1
         if text[at : at + 1] == "]":
             return
-        record, end = read_record(text, at)
+        is_wide = step > 64 * KIB and text.count(",", at) > RECORD_VALUES
+        record, end = (None, skip_record(text, at)) if is_wide else read_record(text, at)
         if 0 < end < len(text):
             yield record
             at, step = end, 64 * KIB
             continue
         more = file.read(step)
-        if not more or len(text) - at > RECORD_BYTES:
-            raise ValueError("it ends within a record" if not more else "a record is too large")
+        if not more:
+            raise ValueError("it ends within a record")
+        if max(len(text) - at, sys.getsizeof(text) // 2) > RECORD_BYTES:
+            raise PassedOver(f"one of its records has more than {RECORD_BYTES // MIB} MiB")
         text, at, step = text[at:] + decode(more), 0, min(2 * step, 4 * MIB)
 
 
@@ -5664,18 +5791,26 @@ def read_record(text: str, at: int) -> tuple[object, int]:
         ValueError,
         RecursionError,
     ):  # not all there, or nothing Python reads: a number of 5000 digits
-        depth = 0
-        for found in BRACKETS.finditer(text, at):
-            depth += 1 if found[0] in "{[" else -1 if found[0] in "}]" else 0
-            if depth == 0 and found[0] in "}]":
-                return None, found.end()
-    return None, 0
+        return None, skip_record(text, at)
+
+
+def skip_record(text: str, at: int) -> int:
+    """Where the value at `at` ends, by its brackets; 0 if it is not all there."""
+    depth = 0
+    for found in BRACKETS.finditer(text, at):
+        depth += 1 if found[0] in "{[" else -1 if found[0] in "}]" else 0
+        if depth == 0 and found[0] in "}]":
+            return found.end()
+    return 0
 
 
 class EventDbPoll:
-    """Reads the event database when it has changed, every record once in a process's life."""
+    """Reads the event database when it has changed, a little at each step, every record once in a
+    process's life.
+    """
 
-    EVERY_S, RETRY_S = 5.0, 0.5
+    EVERY_S, RETRY_S, STEP_S = 5.0, 0.5, 0.02
+    RECORDS, WAITING = 200_000, 10_000  # whose names, or what they tell, are held at most
 
     def __init__(self, monitor: Monitor, files: ContainerFiles | LocalFiles) -> None:
         self.monitor, self.files = monitor, files
@@ -5683,26 +5818,44 @@ class EventDbPoll:
         self.read_at: object = None  # the signature at which all was read
         self.seen: set[int] = set()
         self.next_s, self.retry_s = 0.0, self.RETRY_S
+        self.work: Generator[None, None, None] | None = None  # what is being read
+        self.recorder: Recorder | None = None  # of that
 
-    def step(self, recorder: Recorder) -> None:
-        """Look, if it is time to; the records' facts are committed with the recorder's."""
-        if time.monotonic() < self.next_s:
-            return
+    def step(self, recorder: Recorder) -> bool:
+        """Look, if it is time to, or go on with what was begun; True while there is more to do.
+        The records' facts are committed with the recorder's.
+        """
+        if recorder is not self.recorder:  # what was begun went into one that is gone
+            self.recorder, self.work = recorder, None
+        if self.work is None and time.monotonic() < self.next_s:
+            return False
+        self.work = self.work or self.look(recorder)
+        try:
+            next(self.work)
+        except BaseException as error:
+            self.work = None
+            if not isinstance(error, StopIteration):
+                raise
+        return self.work is not None
+
+    def look(self, recorder: Recorder) -> Generator[None, None, None]:
+        """Read the event database if it has changed."""
         self.next_s = time.monotonic() + self.EVERY_S
         signature = self.files.signature(self.names)
         if self.monitor.outbox is not None:
             self.monitor.outbox.event_db = signature is not None
         if signature in (None, self.read_at):
             return
+        after = before = None
         try:
-            self.names = [name for name in self.files.names() if name.endswith(EVENT_DB_NAME)]
+            found = yield from self.files.names()
+            self.names = [name for name in found if name.endswith(EVENT_DB_NAME)]
             before = self.files.signature(self.names)
-            for event in self.read_all(recorder):
-                recorder.tracker.see_record(event)
+            for name in self.names:
+                yield from self.read(name, recorder)
             after = self.files.signature(self.names)
         except (ValueError, OSError, tarfile.TarError, DockerError) as error:
             log.debug("ingest: the event database is being written: %s", error)
-            after = None
         recorder.commit()
         if after is not None and after == before:
             self.read_at, self.retry_s = after, self.RETRY_S
@@ -5710,27 +5863,57 @@ class EventDbPoll:
             self.next_s = time.monotonic() + self.retry_s
             self.retry_s = min(60.0, 2 * self.retry_s)
 
-    def read_all(self, recorder: Recorder) -> list[Event]:
-        """Take all new records; returns those whose task had not been told yet."""
-        waiting, fresh = [], []
-        for path in self.names:
-            with self.files.open(path) as file:
-                for record in read_records(file):
-                    try:
-                        name = hash(json.dumps(record, sort_keys=True))
-                    except RecursionError:  # just shallow enough to be read
-                        continue
-                    event = (
-                        record_event(record, self.monitor.redactor.clean)
-                        if name not in self.seen
-                        else None
-                    )
-                    fresh.append(name)
-                    if event is not None and not recorder.tracker.see_record(event):
-                        waiting.append(event)
-                    if len(recorder.tracker.tasks) >= 200:
-                        recorder.commit()
-        self.seen.update(fresh)
+    def read(self, name: str, recorder: Recorder) -> Generator[None, None, None]:
+        """Take all new records of a file; at its end those again whose task was not known yet."""
+        fresh: set[int] = set()
+        try:
+            with (yield from self.files.open(name)) as file:
+                waiting = yield from self.take_new(file, recorder, fresh)
+                if len(waiting) == self.WAITING:  # too many to be held: look for them once more
+                    file.seek(0)
+                    waiting = yield from self.take_new(file, recorder, set())
+        except PassedOver as refusal:
+            self.monitor.pass_over(name, str(refusal))
+            return
+        for event in waiting:
+            recorder.tracker.see_record(event)
+            if len(recorder.tracker.invoices) >= BATCH_EVENTS:
+                recorder.commit()
+                yield
+        self.seen |= fresh
+        self.monitor.pass_over(name, "")
+
+    def take_new(
+        self, file: Any, recorder: Recorder, fresh: set[int]
+    ) -> Generator[None, None, deque[Event]]:
+        """Take records that were not seen before, and add their names to `fresh`; returns the last
+        ones whose task is not known yet.
+        """
+        waiting: deque[Event] = deque(maxlen=self.WAITING)
+        taken, until = 0, time.monotonic() + self.STEP_S
+        record: Any
+        for record in read_records(file):
+            if time.monotonic() >= until:
+                yield
+                until = time.monotonic() + self.STEP_S
+            try:
+                content = marshal.dumps(record, 2)  # 2: without references, so always the same
+            except ValueError:  # just shallow enough to be read
+                continue
+            if (record_name := hash(content)) in self.seen:
+                continue
+            event = record_event(record, self.monitor.redactor.clean)
+            if event is None:
+                continue
+            if len(self.seen) + len(fresh) < self.RECORDS:
+                fresh.add(record_name)
+            if not recorder.tracker.see_record(event):
+                waiting.append(event)
+            taken += len(content)
+            changes = len(recorder.tracker.tasks) + len(recorder.tracker.invoices)
+            if changes >= BATCH_EVENTS or taken >= BATCH_BYTES:
+                recorder.commit()
+                taken = 0
         return waiting
 
 
@@ -6085,7 +6268,8 @@ class Follower:
     def __init__(self, monitor: Monitor, engine: DockerEngine) -> None:
         self.monitor, self.engine = monitor, engine
         self.name = monitor.config.container_name
-        self.events = EventDbPoll(monitor, ContainerFiles(engine, self.name, EVENT_DB_PATH))
+        beside = monitor.store.path.parent
+        self.events = EventDbPoll(monitor, ContainerFiles(engine, self.name, EVENT_DB_PATH, beside))
         self.drained: tuple[str, int | None] | None = (
             None  # a stopped container whose log was read to its end
         )
@@ -6130,7 +6314,7 @@ class Follower:
             if self.monitor.store.is_full:
                 self.monitor.store.hold_ballast()
             feed.weigh()
-            chunk = pipe.get(0 if self.history else 1.0)
+            chunk = pipe.get(0 if self.history or self.events.work else 1.0)
             if chunk is None and pipe.error is not None:
                 raise pipe.error
             if chunk is None:
@@ -6159,7 +6343,7 @@ class Follower:
                         )
                 if caught_up:
                     self.between(feed)
-            if time.monotonic() - heard > self.patience_s:
+            if time.monotonic() - heard > self.patience_s and not self.engine.copies:
                 if self.has_more(feed):
                     log.warning("ingest: the log connection had gone silent; connecting again")
                     self.patience_s = (
@@ -6194,8 +6378,9 @@ class Follower:
         over.
         """
         feed.caught_up()
-        self.events.step(feed.recorder)
-        if self.history is not None:
+        if self.events.work is not None or not self.engine.copies:
+            self.events.step(feed.recorder)
+        if self.history is not None and self.events.work is None:
             try:
                 self.history = None if next(self.history, self) is self else self.history
             except DockerError as error:
@@ -6244,11 +6429,14 @@ class Follower:
                 self.monitor.beat("ingest")
                 self.between(feed)
             self.drained = feed.container.id, feed.container.started_at
-            self.events.step(feed.recorder)
+            while self.events.step(feed.recorder) and not self.monitor.stop.is_set():
+                self.monitor.beat("ingest")
 
 
 class DirectoryFollower:
     """Follows the node's files under LOG_DIR by polling; no Docker access exists."""
+
+    EVERY_S = 0.25  # while the event database is read
 
     def __init__(self, monitor: Monitor) -> None:
         self.monitor = monitor
@@ -6259,14 +6447,27 @@ class DirectoryFollower:
             str, tuple[int, int, int]
         ] = {}  # path: inode, size, mtime when it was read
         self.events = EventDbPoll(monitor, self.files)
+        self.due_s = 0.0  # when (monotonic) the log files are looked at again
 
     def step(self) -> None:
-        """Read what is new in all files, oldest file first."""
+        """Read what is new in all log files, and in the event database."""
         if not os.access(self.files.folder, os.R_OK | os.X_OK):
             self.monitor.problem = f"LOG_DIR={self.files.folder} cannot be read"
             return
+        self.read_files()
+        while self.events.step(self.recorder) and not self.monitor.stop.is_set():
+            if time.monotonic() >= self.due_s:  # lines do not wait for a large event database
+                self.read_files()
+        if self.recorder.tracker.tasks:
+            self.recorder.commit()
+        if not self.recorder.live:  # the past that was read first is not told line by line
+            self.recorder.live = True
+            self.monitor.ring.add([("reset", None)])
+
+    def read_files(self) -> None:
+        """Read what is new in the log files, oldest file first."""
         problem = None
-        for name in choose_log_files(self.files.names()):
+        for name in choose_log_files(self.files.listed()):
             try:
                 self.read(name)
             except FileNotFoundError:  # rotated away between listing and reading
@@ -6275,12 +6476,8 @@ class DirectoryFollower:
                 problem = f"a file under LOG_DIR cannot be read: {reason_of(error)}"
         self.monitor.problem = problem
         self.recorder.lose_overdue()
-        self.events.step(self.recorder)
-        if self.recorder.tracker.tasks:
-            self.recorder.commit()
-        if not self.recorder.live:  # the past that was read first is not told line by line
-            self.recorder.live = True
-            self.monitor.ring.add([("reset", None)])
+        self.monitor.beat("ingest")
+        self.due_s = time.monotonic() + self.EVERY_S
 
     def read(self, name: str) -> None:
         stat = os.stat(name)
@@ -6520,13 +6717,18 @@ def upkeep(monitor: Monitor) -> None:
 
 
 def sample_container(monitor: Monitor, engine: DockerEngine, with_stats: bool) -> None:
-    """Look at the container's state and, if asked, at what it uses."""
-    monitor.asked_at = time.monotonic()
+    """Look at the container's state and, if asked, at what it uses. While a file of it is read,
+    nothing is answered, and nobody can stop it.
+    """
+    if engine.is_held():
+        return
+    begun = monitor.asked_at = time.monotonic()
     try:
         monitor.container = engine.inspect(monitor.config.container_name)
         monitor.container_error = None
     except DockerError as error:
-        monitor.container_error, monitor.stats = str(error), None
+        if not engine.is_held(begun):
+            monitor.container_error, monitor.stats = str(error), None
     else:
         running = monitor.container is not None and monitor.container.running
         if with_stats or not running:
@@ -6756,8 +6958,10 @@ SHAPES = {
     "Entries": "logs [Entry], pagination Pagination",
     "Gap": "from time?, to time?, reason text",
     "LogStatus": (
-        "source engine|directory|demo, lastLogAt time?, gaps [Gap], unrecognised int, suspect int"
+        "source engine|directory|demo, lastLogAt time?, gaps [Gap], passedOver [PassedOver], "
+        "unrecognised int, suspect int"
     ),
+    "PassedOver": "file text, reason text",
     "Classes": "local bool, private bool, stream bool",
     "LoginBody": "secret text",
     "Login": "success bool, open Classes, expiresAt time",
@@ -7742,6 +7946,10 @@ class Api:
             "source": source,
             "lastLogAt": utc(self.store.first("last_entry_at")),
             "gaps": self.gaps(),
+            "passedOver": [
+                {"file": name, "reason": reason}
+                for name, reason in self.monitor.passed_over.items()
+            ],
             **shown,
         }
 
@@ -9501,7 +9709,7 @@ def check_source(config: Config) -> Iterator[Finding]:
     yield Finding("OK", "settings")
     yield from warnings_of(config)
     if config.log_dir:
-        names = choose_log_files(LocalFiles(Path(config.log_dir)).names())
+        names = choose_log_files(LocalFiles(Path(config.log_dir)).listed())
         good = bool(names) and all(os.access(name, os.R_OK) for name in names)
         remedy = (
             ""
