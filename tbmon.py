@@ -856,7 +856,7 @@ class Redactor:
     def name(self, address: str) -> str:
         """The pseudonym of an address, whose mark is kept for when it is our own."""
         found = self.pseudonym(address)
-        if found not in self.marks:
+        if found not in self.marks and HEX_RUN.fullmatch(address[-40:]):
             if len(self.marks) >= MARKS:
                 self.marks = {name: self.marks[name] for name in self.own & self.marks.keys()}
             self.marks[found] = next(self.marks_in(address[-40:]))
