@@ -55,6 +55,7 @@ import ipaddress
 import itertools
 import json
 import logging
+import marshal
 import math
 import os
 import posixpath
@@ -79,6 +80,7 @@ from collections.abc import (
     AsyncIterator,
     Callable,
     Collection,
+    Generator,
     Iterable,
     Iterator,
     Mapping,
@@ -88,7 +90,7 @@ from dataclasses import astuple, dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple, cast
 
 __version__ = "0.1.0"
 
@@ -99,6 +101,8 @@ ENTRY_BYTES = 64 * KIB  # kept of one log entry; its identity covers the whole h
 LINE_BYTES = 256 * KIB  # kept of one physical line while its pieces are joined
 PAYLOAD_DEPTH = 64  # nesting beyond this is not followed
 BATCH_ROWS = 2000  # log rows in one transaction at most
+BATCH_BYTES = MIB  # of lines in one transaction, about
+READ_BYTES = 256 * KIB  # read of a file at a time: the most lines that are held at once
 TASK_TIMEOUT_MS = 10 * MINUTE_MS  # when a task names no executionTimeout
 TASK_GRACE_MS = MINUTE_MS  # after the timeout, before a task counts as lost
 BELIEF_MS = 5 * MINUTE_MS  # a header's second may differ this much from the engine's stamp
@@ -821,7 +825,8 @@ INNER_HEADER = re.compile(
     rb"(?<=.)\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [A-Za-z]{1,16}: @truebit/[^\s:]+:v?\d", re.S
 )
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\'|\\.', re.S)
+# `++` and `*+` never give back: else each character of a string would be remembered until its end
+QUOTED = re.compile(r'"(?:[^"\\]++|\\.)*+"|\'(?:[^\'\\\n]++|\\.)*+\'|\\.', re.S)
 WALLET = re.compile(r"(?:0[xX]|(?<![0-9a-fA-F]))[0-9a-fA-F]{40}(?![1-9a-fA-F]|0(?![xX]))")
 HEX_RUN = re.compile(r"[0-9a-fA-F]{40}")
 
@@ -835,6 +840,9 @@ def keyed(key: bytes, kind: str, text: str) -> bytes:
     return hmac.digest(key, kind.encode() + b"\0" + text.encode("ascii", "ignore"), "sha256")
 
 
+HEX_VALUES = {digit: int(digit, 16) for digit in "0123456789abcdefABCDEF"}
+MARK_PRIME = 2**31 - 1
+MARKS = 1024  # of addresses named of late, kept in memory
 cached_keyed = functools.lru_cache(1024)(keyed)  # for the few addresses of a log
 
 
@@ -850,6 +858,8 @@ class Redactor:
         self.seen: set[str] = set()
         self.anywhere: re.Pattern[str] | None = None
         self.own: frozenset[str] = frozenset()  # pseudonyms known from earlier runs
+        self.base = int.from_bytes(keyed(key, "mark", "")[:4], "big") % MARK_PRIME
+        self.marks: dict[str, int] = {}  # by pseudonym: 16 bits, by which digits are found fast
 
     def see(self, address: str) -> str:
         """Remember an address from a logger's name and return its pseudonym."""
@@ -857,10 +867,42 @@ class Redactor:
         if len(digits) == 40 and digits not in self.seen and len(self.seen) < 64:
             self.seen.add(digits)
             self.anywhere = re.compile("((?:0x)?(?:" + "|".join(self.seen) + "))", re.I)
-        return self.pseudonym(digits)
+        return self.name(digits)
 
     def pseudonym(self, digits: str) -> str:
         return "wallet:" + cached_keyed(self.key, "wallet", digits[-40:].lower()).hex()[:16]
+
+    def name(self, address: str) -> str:
+        """The pseudonym of an address, whose mark is kept for when it is our own."""
+        found = self.pseudonym(address)
+        if found not in self.marks and HEX_RUN.fullmatch(address[-40:]):
+            if len(self.marks) >= MARKS:
+                self.marks = {name: self.marks[name] for name in self.own & self.marks.keys()}
+            self.marks[found] = next(self.marks_in(address[-40:]))
+        return found
+
+    def marks_in(self, run: str) -> Iterator[int]:
+        """The mark of every 40 digits in a row: a hash that rolls on with each digit, and that only
+        who has the local key can make.
+        """
+        values = [HEX_VALUES[digit] for digit in run]
+        base, out = self.base, pow(self.base, 40, MARK_PRIME)
+        rolling = 0
+        for value in values[:40]:
+            rolling = (rolling * base + value) % MARK_PRIME
+        yield rolling & 0xFFFF
+        for value, gone in zip(values[40:], values, strict=False):
+            rolling = (rolling * base + value - gone * out) % MARK_PRIME
+            yield rolling & 0xFFFF
+
+    def look_for_own(self, run: str) -> None:
+        """See each of our own addresses in a run of digits. To name all that may be one would take
+        a second for 250,000 digits, so that only what has a known mark is named.
+        """
+        known = {self.marks.get(name, -1) for name in self.own}
+        for at, mark in enumerate(self.marks_in(run)):
+            if (mark in known or -1 in known) and self.pseudonym(run[at : at + 40]) in self.own:
+                self.see(run[at : at + 40])
 
     def clean(self, text: str, replacement: str = "") -> str:
         """Return `text` without addresses; each becomes `replacement`, or its pseudonym if that is
@@ -872,15 +914,13 @@ class Redactor:
             return text
 
         def named(address: str) -> str:
-            return replacement or self.pseudonym(address)
+            return replacement or self.name(address)
 
         if (
             self.anywhere is None and self.own
         ):  # until a header names it, its pseudonym is all we know
             for run in re.findall("[0-9a-fA-F]{41,}", text):
-                for digits in (run[at : at + 40] for at in range(len(run) - 39)):
-                    if self.pseudonym(digits) in self.own:
-                        self.see(digits)
+                self.look_for_own(run)
         parts = (
             self.anywhere.split(text) if self.anywhere else [text]
         )  # another's beside it stands alone then
@@ -2356,6 +2396,10 @@ MIGRATIONS = (
         name TEXT NOT NULL, field TEXT NOT NULL, words TEXT NOT NULL, PRIMARY KEY (name, field)
     );
     """,
+    """
+    -- of the bytes before `offset`: two files may begin alike; '' until the file is looked at again
+    ALTER TABLE file ADD COLUMN tail_hash TEXT NOT NULL DEFAULT '';
+    """,
 )
 
 TASK_COLUMNS = Task._fields
@@ -2449,7 +2493,7 @@ QUERIES = {  # by `Store.get` and `Store.first`
     " AND received_at <= ? AND deadline >= ? AND evidence & ?",
     "last_entry_at": "SELECT at FROM log ORDER BY key DESC LIMIT 1",
     "overlap": "SELECT lines FROM overlap ORDER BY id",
-    "files": "SELECT head_hash, head_bytes, offset FROM file",
+    "files": "SELECT head_hash, head_bytes, offset, tail_hash FROM file",
     "gaps": "SELECT from_at, to_at, reason FROM gap ORDER BY id DESC LIMIT 100",
     "was_followed": "SELECT 1 FROM start WHERE container_id = ?",
     "node": "SELECT name, value FROM node",
@@ -3098,13 +3142,14 @@ class Store:
         db.execute("DELETE FROM overlap")
 
     def save_file(
-        self, head_hash: str, read: tuple[int, int], before: str, db: sqlite3.Connection
+        self, head_hash: str, read: tuple[int, int, str], before: str, db: sqlite3.Connection
     ) -> None:
-        """Remember how far a file is read; `before` is the hash of its shorter head, if it had
-        one.
+        """Remember how far a file is read (head_bytes, offset, tail_hash); `before` is the hash of
+        its shorter head, if it had one.
         """
         db.execute("DELETE FROM file WHERE head_hash = ?", (before,))
-        db.execute("INSERT OR REPLACE INTO file VALUES (?, ?, ?)", (head_hash, *read))
+        sql = "INSERT OR REPLACE INTO file (head_hash, head_bytes, offset, tail_hash)"
+        db.execute(f"{sql} VALUES (?, ?, ?, ?)", (head_hash, *read))
 
     def task(self, execution_id: str) -> Task | None:
         return next((Task(*row) for row in self.get("task", execution_id)), None)
@@ -4103,6 +4148,8 @@ ENGINE_CALLS = re.compile(
 )
 TIMEOUT_S = 5  # for an answer of the engine
 CHECK_BYTES = 4096  # kept of what Docker's own check printed; far less of it is shown
+HELD_S = 120  # for one that waits until a file is copied
+SLOW_BYTES = 256 * KIB  # in a second, of a file: an engine that sends less is not waited for
 SILENT_S = 3600  # a stream may be silent this long; a follower that mistrusts it looks sooner
 PIECE_BYTES = 16 * KIB  # Docker splits longer lines; a shorter piece ends its line, newline or not
 INNER_STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}(?:Z|[+-]\d\d:\d\d) ")
@@ -4251,6 +4298,15 @@ class DockerEngine:
         self.url = config.engine_url
         self.client: Any = None
         self.before: Mapping[str, Any] = {}  # the last stats answer
+        self.archives: list[Held] = []  # that are open, in whichever thread
+        self.held_at = -math.inf  # when (monotonic) the last one was closed
+        self.copies = 0  # ingest: files that are being fetched
+
+    def is_held(self, since: float = math.inf) -> bool:
+        """True while a file of the container is read, or was after `since` (monotonic): no other
+        call about it is answered meanwhile.
+        """
+        return self.held_at >= since or any(one.is_fast() for one in list(self.archives))
 
     def request(
         self,
@@ -4281,7 +4337,8 @@ class DockerEngine:
             question = self.prepare(
                 method, f"{client.base_url}/v{client.api_version}{call}", *query.items()
             )
-            timeout = TIMEOUT_S, SILENT_S if query.get("follow") else TIMEOUT_S
+            patience_s = HELD_S if self.copies else TIMEOUT_S
+            timeout = TIMEOUT_S, SILENT_S if query.get("follow") else patience_s
             answer = client.send(question, stream=stream, timeout=timeout)
         except (
             self.docker.errors.DockerException,
@@ -4349,8 +4406,11 @@ class DockerEngine:
         if answer is None:
             yield None
             return
+        held = Held(answer.raw)
+        self.archives.append(held)
         try:
-            with tarfile.open(fileobj=answer.raw, mode="r|") as tar:
+            content = cast(IO[bytes], held)
+            with tarfile.open(fileobj=content, mode="r|", bufsize=READ_BYTES) as tar:
                 yield tar
         except (
             tarfile.TarError,
@@ -4361,6 +4421,8 @@ class DockerEngine:
         ) as error:
             raise DockerError(f"a file could not be read: {reason_of(error)}") from None
         finally:
+            self.archives.remove(held)
+            self.held_at = time.monotonic()
             answer.close()
 
     def stats(self, name: str) -> Stats | None:
@@ -4373,6 +4435,26 @@ class DockerEngine:
         found = self.read_json(answer)
         sample, self.before = read_stats(found, self.before), found
         return sample
+
+
+class Held:
+    """The bytes of an open archive, counted. As long as it is open, the engine lets nobody inspect,
+    stop or start the container.
+    """
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+        self.begun = time.monotonic()
+        self.bytes = 0
+
+    def read(self, size: int) -> bytes:
+        data: bytes = self.raw.read(size)
+        self.bytes += len(data)
+        return data
+
+    def is_fast(self) -> bool:
+        """False for an engine that hardly sends: it may never end."""
+        return self.bytes >= SLOW_BYTES * (time.monotonic() - self.begun - TIMEOUT_S)
 
 
 class EngineStream:
@@ -4699,6 +4781,7 @@ class Monitor:
     lag_ms: int = 0  # ingest: how far behind the log it is, 0 when all is read
     reading: Reading | None = None  # ingest: the history it reads before there can be a verdict
     is_new: bool = True  # ingest: the node's history was never read into this database
+    passed_over: Mapping[str, str] = field(default_factory=dict)  # ingest: why, by the file's name
     verdict: Verdict | None = None  # upkeep
     remembered: Verdict | None = None  # upkeep: from before this start, until the first look
     judged: Judged | None = None  # upkeep: the newest verdict that says something of the node
@@ -4736,7 +4819,8 @@ class Monitor:
     def newest_verdict(self) -> Verdict | None:
         """The verdict; blind if upkeep waits for an engine that never ends its answer."""
         still_s = time.monotonic() - self.asked_at
-        if still_s < STILL_S:
+        is_held = self.engine is not None and self.engine.is_held()
+        if still_s < STILL_S or is_held:
             return self.verdict
         what, where = self.sought()
         words = f"tbmon waits for an answer about {what} from {where}"
@@ -4748,6 +4832,14 @@ class Monitor:
         with self.store.write() as db:
             self.store.put(db, "gap", [(since, until, reason)])
         self.ring.add([("gap", None)])
+
+    def pass_over(self, path: str, reason: str) -> None:
+        """Tell of a file that is not read, or not to its end; "" takes that back."""
+        name = self.redactor.clean(posixpath.basename(path))
+        kept = {other: why for other, why in self.passed_over.items() if other != name}
+        if reason and self.passed_over.get(name) != reason:
+            log.warning("ingest: the file %s is passed over: %s", name, reason)
+        self.passed_over = {**kept, name: reason} if reason else kept
 
     def now(self) -> int:
         """The clock in milliseconds."""
@@ -5248,6 +5340,8 @@ class Recorder:
             json.loads(self.store.first("state", "zone_heard") or "[]"),
         )
         monitor.redactor.own = self.store.own
+        self.marks: dict[str, int] = json.loads(self.store.first("state", "marks") or "{}")
+        monitor.redactor.marks.update(self.marks)
         self.tracker = Tracker(
             self.store,
             monitor.redactor,
@@ -5552,6 +5646,14 @@ class Recorder:
         }
         yield from (("semaphore", subscriber) for subscriber in slots)
 
+    def save_marks(self, db: sqlite3.Connection) -> None:
+        """Keep by which marks our own addresses are found, when there is a new one."""
+        marks = self.monitor.redactor.marks
+        own = {name: marks[name] for name in sorted(self.store.own) if name in marks}
+        if own != self.marks:
+            self.marks = own
+            self.store.put(db, "state", [("marks", json.dumps(own))])
+
     def commit(self, also: Callable[[sqlite3.Connection], None] | None = None) -> None:
         """Store everything taken since the last commit, with the place to go on from."""
         if self.heard is not None:
@@ -5565,6 +5667,7 @@ class Recorder:
                 zone = ("zone", json.dumps(self.zone.offset_s)), ("zone_heard", heard)
                 self.store.put(db, "state", zone)
             self.store.put(db, "counter", self.counted.items())
+            self.save_marks(db)
             if self.live and self.monitor.outbox is not None:
                 invoices = [self.store.invoice_name(event) for event, _ in self.tracker.invoices]
                 self.monitor.outbox.offer(db, self.tracker.tasks.values(), invoices)
@@ -5583,60 +5686,138 @@ class Recorder:
             self.counts = {
                 first: seen for first, seen in self.counts.items() if first[:4] > settled
             }
+        if len(self.counts) > COUNTED_HEADERS and not self.rereads:  # all in a few seconds
+            self.floor, self.counts = self.newest_second, {}
 
 
+COUNTED_HEADERS = 50_000  # counted in memory at most; for more the store is asked
 HEAD_BYTES = 1024  # of a log file, by which it is known again under another name or compressed
-FILE_BYTES = 1024 * MIB  # read of one log file, after decompression
+HEADS_BYTES = MIB  # files that begin with the same so many bytes are taken for one
+FILE_BYTES = 1024 * MIB  # read of one file, as it lies there and after decompression
+ROOM_BYTES = 16 * MIB  # of the disk, beside the ballast, that the copy of a file leaves free
 RECORD_BYTES = 8 * MIB  # of one record of the event database
-BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[{}\[\]]', re.S)
+RECORD_VALUES = 250_000  # in a record, about: a list of many small values needs much more memory
+BATCH_EVENTS = 200  # of the event database, in one transaction
+BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[{}\[\]]', re.S)
+
+
+class PassedOver(Exception):
+    """A file that is not read; the text says why."""
+
+
+def meanwhile(work: Callable[[threading.Event], Any]) -> Generator[None, None, Any]:
+    """What `work` returns: it runs in a thread of its own, and this yields while it lasts, so that
+    the log is followed. `work` is told when nobody waits for it any more.
+    """
+    results: list[Any] = []
+    errors: list[BaseException] = []
+    left = threading.Event()
+
+    def run() -> None:
+        try:
+            results.append(work(left))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="copier", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.02)
+            yield
+    finally:
+        left.set()
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 class ContainerFiles:
-    """The files in a folder of the container; links are followed inside the allowed folders."""
+    """The files in a folder of the container; links are followed inside the allowed folders.
 
-    def __init__(self, engine: DockerEngine, container: str, folder: str) -> None:
+    An open archive holds the container: nobody can inspect, stop or start it. So a file is copied
+    at full speed, beside the database, before it is read.
+    """
+
+    def __init__(self, engine: DockerEngine, container: str, folder: str, beside: Path) -> None:
         self.engine, self.container, self.folder = engine, container, folder
+        self.beside = beside
 
-    def sizes(self) -> dict[str, int]:
-        """The bytes of every file; there is no listing, so the folder's tar is passed, at once (see
-        `open`). A link counts for none.
+    def asking(self, work: Callable[[threading.Event], Any]) -> Generator[None, None, Any]:
+        """What `work` fetches; others wait with their questions as long as it takes."""
+        self.engine.copies += 1
+        try:
+            return (yield from meanwhile(work))
+        finally:
+            self.engine.copies -= 1
+
+    def names(self) -> Generator[None, None, list[str]]:
+        """Every file."""
+        return [*(yield from self.fetch_sizes())]
+
+    def fetch_sizes(self) -> Generator[None, None, dict[str, int]]:
+        """The bytes of every file; there is no listing, so the folder's tar is passed. A link
+        counts for none.
         """
+        sizes: dict[str, int] = yield from self.asking(self.sizes)
+        return sizes
+
+    def sizes(self, left: threading.Event) -> dict[str, int]:
+        """The same at once; `left` ends it early."""
         found = resolve(self.engine, self.container, self.folder)
         if found is None:
             return {}
+        sizes = {}
         with self.engine.archive(self.container, found[0]) as tar:
-            top = posixpath.dirname(found[0])
-            return {
-                posixpath.join(top, part.name): part.size
-                for part in tar or ()
-                if part.isfile() or part.issym()
-            }
-
-    def names(self) -> Iterator[str]:
-        """Every file."""
-        return iter(self.sizes())
+            for part in tar or ():
+                if part.isfile() or part.issym():
+                    name = posixpath.join(posixpath.dirname(found[0]), part.name)
+                    sizes[name] = part.size
+                if left.is_set():
+                    break
+        return sizes
 
     def signature(self, names: Iterable[str]) -> object:
         """What changes when a file is added or one of `names` changes; None without the folder."""
         found = [resolve(self.engine, self.container, path) for path in (self.folder, *names)]
         return found if found[0] else None
 
-    @contextlib.contextmanager
-    def open(self, name: str) -> Iterator[Any]:
-        """A packed copy in memory: as long as an archive is open, nobody can inspect, stop or start
-        the container.
-        """
-        found, copy = resolve(self.engine, self.container, name), io.BytesIO()
-        where = found[0] if found else name
-        with (
-            self.engine.archive(self.container, where) as tar,
-            gzip.GzipFile("", "wb", 1, copy) as packed,
-        ):
-            member = next((part for part in tar or () if found and part.isfile()), None)
-            if tar and member and (content := tar.extractfile(member)):
-                shutil.copyfileobj(content, packed, 256 * KIB)
-        copy.seek(0)
-        yield gzip.GzipFile("", "rb", fileobj=copy)
+    def open(self, name: str) -> Generator[None, None, Any]:
+        """A copy without a name, which goes when it is closed; PassedOver for what is too large."""
+        return (yield from self.asking(functools.partial(self.copy, name)))
+
+    def copy(self, name: str, left: threading.Event) -> Any:
+        found = resolve(self.engine, self.container, name)
+        size = found[1].size if found else 0
+        if size > FILE_BYTES:
+            raise PassedOver(f"it has {size // MIB} MiB, at most {FILE_BYTES // MIB} are read")
+        if shutil.disk_usage(self.beside).free < size + ROOM_BYTES:
+            raise PassedOver(f"no room for a copy of {size // MIB} MiB beside the database")
+        copy = tempfile.TemporaryFile(dir=self.beside)  # noqa: SIM115 - whoever reads it closes it
+        try:
+            with self.engine.archive(self.container, found[0] if found else name) as tar:
+                member = next((part for part in tar or () if found and part.isfile()), None)
+                if tar and member and (content := tar.extractfile(member)):
+                    self.pour(content, copy, left)
+            copy.seek(0)
+        except BaseException:
+            copy.close()
+            raise
+        return copy
+
+    def pour(self, source: Any, copy: Any, left: threading.Event) -> None:
+        while not left.is_set() and copy.tell() <= FILE_BYTES and (data := source.read(READ_BYTES)):
+            try:
+                copy.write(data)
+            except OSError as error:
+                raise PassedOver(f"no room for a copy: {error.strerror}") from None
+
+    def is_another(self, known: str, name: str, offset: int, tail: bytes) -> bool:
+        """As for files of this host; the node itself keeps no copies."""
+        return False
+
+    def is_copy(self, name: str) -> bool:
+        return False
 
 
 class LocalFiles:
@@ -5645,22 +5826,56 @@ class LocalFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def names(self) -> Iterator[str]:
-        return (str(path) for path in self.folder.rglob("*") if path.is_file())
+    def names(self) -> Generator[None, None, list[str]]:
+        yield from ()
+        return self.listed()
+
+    def listed(self) -> list[str]:
+        return [str(path) for path in self.folder.rglob("*") if path.is_file()]
 
     def sizes(self) -> dict[str, int]:
         """The bytes of every file; 0 for one that has just gone."""
-        return {name: os.path.getsize(name) if os.path.exists(name) else 0 for name in self.names()}
+        sizes = (
+            (name, os.path.getsize(name) if os.path.exists(name) else 0) for name in self.listed()
+        )
+        return dict(sizes)
 
     def signature(self, names: Iterable[str]) -> object:
         """As for a container's folder; None without an event database."""
         stats = (
-            (path, os.stat(path)) for path in sorted(self.names()) if path.endswith(EVENT_DB_NAME)
+            (path, os.stat(path)) for path in sorted(self.listed()) if path.endswith(EVENT_DB_NAME)
         )
         return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats] or None
 
-    def open(self, name: str) -> contextlib.AbstractContextManager[Any]:
+    def open(self, name: str) -> Generator[None, None, Any]:
+        yield from ()
         return open(name, "rb")
+
+    def is_another(self, known: str, name: str, offset: int, tail: bytes) -> bool:
+        """True if a known file is there as it was, with `tail` before `offset`, and this one goes
+        on otherwise behind it: it is neither that file under a new name nor a copy.
+        """
+        with contextlib.suppress(OSError), open(known, "rb") as file:  # if it is gone, this is it
+            if os.path.samefile(known, name) or begins_with(known, name):
+                return False
+            file.seek(offset - len(tail))
+            return file.read(len(tail)) == tail
+        return False
+
+    def is_copy(self, name: str) -> bool:
+        """True if another file begins with all that is in this one."""
+        others = [path for path in self.listed() if path.endswith(".log") and path != name]
+        size = os.stat(name).st_size
+        return any(os.stat(path).st_size >= size and begins_with(path, name) for path in others)
+
+
+def begins_with(longer: str, shorter: str) -> bool:
+    """True if one file begins with all of another's bytes."""
+    with open(longer, "rb") as whole, open(shorter, "rb") as part:
+        while data := part.read(READ_BYTES):
+            if whole.read(len(data)) != data:
+                return False
+    return True
 
 
 def choose_log_files(names: Iterable[str]) -> list[str]:
@@ -5679,19 +5894,27 @@ def choose_log_files(names: Iterable[str]) -> list[str]:
     return sorted(in_debug or found, key=age)
 
 
+class Place(NamedTuple):
+    """How far a log file is read, and by what it is known again."""
+
+    head_bytes: int  # whose hash is its name
+    offset: int
+    tail: str  # hash of what stands before `offset`; "" if an earlier tbmon kept it
+
+
 class LogFileReader:
     """Reads log files, each from where it was left.
 
-    A file is known by the hash of its first bytes, so renaming or compressing it changes nothing.
+    A file is known by the hash of its first bytes and of those before the place where it was left,
+    so renaming or compressing it changes nothing. Of one that begins as another does, more bytes
+    are hashed.
     """
 
     def __init__(self, recorder: Recorder, files: ContainerFiles | LocalFiles) -> None:
         self.recorder, self.files = recorder, files
         self.position = 0  # bytes read of the file that is being read, unpacked
-        rows = recorder.store.get("files")
-        self.known = {
-            row[0]: (row[1], row[2]) for row in rows
-        }  # hash of the head: its length, offset read to
+        self.known = {row[0]: Place(*row[1:]) for row in recorder.store.get("files")}
+        self.paths: dict[str, str] = {}  # under which a file was seen last
 
     def read(self, name: str) -> Iterator[None]:
         """Take what is new in a file; yields after each batch. What cannot be unpacked is passed
@@ -5701,10 +5924,11 @@ class LogFileReader:
         """
         packed = name.endswith(".gz")
         try:
-            with self.files.open(name) as file:
-                yield from self.read_lines(
-                    gzip.GzipFile(fileobj=file, mode="rb") if packed else file, packed
-                )
+            with (yield from self.files.open(name)) as file:
+                content = gzip.GzipFile(fileobj=file, mode="rb") if packed else file
+                yield from self.read_lines(name, content, packed)
+        except PassedOver as refusal:
+            self.recorder.monitor.pass_over(name, str(refusal))
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             date = re.search(r"\d{4}-\d\d-\d\d", name)  # the name itself holds the wallet
             log.warning(
@@ -5713,55 +5937,143 @@ class LogFileReader:
                 error,
             )
 
-    def recognise(self, head: bytes) -> tuple[str, str, int]:
-        """(hash of the head, hash it was known by until now or "", offset to go on from)."""
+    def hashed(self, part: bytes, kind: bytes = b"file") -> str:
+        key = self.recorder.monitor.redactor.key
+        return hmac.digest(key, kind + b"\0" + part, "sha256").hex()[:32]
 
-        def hashed(length: int) -> str:
-            return hmac.digest(
-                self.recorder.monitor.redactor.key, b"file\0" + head[:length], "sha256"
-            ).hex()[:32]
-
-        for length in sorted(
-            {length for length, _ in self.known.values() if length <= len(head)}, reverse=True
-        ):
-            found = self.known.get(hashed(length))
-            if found and found[0] == length:
-                return hashed(len(head)), hashed(length), found[1]
-        return hashed(len(head)), "", 0
-
-    def read_lines(self, file: Any, ended: bool) -> Iterator[None]:
-        data: bytes = file.read(HEAD_BYTES)
-        if b"\n" not in data and len(data) < HEAD_BYTES:
+    def go_to(self, file: Any, offset: int) -> Iterator[None]:
+        """Come to a place of a file; what is compressed is unpacked on the way, with a yield for
+        each part.
+        """
+        if not isinstance(file, gzip.GzipFile):
+            file.seek(offset)
             return
-        name, before, offset = self.recognise(data)
-        head_bytes, position, rest = len(data), 0, b""
+        if file.tell() > offset:
+            file.seek(0)
+        while file.tell() < offset and file.read(min(READ_BYTES, offset - file.tell())):
+            yield
 
-        def take(lines: Sequence[bytes]) -> None:
-            nonlocal offset
-            places = []
+    def tail_at(self, file: Any, offset: int) -> Generator[None, None, bytes]:
+        """What stands before `offset`; b"" where the file does not go so far."""
+        begin = max(0, offset - HEAD_BYTES)
+        yield from self.go_to(file, begin)
+        tail: bytes = file.read(offset - begin)
+        return tail if len(tail) == offset - begin else b""
+
+    def recognise(
+        self, file: Any, alike: Sequence[str]
+    ) -> Generator[None, None, tuple[str, bytes]]:
+        """Which of the files that begin `alike` this one is, and what stands before the place where
+        it was left; "" for none of them.
+        """
+        for name in alike:
+            place = self.known[name]
+            if place.tail:
+                tail = yield from self.tail_at(file, place.offset)
+                if self.hashed(tail, b"tail") == place.tail:
+                    return name, tail
+        for name in alike:
+            place = self.known[name]
+            if not place.tail:  # from here on it is known by more than its beginning
+                tail = yield from self.tail_at(file, place.offset)
+                if tail:
+                    self.known[name] = place._replace(tail=self.hashed(tail, b"tail"))
+                    with self.recorder.store.write() as db:
+                        self.recorder.store.save_file(name, self.known[name], "", db)
+                return name, tail
+        return "", b""
+
+    def name_of(self, head: bytes) -> tuple[str, int]:
+        """The hash of as much of a file's beginning as no other has, and its length."""
+        length = HEAD_BYTES
+        while (name := self.hashed(head[:length])) in self.known and length < len(head):
+            length *= 2
+        return name, min(length, len(head))
+
+    def read_lines(self, path: str, file: Any, ended: bool) -> Iterator[None]:
+        """Recognise a file, and take the lines behind the place where it was left."""
+        known, files = self.known, self.files
+        lengths = sorted({place.head_bytes for place in known.values()}, reverse=True)
+        longest = min(HEADS_BYTES, 2 * max(lengths, default=0))
+        head: bytes = file.read(max(HEAD_BYTES, longest))
+        if b"\n" not in head and len(head) < HEAD_BYTES:
+            return
+        beginnings = [(self.hashed(head[:length]), length) for length in lengths]
+        alike = [
+            name
+            for name, length in beginnings
+            if length <= len(head) and name in known and known[name].head_bytes == length
+        ]
+        before, tail = yield from self.recognise(file, alike)
+        place = known.get(before, Place(0, 0, ""))
+        if not ended and files.is_another(self.paths.get(before, path), path, place.offset, tail):
+            before, place, tail = "", Place(0, 0, ""), b""
+        name = before
+        if place.head_bytes < min(HEAD_BYTES, len(head)):
+            name, head_bytes = self.name_of(head)
+            place = place._replace(head_bytes=head_bytes)
+        if alike and not before and (name in known or (not ended and files.is_copy(path))):
+            return  # it is not all there yet, or it was left behind
+        self.paths[name] = path
+        yield from self.go_to(file, place.offset)
+        yield from self.take_lines(file, ended, (name, before), place, tail)
+
+    def take_lines(
+        self, file: Any, ended: bool, names: tuple[str, str], place: Place, tail: bytes
+    ) -> Iterator[None]:
+        """Take the lines from here on in batches: of few lines, as each becomes many objects, and
+        of few bytes.
+
+        `names` are those by which the file is known from now on, and was before.
+        """
+        recorder, untold = self.recorder, 0
+
+        def take(lines: Sequence[bytes], newline: bytes = b"\n") -> None:
+            nonlocal place, tail, untold
+            offset, places = place.offset, []
             for line in lines:
                 places.append((line, None, offset))
-                offset += len(line) + 1
-            self.recorder.feed("file", places)
-            self.known.pop(before, None)
-            self.known[name] = head_bytes, offset
-            self.recorder.commit(
-                functools.partial(self.recorder.store.save_file, name, (head_bytes, offset), before)
-            )
+                offset += len(line) + len(newline)
+            recorder.feed("file", places)
+            untold += offset - place.offset
+            last = newline.join([*lines[-HEAD_BYTES:], b""])
+            tail = (tail + last)[-HEAD_BYTES:] if newline else (tail + lines[0])[-HEAD_BYTES:]
+            place = place._replace(offset=offset)
+            self.position = offset
 
-        while data and (position < FILE_BYTES or not ended):
-            rest += data[max(0, offset - position - len(rest)) :]
-            *lines, rest = rest.split(b"\n")
-            position += len(data)
-            self.position = position
-            if lines:
-                take(lines)
-            if len(rest) > 16 * MIB:
-                raise EOFError("a line is longer than 16 MiB")
-            data = file.read(MIB)  # only now: a damaged file may end here
-            yield
-        if rest and ended:
-            take([rest])
+        def commit() -> None:
+            nonlocal place, untold
+            place, untold = place._replace(tail=self.hashed(tail, b"tail")), 0
+            recorder.commit(functools.partial(recorder.store.save_file, names[0], place, names[1]))
+            self.known.pop(names[1], None)
+            self.known[names[0]] = place
+
+        rest = b""
+        try:
+            while not ended or place.offset < FILE_BYTES:
+                data = file.read1(READ_BYTES)  # no more than there is: a damaged file may end soon
+                if not data:
+                    break
+                *lines, rest = (rest + data).split(b"\n")
+                for begin in range(0, len(lines), BATCH_ROWS):
+                    take(lines[begin : begin + BATCH_ROWS])
+                    if len(recorder.rows) >= BATCH_ROWS or untold >= BATCH_BYTES:
+                        commit()
+                        yield
+                if len(rest) > 16 * MIB:
+                    raise EOFError("a line is longer than 16 MiB")
+                yield
+            if rest and ended:
+                take([rest], b"")
+            is_long = ended and place.offset >= FILE_BYTES
+            reason = f"only the first {FILE_BYTES // MIB} MiB are read" if is_long else ""
+            recorder.monitor.pass_over(self.paths[names[0]], reason)
+        except (EOFError, gzip.BadGzipFile, zlib.error):
+            if untold:
+                commit()  # what could be unpacked
+            raise
+        if untold:
+            commit()
 
 
 class Progress:
@@ -5789,8 +6101,9 @@ def import_history(monitor: Monitor, engine: DockerEngine, seam: int) -> Iterato
     """Read the container's log files, step by step; then bind id-less lines across the `seam`
     (ms).
     """
-    files = ContainerFiles(engine, monitor.config.container_name, LOGS_PATH)
-    sizes = files.sizes()
+    beside = monitor.store.path.parent
+    files = ContainerFiles(engine, monitor.config.container_name, LOGS_PATH, beside)
+    sizes = yield from files.fetch_sizes()
     names = choose_log_files(sizes)
     progress = Progress(names, sizes)
     recorder = Recorder(monitor, FILES, live=False)
@@ -5865,9 +6178,11 @@ ORDER_IN_SECOND = {"task_received": 0, "task_completed": 2, "task_failed": 2}
 
 
 def read_records(file: Any) -> Iterator[object]:
-    """Yield the records of an event database one by one; raise ValueError unless it is whole.
+    """Yield the records of an event database one by one; raise ValueError unless it is whole, and
+    PassedOver at one that is too large.
 
-    The file may be read in the middle of a write. A record too deep to parse is passed over.
+    The file may be read in the middle of a write. A record too deep or too wide to parse is passed
+    over.
     """
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
     text, step = decode(file.read(64 * KIB)), 64 * KIB
@@ -5880,14 +6195,17 @@ def read_records(file: Any) -> Iterator[object]:
             at += 1
         if text[at : at + 1] == "]":
             return
-        record, end = read_record(text, at)
+        is_wide = step > 64 * KIB and text.count(",", at) > RECORD_VALUES
+        record, end = (None, skip_record(text, at)) if is_wide else read_record(text, at)
         if 0 < end < len(text):
             yield record
             at, step = end, 64 * KIB
             continue
         more = file.read(step)
-        if not more or len(text) - at > RECORD_BYTES:
-            raise ValueError("it ends within a record" if not more else "a record is too large")
+        if not more:
+            raise ValueError("it ends within a record")
+        if max(len(text) - at, sys.getsizeof(text) // 2) > RECORD_BYTES:
+            raise PassedOver(f"one of its records has more than {RECORD_BYTES // MIB} MiB")
         text, at, step = text[at:] + decode(more), 0, min(2 * step, 4 * MIB)
 
 
@@ -5899,18 +6217,26 @@ def read_record(text: str, at: int) -> tuple[object, int]:
         ValueError,
         RecursionError,
     ):  # not all there, or nothing Python reads: a number of 5000 digits
-        depth = 0
-        for found in BRACKETS.finditer(text, at):
-            depth += 1 if found[0] in "{[" else -1 if found[0] in "}]" else 0
-            if depth == 0 and found[0] in "}]":
-                return None, found.end()
-    return None, 0
+        return None, skip_record(text, at)
+
+
+def skip_record(text: str, at: int) -> int:
+    """Where the value at `at` ends, by its brackets; 0 if it is not all there."""
+    depth = 0
+    for found in BRACKETS.finditer(text, at):
+        depth += 1 if found[0] in "{[" else -1 if found[0] in "}]" else 0
+        if depth == 0 and found[0] in "}]":
+            return found.end()
+    return 0
 
 
 class EventDbPoll:
-    """Reads the event database when it has changed, every record once in a process's life."""
+    """Reads the event database when it has changed, a little at each step, every record once in a
+    process's life.
+    """
 
-    EVERY_S, RETRY_S = 5.0, 0.5
+    EVERY_S, RETRY_S, STEP_S = 5.0, 0.5, 0.02
+    RECORDS, WAITING = 200_000, 10_000  # whose names, or what they tell, are held at most
 
     def __init__(self, monitor: Monitor, files: ContainerFiles | LocalFiles) -> None:
         self.monitor, self.files = monitor, files
@@ -5918,26 +6244,44 @@ class EventDbPoll:
         self.read_at: object = None  # the signature at which all was read
         self.seen: set[int] = set()
         self.next_s, self.retry_s = 0.0, self.RETRY_S
+        self.work: Generator[None, None, None] | None = None  # what is being read
+        self.recorder: Recorder | None = None  # of that
 
-    def step(self, recorder: Recorder) -> None:
-        """Look, if it is time to; the records' facts are committed with the recorder's."""
-        if time.monotonic() < self.next_s:
-            return
+    def step(self, recorder: Recorder) -> bool:
+        """Look, if it is time to, or go on with what was begun; True while there is more to do.
+        The records' facts are committed with the recorder's.
+        """
+        if recorder is not self.recorder:  # what was begun went into one that is gone
+            self.recorder, self.work = recorder, None
+        if self.work is None and time.monotonic() < self.next_s:
+            return False
+        self.work = self.work or self.look(recorder)
+        try:
+            next(self.work)
+        except BaseException as error:
+            self.work = None
+            if not isinstance(error, StopIteration):
+                raise
+        return self.work is not None
+
+    def look(self, recorder: Recorder) -> Generator[None, None, None]:
+        """Read the event database if it has changed."""
         self.next_s = time.monotonic() + self.EVERY_S
         signature = self.files.signature(self.names)
         if self.monitor.outbox is not None:
             self.monitor.outbox.event_db = signature is not None
         if signature in (None, self.read_at):
             return
+        after = before = None
         try:
-            self.names = [name for name in self.files.names() if name.endswith(EVENT_DB_NAME)]
+            found = yield from self.files.names()
+            self.names = [name for name in found if name.endswith(EVENT_DB_NAME)]
             before = self.files.signature(self.names)
-            for event in self.read_all(recorder):
-                recorder.tracker.see_record(event)
+            for name in self.names:
+                yield from self.read(name, recorder)
             after = self.files.signature(self.names)
         except (ValueError, OSError, tarfile.TarError, DockerError) as error:
             log.debug("ingest: the event database is being written: %s", error)
-            after = None
         recorder.commit()
         if after is not None and after == before:
             self.read_at, self.retry_s = after, self.RETRY_S
@@ -5945,27 +6289,57 @@ class EventDbPoll:
             self.next_s = time.monotonic() + self.retry_s
             self.retry_s = min(60.0, 2 * self.retry_s)
 
-    def read_all(self, recorder: Recorder) -> list[Event]:
-        """Take all new records; returns those whose task had not been told yet."""
-        waiting, fresh = [], []
-        for path in self.names:
-            with self.files.open(path) as file:
-                for record in read_records(file):
-                    try:
-                        name = hash(json.dumps(record, sort_keys=True))
-                    except RecursionError:  # just shallow enough to be read
-                        continue
-                    event = (
-                        record_event(record, self.monitor.redactor.clean)
-                        if name not in self.seen
-                        else None
-                    )
-                    fresh.append(name)
-                    if event is not None and not recorder.tracker.see_record(event):
-                        waiting.append(event)
-                    if len(recorder.tracker.tasks) >= 200:
-                        recorder.commit()
-        self.seen.update(fresh)
+    def read(self, name: str, recorder: Recorder) -> Generator[None, None, None]:
+        """Take all new records of a file; at its end those again whose task was not known yet."""
+        fresh: set[int] = set()
+        try:
+            with (yield from self.files.open(name)) as file:
+                waiting = yield from self.take_new(file, recorder, fresh)
+                if len(waiting) == self.WAITING:  # too many to be held: look for them once more
+                    file.seek(0)
+                    waiting = yield from self.take_new(file, recorder, set())
+        except PassedOver as refusal:
+            self.monitor.pass_over(name, str(refusal))
+            return
+        for event in waiting:
+            recorder.tracker.see_record(event)
+            if len(recorder.tracker.invoices) >= BATCH_EVENTS:
+                recorder.commit()
+                yield
+        self.seen |= fresh
+        self.monitor.pass_over(name, "")
+
+    def take_new(
+        self, file: Any, recorder: Recorder, fresh: set[int]
+    ) -> Generator[None, None, deque[Event]]:
+        """Take records that were not seen before, and add their names to `fresh`; returns the last
+        ones whose task is not known yet.
+        """
+        waiting: deque[Event] = deque(maxlen=self.WAITING)
+        taken, until = 0, time.monotonic() + self.STEP_S
+        record: Any
+        for record in read_records(file):
+            if time.monotonic() >= until:
+                yield
+                until = time.monotonic() + self.STEP_S
+            try:
+                content = marshal.dumps(record, 2)  # 2: without references, so always the same
+            except ValueError:  # just shallow enough to be read
+                continue
+            if (record_name := hash(content)) in self.seen:
+                continue
+            event = record_event(record, self.monitor.redactor.clean)
+            if event is None:
+                continue
+            if len(self.seen) + len(fresh) < self.RECORDS:
+                fresh.add(record_name)
+            if not recorder.tracker.see_record(event):
+                waiting.append(event)
+            taken += len(content)
+            changes = len(recorder.tracker.tasks) + len(recorder.tracker.invoices)
+            if changes >= BATCH_EVENTS or taken >= BATCH_BYTES:
+                recorder.commit()
+                taken = 0
         return waiting
 
 
@@ -6299,8 +6673,13 @@ class Pipe:
         self.news.wait(timeout_s)
         self.news.clear()
         ended = self.ended  # looked at first: nothing comes after it
-        joined = b"".join(self.chunks.popleft() for _ in range(min(len(self.chunks), BATCH_ROWS)))
-        self.taken += len(joined)
+        some: list[bytes] = []
+        size = 0
+        while self.chunks and len(some) < BATCH_ROWS and size < BATCH_BYTES:
+            some.append(self.chunks.popleft())
+            size += len(some[-1])
+        joined = b"".join(some)
+        self.taken += size
         if ended or self.chunks:
             self.news.set()
         return None if ended and not joined else joined
@@ -6318,7 +6697,8 @@ class Follower:
     def __init__(self, monitor: Monitor, engine: DockerEngine) -> None:
         self.monitor, self.engine = monitor, engine
         self.name = monitor.config.container_name
-        self.events = EventDbPoll(monitor, ContainerFiles(engine, self.name, EVENT_DB_PATH))
+        beside = monitor.store.path.parent
+        self.events = EventDbPoll(monitor, ContainerFiles(engine, self.name, EVENT_DB_PATH, beside))
         self.drained: tuple[str, int | None] | None = (
             None  # a stopped container whose log was read to its end
         )
@@ -6357,12 +6737,13 @@ class Follower:
         """
         heard = opened = time.monotonic()
         caught_up = has_begun = False
+        untold = 0  # bytes taken since the last commit
         while not self.monitor.stop.is_set() and not self.was_replaced(feed.container):
             self.monitor.beat("ingest")
             if self.monitor.store.is_full:
                 self.monitor.store.hold_ballast()
             feed.weigh()
-            chunk = pipe.get(0 if self.history else 1.0)
+            chunk = pipe.get(0 if self.history or self.events.work else 1.0)
             if chunk is None and pipe.error is not None:
                 raise pipe.error
             if chunk is None:
@@ -6371,8 +6752,11 @@ class Follower:
             if chunk:
                 heard, has_begun, self.patience_s = time.monotonic(), True, self.SILENCE_S
                 feed.take_lines(feed.frames.feed(chunk))
-                if len(feed.recorder.rows) >= BATCH_ROWS or not pipe.chunks:
+                untold += len(chunk)
+                is_much = len(feed.recorder.rows) >= BATCH_ROWS or untold >= BATCH_BYTES
+                if is_much or not pipe.chunks:
                     feed.commit()
+                    untold = 0
                 behind = bool(pipe.chunks) and feed.second_ms
                 self.monitor.lag_ms = max(0, self.monitor.now() - feed.second_ms) if behind else 0
             if not chunk or not pipe.chunks:
@@ -6388,7 +6772,7 @@ class Follower:
                         )
                 if caught_up:
                     self.between(feed)
-            if time.monotonic() - heard > self.patience_s:
+            if time.monotonic() - heard > self.patience_s and not self.engine.copies:
                 if self.has_more(feed):
                     log.warning("ingest: the log connection had gone silent; connecting again")
                     self.patience_s = (
@@ -6425,8 +6809,9 @@ class Follower:
         over.
         """
         feed.caught_up()
-        self.events.step(feed.recorder)
-        if self.history is not None:
+        if self.events.work is not None or not self.engine.copies:
+            self.events.step(feed.recorder)
+        if self.history is not None and self.events.work is None:
             try:
                 if next(self.history, self) is self:
                     self.history = self.monitor.reading = None
@@ -6478,11 +6863,14 @@ class Follower:
                 self.monitor.beat("ingest")
                 self.between(feed)
             self.drained = feed.container.id, feed.container.started_at
-            self.events.step(feed.recorder)
+            while self.events.step(feed.recorder) and not self.monitor.stop.is_set():
+                self.monitor.beat("ingest")
 
 
 class DirectoryFollower:
     """Follows the node's files under LOG_DIR by polling; no Docker access exists."""
+
+    EVERY_S = 0.25  # while the event database is read
 
     def __init__(self, monitor: Monitor) -> None:
         self.monitor = monitor
@@ -6493,13 +6881,27 @@ class DirectoryFollower:
             str, tuple[int, int, int]
         ] = {}  # path: inode, size, mtime when it was read
         self.events = EventDbPoll(monitor, self.files)
+        self.due_s = 0.0  # when (monotonic) the log files are looked at again
 
     def step(self) -> None:
-        """Read what is new in all files, oldest file first."""
+        """Read what is new in all log files, and in the event database."""
         if not os.access(self.files.folder, os.R_OK | os.X_OK):
             words = f"LOG_DIR={self.files.folder} cannot be read"
             self.monitor.problem = self.monitor.redactor.clean(words)
             return
+        self.read_files()
+        while self.events.step(self.recorder) and not self.monitor.stop.is_set():
+            if time.monotonic() >= self.due_s:  # lines do not wait for a large event database
+                self.read_files()
+        if self.recorder.tracker.tasks:
+            self.recorder.commit()
+        if not self.recorder.live:  # the past that was read first is not told line by line
+            self.recorder.live = self.monitor.missed = True
+            self.monitor.is_new = False
+            self.monitor.ring.add([("reset", None)])
+
+    def read_files(self) -> None:
+        """Read what is new in the log files, oldest file first."""
         sizes = self.files.sizes()
         names = choose_log_files(sizes)
         problem = None
@@ -6517,13 +6919,8 @@ class DirectoryFollower:
         self.monitor.reading = None
         self.monitor.problem = problem and self.monitor.redactor.clean(problem)
         self.recorder.lose_overdue()
-        self.events.step(self.recorder)
-        if self.recorder.tracker.tasks:
-            self.recorder.commit()
-        if not self.recorder.live:  # the past that was read first is not told line by line
-            self.recorder.live = self.monitor.missed = True
-            self.monitor.is_new = False
-            self.monitor.ring.add([("reset", None)])
+        self.monitor.beat("ingest")
+        self.due_s = time.monotonic() + self.EVERY_S
 
     def read(self, name: str, progress: Progress) -> None:
         stat = os.stat(name)
@@ -6768,13 +7165,18 @@ def upkeep(monitor: Monitor) -> None:
 
 
 def sample_container(monitor: Monitor, engine: DockerEngine, with_stats: bool) -> None:
-    """Look at the container's state and, if asked, at what it uses."""
-    monitor.asked_at = time.monotonic()
+    """Look at the container's state and, if asked, at what it uses. While a file of it is read,
+    nothing is answered, and nobody can stop it.
+    """
+    if engine.is_held():
+        return
+    begun = monitor.asked_at = time.monotonic()
     try:
         monitor.container = engine.inspect(monitor.config.container_name)
         monitor.container_error = None
     except DockerError as error:
-        monitor.container_error, monitor.stats = str(error), None
+        if not engine.is_held(begun):
+            monitor.container_error, monitor.stats = str(error), None
     else:
         running = monitor.container is not None and monitor.container.running
         if with_stats or not running:
@@ -7139,8 +7541,10 @@ SHAPES = {
     "Entries": "logs [Entry], pagination Pagination",
     "Gap": "from time?, to time?, reason text",
     "LogStatus": (
-        "source engine|directory|demo, lastLogAt time?, gaps [Gap], unrecognised int, suspect int"
+        "source engine|directory|demo, lastLogAt time?, gaps [Gap], passedOver [PassedOver], "
+        "unrecognised int, suspect int"
     ),
+    "PassedOver": "file text, reason text",
     "Classes": "local bool, private bool, stream bool",
     "LoginBody": "secret text",
     "Login": "success bool, open Classes, expiresAt time",
@@ -8158,6 +8562,10 @@ class Api:
             "source": source,
             "lastLogAt": utc(self.store.first("last_entry_at")),
             "gaps": self.gaps(),
+            "passedOver": [
+                {"file": name, "reason": reason}
+                for name, reason in self.monitor.passed_over.items()
+            ],
             **shown,
         }
 
@@ -9931,7 +10339,7 @@ def check_source(config: Config) -> Iterator[Finding]:
     yield Finding("OK", "settings")
     yield from warnings_of(config)
     if config.log_dir:
-        names = choose_log_files(LocalFiles(Path(config.log_dir)).names())
+        names = choose_log_files(LocalFiles(Path(config.log_dir)).listed())
         good = bool(names) and all(os.access(name, os.R_OK) for name in names)
         remedy = (
             ""
@@ -9984,7 +10392,7 @@ def check_container(config: Config, engine: DockerEngine) -> Iterator[Finding]:
 
 def check_event_db(engine: DockerEngine, name: str) -> Finding:
     """What there is of an event database; its folder alone is none."""
-    files = ContainerFiles(engine, name, EVENT_DB_PATH).sizes()
+    files = ContainerFiles(engine, name, EVENT_DB_PATH, Path()).sizes(threading.Event())
     sizes = [size for path, size in files.items() if path.endswith(EVENT_DB_NAME)]
     if sizes:
         number = "1 file" if len(sizes) == 1 else f"{len(sizes)} files"

@@ -113,7 +113,7 @@ CONTRACT = [
     ("/api/logs", "", "logs pagination"),
     ("/api/logs", "logs 0", ENTRY),
     ("/api/logs", "pagination", "limit offset hasMore next"),
-    ("/api/logs/status", "", "source lastLogAt gaps unrecognised suspect"),
+    ("/api/logs/status", "", "source lastLogAt gaps passedOver unrecognised suspect"),
 ]
 PATHS = sorted({path.replace("{execution_id}", IDS[0]) for path, _, _ in CONTRACT})
 PRIVATE = ["/api/logs", f"{FIRST}/data"]

@@ -122,8 +122,11 @@ def test_in_the_hour_that_comes_twice_the_engines_stamp_tells_which(tmp_path: Pa
 
 
 def test_a_forged_line_stays_marked_when_it_goes_on_after_a_new_connection(feed: Feed) -> None:
-    feed.raw(NOW + 1, header("Heartbeat sent: {", NOW + 1, wallet="0x" + "d" * 40))
+    forged = header("Heartbeat sent: {", NOW + 1, wallet="0x" + "d" * 40)
+    feed.raw(NOW + 1, forged)
     feed.connect()
+    feed.number -= 1
+    feed.raw(NOW + 1, forged)  # as the engine begins again
     feed.raw(NOW + 2, "  more }")
     rows = feed.store.entries({}, 0, 2**41, None, 9)
     assert [(row["message"], row["flags"]) for row in rows] == [

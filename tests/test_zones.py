@@ -168,7 +168,7 @@ def test_history_is_read_by_the_zone_that_the_engine_and_the_machine_agree_on(
 
     recorder = tbmon.Recorder(monitor, tbmon.FILES, live=False)
     files = tbmon.LocalFiles(tmp_path / "logs")
-    for name in files.names():
+    for name in files.listed():
         for _ in tbmon.LogFileReader(recorder, files).read(name):
             pass
     found = {

@@ -70,6 +70,7 @@ class StandIn:
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
         self.said: Sequence[Said] = ()
+        self.copies = 0
         self.created_at = 0.0
         self.started_at = 0.0
         self.is_running = True

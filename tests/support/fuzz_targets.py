@@ -991,6 +991,7 @@ class Engine(tbmon.DockerEngine):
 
     def __init__(self) -> None:
         self.answer, self.before = Answered(b""), {}
+        self.archives = []
 
     def request(self, *given: Any, **named: Any) -> Any:
         return self.answer
