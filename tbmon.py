@@ -3865,6 +3865,10 @@ class DockerError(Exception):
     try.
     """
 
+    def __init__(self, words: str, status: int | None = None) -> None:
+        super().__init__(words)
+        self.status = status  # of the engine's answer, if it gave one
+
 
 class Container(NamedTuple):
     """What we keep of an inspect answer; its environment and mounts are never looked at."""
@@ -3989,30 +3993,21 @@ class DockerEngine:
         query: Mapping[str, Any] = NOTHING,
         stream: bool = False,
     ) -> Any:
-        """Ask the engine; return the response, or None for 404. The only place where a request is
-        made.
+        """Ask the engine; return the response, or None for 404. All that is asked goes through
+        here.
         """
         if method not in ("GET", "HEAD") or not ENGINE_CALLS.fullmatch(call):
             raise ValueError(f"{method} {call} is not among the calls tbmon makes")
         if "path" in query and not is_allowed_path(str(query["path"])):
             raise ValueError("path outside the folders of the node that may be read")
         try:
-            client = self.client
-            if client is None:  # asks for /version, and agrees on the API version
-                client = self.docker.APIClient(
-                    self.url, version="auto", timeout=TIMEOUT_S, tls=self.tls
-                )
-                client.headers["Accept-Encoding"] = "identity"  # an archive would come compressed
-                client.trust_env = not self.url.startswith(
-                    "unix"
-                )  # no proxy is before a socket; a look for one costs
-                self.prepare = functools.lru_cache(32)(functools.partial(prepare, client))
-                self.client = client  # last: other threads ask as soon as they see it
-            question = self.prepare(
-                method, f"{client.base_url}/v{client.api_version}{call}", *query.items()
-            )
-            timeout = TIMEOUT_S, SILENT_S if query.get("follow") else TIMEOUT_S
-            answer = client.send(question, stream=stream, timeout=timeout)
+            client = self.client or self.agree()
+            answer = self.send(client, method, call, query, stream)
+            if answer.status_code == 400:  # an engine that was changed may refuse the version
+                anew = self.agree()
+                if anew.api_version != client.api_version:
+                    answer.close()
+                    answer = self.send(anew, method, call, query, stream)
         except (
             self.docker.errors.DockerException,
             OSError,
@@ -4025,7 +4020,30 @@ class DockerEngine:
         answer.close()
         if answer.status_code == 404:
             return None
-        raise DockerError(f"the engine answered {answer.status_code}: {words.strip()}")
+        raise DockerError(
+            f"the engine answered {answer.status_code}: {words.strip()}", answer.status_code
+        )
+
+    def agree(self) -> Any:
+        """A client that has asked for /version and speaks the engine's version of the API."""
+        client = self.docker.APIClient(self.url, version="auto", timeout=TIMEOUT_S, tls=self.tls)
+        client.headers["Accept-Encoding"] = "identity"  # an archive would come compressed
+        client.trust_env = not self.url.startswith(
+            "unix"
+        )  # no proxy is before a socket; a look for one costs
+        client.prepare = functools.lru_cache(32)(functools.partial(prepare, client))
+        self.client = client  # last: other threads ask as soon as they see it
+        return client
+
+    def send(
+        self, client: Any, method: str, call: str, query: Mapping[str, Any], stream: bool
+    ) -> Any:
+        """Ask once, with the version of the API that the client has agreed on."""
+        url = f"{client.base_url}/v{client.api_version}{call}"
+        timeout = TIMEOUT_S, SILENT_S if query.get("follow") else TIMEOUT_S
+        return client.send(
+            client.prepare(method, url, *query.items()), stream=stream, timeout=timeout
+        )
 
     def read_json(self, answer: Any) -> dict[str, Any]:
         """The object in an answer; DockerError if there is none."""
