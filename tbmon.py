@@ -3849,6 +3849,7 @@ ENGINE_CALLS = re.compile(
     r"/(?:_ping|version|containers/[a-zA-Z0-9][\w.-]*/(?:json|logs|stats|archive))", re.ASCII
 )
 TIMEOUT_S = 5  # for an answer of the engine
+NO_LIMIT_BYTES = 2**53  # kernels write 2^63-4096 or 2^64-1 where memory has no limit
 SILENT_S = 3600  # a stream may be silent this long; a follower that mistrusts it looks sooner
 PIECE_BYTES = 16 * KIB  # Docker splits longer lines; a shorter piece ends its line, newline or not
 INNER_STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}(?:Z|[+-]\d\d:\d\d) ")
@@ -3896,11 +3897,13 @@ class PathStat(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """One sample of the container: percent of a core, and bytes without page cache."""
+    """One sample of the container: percent of a core, and bytes without page cache. None is
+    unknown, and for the limit also that there is none.
+    """
 
     cpu: float | None
-    memory_bytes: int
-    memory_limit_bytes: int
+    memory_bytes: int | None
+    memory_limit_bytes: int | None
 
 
 def read_container(answer: Mapping[str, Any]) -> Container:
@@ -3937,19 +3940,34 @@ def read_max_size(options: object) -> int:
 def read_stats(answer: Mapping[str, Any], before: Mapping[str, Any]) -> Stats | None:
     """One sample from a one-shot stats answer; CPU needs the answer `before` it. None if nothing
     runs.
+
+    Kernels without the memory cgroup tell no memory, old engines and cgroups not the number of
+    cores.
     """
-    usage = whole(part(answer, "memory_stats", "usage"))
-    if usage is None:
-        return None
-    detail = part(answer, "memory_stats", "stats")
+    memory = part(answer, "memory_stats")
+    usage, limit = (whole(part(memory, name)) for name in ("usage", "limit"))
+    detail = part(memory, "stats")
     cache = whole(part(detail, "inactive_file")) or whole(part(detail, "total_inactive_file")) or 0
-    used, total = (
-        (whole(part(answer, *path)) or 0) - (whole(part(before, *path)) or 0)
-        for path in (("cpu_stats", "cpu_usage", "total_usage"), ("cpu_stats", "system_cpu_usage"))
+    used = grown(answer, before, "cpu_usage", "total_usage")
+    total = grown(answer, before, "system_cpu_usage")
+    each = part(answer, "cpu_stats", "cpu_usage", "percpu_usage")
+    cores = whole(part(answer, "cpu_stats", "online_cpus")) or (
+        len(each) if isinstance(each, list) else 0
     )
-    cores = whole(part(answer, "cpu_stats", "online_cpus")) or 1
-    cpu = 100.0 * cores * used / total if before and total > 0 and used >= 0 else None
-    return Stats(cpu, max(0, usage - cache), whole(part(answer, "memory_stats", "limit")) or 0)
+    if usage is None and part(answer, "cpu_stats", "system_cpu_usage") is None:
+        return None
+    is_measured = used is not None and used >= 0 and total and total > 0 and cores
+    return Stats(
+        cpu=100.0 * cores * (used or 0) / (total or 1) if is_measured else None,
+        memory_bytes=None if usage is None else max(0, usage - cache),
+        memory_limit_bytes=limit if limit and limit < NO_LIMIT_BYTES else None,
+    )
+
+
+def grown(answer: Mapping[str, Any], before: Mapping[str, Any], *path: str) -> int | None:
+    """By how much a figure of the processor's use has grown; None where either is not told."""
+    now, then = (whole(part(one, "cpu_stats", *path)) for one in (answer, before))
+    return None if now is None or then is None else now - then
 
 
 def prepare(client: Any, method: str, url: str, *query: Any) -> Any:
@@ -6536,7 +6554,7 @@ SHAPES = {
     "Container": "id text, name text, state text, running bool, startedAt time?, image text, "
     "created time?,"
     " restartCount int",
-    "Memory": "usage number, limit number, percent number",
+    "Memory": "usage number?, limit number?, percent number?",
     "Usage": "cpu number?, memory Memory",
     "Verdict": "state blind|down|degraded|working|idle, reason text, advice text, since time?",
     "Status": "node Node, container Container?, stats Usage?, verdict Verdict?, recognised "
@@ -7388,10 +7406,11 @@ class Api:
     def status(self) -> dict[str, Any]:
         stats, (verdict, since) = self.monitor.stats, self.monitor.judged()
         recognised, entries = self.store.get("recognised", UNRECOGNISED)[0]
-        memory = stats and {
-            "usage": round(stats.memory_bytes / MIB, 1),
-            "limit": round(stats.memory_limit_bytes / MIB, 1),
-            "percent": round(100 * stats.memory_bytes / (stats.memory_limit_bytes or 1), 1),
+        usage, limit = stats[1:] if stats else (None, None)
+        memory = {
+            "usage": None if usage is None else round(usage / MIB, 1),
+            "limit": limit and round(limit / MIB, 1),
+            "percent": None if usage is None or not limit else round(100 * usage / limit, 1),
         }
         return {
             "node": self.node(),

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.engine import Node
 from support.machine import wait_for
 from support.node_words import header
 from support.own_engine import OddEngine, Spoil, unspoilt
+from support.pages import Tab
 from support.programs import Program, Watch
 
+import tbmon
+
 Make = Callable[..., Program]
+MIB = 1024**2
 
 
 @pytest.fixture
@@ -86,3 +93,94 @@ def test_an_engine_that_comes_back_older_is_agreed_with_anew(
         odd.spoil = unspoilt
         watch.wait_for_message("one")
         wait_for(lambda: watch.monitor.container_error is None)
+
+
+# Figures
+
+
+def with_figures(change: Callable[[dict[str, Any]], None]) -> Spoil:
+    """An engine whose figures of one container in use are made: one core of four, and `change`."""
+    seconds = itertools.count(1)
+
+    def spoil(call: str, answer: Iterator[bytes]) -> Iterator[bytes]:
+        if call != "stats":
+            yield from answer
+            return
+        found = json.loads(body_of(answer))
+        second = 10**9 * next(seconds)
+        use = {"total_usage": second, "percpu_usage": [second // 4] * 4}
+        found["cpu_stats"] = {"cpu_usage": use, "system_cpu_usage": 4 * second, "online_cpus": 4}
+        found["memory_stats"] = {"usage": 96 * MIB, "limit": 128 * MIB}
+        change(found)
+        yield response(json.dumps(found).encode())
+
+    return spoil
+
+
+def no_memory(found: dict[str, Any]) -> None:
+    found["memory_stats"] = {}
+
+
+def no_limit(found: dict[str, Any]) -> None:
+    found["memory_stats"]["limit"] = 2**64 - 1
+
+
+def no_limit_of_old(found: dict[str, Any]) -> None:
+    found["memory_stats"]["limit"] = 2**63 - 4096
+
+
+def no_count_of_cores(found: dict[str, Any]) -> None:
+    del found["cpu_stats"]["online_cpus"]
+
+
+def no_word_of_cores(found: dict[str, Any]) -> None:
+    del found["cpu_stats"]["online_cpus"], found["cpu_stats"]["cpu_usage"]["percpu_usage"]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (no_memory, (100.0, None, None)),
+        (no_limit, (100.0, 96 * MIB, None)),
+        (no_limit_of_old, (100.0, 96 * MIB, None)),
+        (no_count_of_cores, (100.0, 96 * MIB, 128 * MIB)),
+        (no_word_of_cores, (None, 96 * MIB, 128 * MIB)),
+    ],
+    ids=["no-memory", "no-limit", "no-limit-of-old", "no-count-of-cores", "no-word-of-cores"],
+)
+def test_figures_that_an_engine_does_not_give_hide_no_others(
+    odd: OddEngine,
+    node: Node,
+    change: Callable[[dict[str, Any]], None],
+    expected: tuple[float | None, ...],
+) -> None:
+    node.run()
+    odd.spoil = with_figures(change)
+    engine = tbmon.DockerEngine(tbmon.Config(container_name=node.name, docker_host=odd.url))
+    engine.stats(node.name)
+    assert engine.stats(node.name) == expected
+
+
+def test_a_missing_limit_is_told_as_unknown(odd: OddEngine, node: Node, program: Make) -> None:
+    node.run()
+    odd.spoil = with_figures(no_limit)
+    one = program(CONTAINER_NAME=node.name, API_RATE_LIMIT="0", DOCKER_HOST=odd.url).start()
+    found = wait_for(lambda: one.get("/api/status")[1]["stats"])
+    assert found["memory"] == {"usage": 96.0, "limit": None, "percent": None}
+    told = re.findall(r"^tbmon_container_memory\S+ \S+$", one.get("/metrics")[1], re.M)
+    assert told == [f"tbmon_container_memory_bytes {96 * MIB}"]
+    assert one.end() == 0 and "Traceback" not in one.log.read_text()
+
+
+def test_the_page_shows_figures_that_are_not_told_as_unknown(
+    odd: OddEngine, node: Node, program: Make, browser: Any
+) -> None:
+    node.run()
+    node.say(header("Starting services"))
+    odd.spoil = with_figures(no_memory)
+    one = program(CONTAINER_NAME=node.name, API_RATE_LIMIT="0", DOCKER_HOST=odd.url).start()
+    found = wait_for(lambda: one.get("/api/status")[1]["stats"])
+    assert found["memory"] == {"usage": None, "limit": None, "percent": None}
+    with Tab(browser, one) as tab:
+        tab.see("Not known: the engine does not tell it")
+        assert "NaN" not in tab.text() and tab.complaints == []
