@@ -3848,6 +3848,8 @@ ARCHIVE_PREFIXES = (LOGS_PATH, EVENT_DB_PATH, CACHE_PATH)
 ENGINE_CALLS = re.compile(
     r"/(?:_ping|version|containers/[a-zA-Z0-9][\w.-]*/(?:json|logs|stats|archive))", re.ASCII
 )
+UNCACHED = ("json-file", "journald", "k8s-file", "none")  # keep no cache; `local` is one
+CACHE_FILE_BYTES = 20_000_000  # of each of the five files of a cache, unless told otherwise
 TIMEOUT_S = 5  # for an answer of the engine
 NO_LIMIT_BYTES = 2**53  # kernels write 2^63-4096 or 2^64-1 where memory has no limit
 SILENT_S = 3600  # a stream may be silent this long; a follower that mistrusts it looks sooner
@@ -3921,20 +3923,34 @@ def read_container(answer: Mapping[str, Any]) -> Container:
         restart_count=whole(answer.get("RestartCount")) or 0,
         tty=bool(part(answer, "Config", "Tty")),
         log_driver=str(part(answer, "HostConfig", "LogConfig", "Type")),
-        file_bytes=read_max_size(part(answer, "HostConfig", "LogConfig")),
+        file_bytes=read_file_bytes(part(answer, "HostConfig", "LogConfig")),
     )
 
 
-def read_max_size(options: object) -> int:
-    """The bytes after which the engine rotates a log, from the container's log options; 0 if it
-    does not.
+def read_file_bytes(options: object) -> int:
+    """The bytes after which the engine begins another file of the log, from the container's log
+    options; 0 if it never does. A size that is not understood counts as a tiny one.
+
+    Drivers that send the log away keep a cache of it for those who ask, as `local` would; Engine
+    20.10 ignores the options of that cache.
     """
-    found = re.fullmatch(
-        r"(\d+)([kmg]?)b?", str(part(options, "Config", "max-size")).lower(), re.ASCII
-    )
-    if found is None:
-        return 20_000_000 if part(options, "Type") == "local" else 0
-    return int(found[1] + "000" * ("", "k", "m", "g").index(found[2]))
+    driver = str(part(options, "Type") or "")
+    if driver in UNCACHED or not driver:
+        return read_size(part(options, "Config", "max-size")) or 0
+    if driver == "local":
+        return read_size(part(options, "Config", "max-size")) or CACHE_FILE_BYTES
+    cached = read_size(part(options, "Config", "cache-max-size")) or CACHE_FILE_BYTES
+    return min(cached, CACHE_FILE_BYTES)
+
+
+def read_size(text: object) -> int | None:
+    """A size as the engine reads it, in bytes: `0.1m`, `10 m`, `100KiB` (all decimal), `20971520`.
+    None if there is none; 1 if it cannot be read.
+    """
+    if text in (None, "", "-1"):
+        return None
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d*)?|\.\d+) ?([kmgtp]?)i?b?", str(text).lower(), re.ASCII)
+    return max(1, int(float(found[1]) * 1000 ** ("", *"kmgtp").index(found[2]))) if found else 1
 
 
 def read_stats(answer: Mapping[str, Any], before: Mapping[str, Any]) -> Stats | None:

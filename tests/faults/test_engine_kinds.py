@@ -184,3 +184,50 @@ def test_the_page_shows_figures_that_are_not_told_as_unknown(
     with Tab(browser, one) as tab:
         tab.see("Not known: the engine does not tell it")
         assert "NaN" not in tab.text() and tab.complaints == []
+
+
+# Sizes after which a log is rotated
+
+
+@pytest.mark.parametrize(
+    ("size", "bytes_"),
+    [
+        ("0.1m", 100_000),
+        ("1.5g", 1_500_000_000),
+        ("10 m", 10_000_000),
+        ("100KiB", 100_000),
+        ("1t", 10**12),
+        ("20971520", 20_971_520),
+        ("5MB", 5_000_000),
+    ],
+)
+def test_a_size_that_the_engine_takes_is_read_as_the_engine_does(
+    node: Node, size: str, bytes_: int
+) -> None:
+    node.run("--log-opt", f"max-size={size}")
+    engine = tbmon.DockerEngine(tbmon.Config(container_name=node.name))
+    found = engine.inspect(node.name)
+    assert found is not None and found.file_bytes == bytes_
+
+
+@pytest.mark.parametrize(
+    ("driver", "options", "bytes_"),
+    [
+        ("json-file", None, 0),
+        ("json-file", {"max-size": "-1"}, 0),
+        ("json-file", {"max-size": "10 parsecs"}, 1),
+        ("json-file", {"max-size": "9" * 400}, 1),
+        ("local", {}, 20_000_000),
+        ("local", {"max-size": "1m"}, 1_000_000),
+        ("journald", {}, 0),
+        ("syslog", {}, 20_000_000),
+        ("fluentd", {"cache-max-size": "1m", "max-size": "2m"}, 1_000_000),
+        ("gelf", {"cache-max-size": "1g"}, 20_000_000),
+    ],
+)
+def test_a_driver_that_sends_the_log_away_rotates_its_cache(
+    driver: str, options: dict[str, str] | None, bytes_: int
+) -> None:
+    """As an inspect answer tells them. Engine 20.10 ignores the cache's options."""
+    told = {"HostConfig": {"LogConfig": {"Type": driver, "Config": options}}}
+    assert tbmon.read_container(told).file_bytes == bytes_
