@@ -9403,13 +9403,16 @@ def check_container(config: Config, engine: DockerEngine) -> Iterator[Finding]:
     running = container.running
     remedy = "" if running else f"Start it: docker start {name}"
     yield Finding("OK" if running else "WARN", f"container {name} is {container.state}", remedy)
-    if container.log_driver not in ("json-file", "local", "journald"):
-        yield Finding(
-            "FAIL", f"log driver {container.log_driver} cannot be read", "Use json-file or local."
-        )
+    try:
+        findings_of_log = [*check_log(config, engine, container)]
+    except DockerError as error:
+        if error.status != 501 and "not support reading" not in str(error):
+            raise
+        said = f"log driver {container.log_driver} cannot be read: {error}"
+        yield Finding("FAIL", said, "Use json-file or local.")
         return
     yield Finding("OK", f"log driver {container.log_driver}")
-    yield from check_log(config, engine, container)
+    yield from findings_of_log
     there = resolve(engine, name, EVENT_DB_PATH) is not None
     remedy = (
         ""

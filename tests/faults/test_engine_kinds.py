@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -231,3 +233,46 @@ def test_a_driver_that_sends_the_log_away_rotates_its_cache(
     """As an inspect answer tells them. Engine 20.10 ignores the cache's options."""
     told = {"HostConfig": {"LogConfig": {"Type": driver, "Config": options}}}
     assert tbmon.read_container(told).file_bytes == bytes_
+
+
+# Drivers, as doctor sees them
+
+
+def doctor(one: Program) -> subprocess.CompletedProcess[str]:
+    words = (sys.executable, "-m", "tbmon", "doctor")
+    return subprocess.run(
+        words, env=one.env, cwd=one.folder, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("is_cached", [True, False], ids=["cache", "no-cache"])
+def test_doctor_asks_whether_a_driver_can_be_read(
+    node: Node, program: Make, syslog: str, is_cached: bool
+) -> None:
+    options = ["--log-driver", "syslog", "--log-opt", f"syslog-address={syslog}"]
+    node.run(*options, *["--log-opt", "cache-disabled=true"] * (not is_cached))
+    node.say(header("Starting services"))
+    one = program(CONTAINER_NAME=node.name)
+
+    def said() -> str:
+        return doctor(one).stdout
+
+    if is_cached:
+        wait_for(lambda: "1 of the last 1 log entries" in said())
+        assert "\nOK   log driver syslog\n" in said() and "FAIL" not in said()
+    else:
+        assert "\nFAIL log driver syslog cannot be read: the engine answered 501: " in said()
+        assert "\n     -> Use json-file or local.\n" in said()
+
+
+def test_an_old_engine_says_in_words_that_a_driver_cannot_be_read(
+    odd: OddEngine, node: Node, program: Make
+) -> None:
+    def spoil(call: str, answer: Iterator[bytes]) -> Iterator[bytes]:
+        words = b'{"message": "configured logging driver does not support reading"}'
+        yield from answer if call != "logs" else (response(words, 500),)
+
+    node.run()
+    odd.spoil = spoil
+    said = doctor(program(CONTAINER_NAME=node.name, DOCKER_HOST=odd.url)).stdout
+    assert "\nFAIL log driver json-file cannot be read" in said and "Use json-file" in said
