@@ -1941,6 +1941,13 @@ class Verdict(NamedTuple):
     advice: str
 
 
+def name_candidates(names: Sequence[str]) -> str:
+    """What to do where the node's container may have another name than CONTAINER_NAME says."""
+    word = "this container" if len(names) == 1 else "one of these containers"
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return f"The node may be {word}: {shown}. Rename it, or set CONTAINER_NAME to its name."
+
+
 def judge_node(seen: Symptoms) -> Verdict:
     """The first that holds of blind, down, degraded, working, idle (design, section 5)."""
     if seen.problem == JUST_STARTED:
@@ -3848,6 +3855,8 @@ ARCHIVE_PREFIXES = (LOGS_PATH, EVENT_DB_PATH, CACHE_PATH)
 ENGINE_CALLS = re.compile(
     r"/(?:_ping|version|containers/[a-zA-Z0-9][\w.-]*/(?:json|logs|stats|archive))", re.ASCII
 )
+LIST_CALL = "/containers/json"  # only with one of `candidate_queries`
+NODE_IMAGE = "truebitprotocol/runner-node"
 UNCACHED = ("json-file", "journald", "k8s-file", "none")  # keep no cache; `local` is one
 CACHE_FILE_BYTES = 20_000_000  # of each of the five files of a cache, unless told otherwise
 TIMEOUT_S = 5  # for an answer of the engine
@@ -4016,7 +4025,7 @@ class DockerEngine:
                 raise UserError(
                     f"DOCKER_CERT_PATH={folder}: {str(error).splitlines()[0]}"
                 ) from None
-        self.url = config.engine_url
+        self.url, self.name = config.engine_url, config.container_name
         self.client: Any = None
         self.before: Mapping[str, Any] = {}  # the last stats answer
 
@@ -4030,7 +4039,8 @@ class DockerEngine:
         """Ask the engine; return the response, or None for 404. All that is asked goes through
         here.
         """
-        if method not in ("GET", "HEAD") or not ENGINE_CALLS.fullmatch(call):
+        listed = call == LIST_CALL and query in candidate_queries(self.name)
+        if method not in ("GET", "HEAD") or not (listed or ENGINE_CALLS.fullmatch(call)):
             raise ValueError(f"{method} {call} is not among the calls tbmon makes")
         if "path" in query and not is_allowed_path(str(query["path"])):
             raise ValueError("path outside the folders of the node that may be read")
@@ -4091,6 +4101,26 @@ class DockerEngine:
         answer = self.request(f"/containers/{name}/json")
         container = read_container(self.read_json(answer)) if answer is not None else None
         return container if container and container.name == name else None
+
+    def candidates(self) -> tuple[str, ...]:
+        """The names of containers that may be the node under another name. Of others the engine
+        is not asked, and what it tells of them all the same is passed over.
+        """
+        found = dict[str, None]()
+        for query in candidate_queries(self.name):
+            try:
+                told = self.request(LIST_CALL, "GET", query).json()
+            except (DockerError, AttributeError, ValueError, RecursionError) as error:
+                log.debug("docker: no list of containers: %s", error)  # a proxy may refuse it
+                continue
+            for one in told if isinstance(told, list) else ():
+                names = part(one, "Names")
+                name = str(names[0]).lstrip("/") if isinstance(names, list) and names else ""
+                image = re.split("[:@]", str(part(one, "Image")))[0]
+                is_like = image == NODE_IMAGE or name.endswith(self.name)
+                if is_like and name not in ("", self.name):
+                    found[name] = None
+        return tuple(found)
 
     def logs(self, name: str, since_s: int | None, follow: bool, tail: str = "all") -> EngineStream:
         """Both streams with the engine's stamps."""
@@ -4206,6 +4236,15 @@ def reason_of(error: BaseException) -> str:
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     return str(getattr(error, "strerror", None) or error or type(error).__name__)
+
+
+def candidate_queries(name: str) -> tuple[Mapping[str, Any], ...]:
+    """What is asked about containers that may be the node: those whose names end in its name (of
+    one that it could not replace, compose makes ID_NAME), and those of the node's image.
+    """
+    images = [f"{NODE_IMAGE}:{tag}" for tag in ("prod", "latest")]
+    filters = ({"name": [f"{name}$"]}, {"ancestor": images})
+    return tuple({"all": 1, "filters": json.dumps(one, separators=(",", ":"))} for one in filters)
 
 
 def is_allowed_path(path: str) -> bool:
@@ -4476,6 +4515,7 @@ class Monitor:
     retry_min_s: float = 0.5  # between two connections; doubles up to RETRY_MAX_S while they fail
     container: Container | None = None  # upkeep and ingest
     container_error: str | None = JUST_STARTED  # upkeep: why there is no container state
+    candidates: tuple[str, ...] = ()  # upkeep: what may be the node while its container is missing
     stats: Stats | None = None  # upkeep
     problem: str | None = JUST_STARTED  # ingest: why nothing is being followed
     lag_ms: int = 0  # ingest: how far behind the log it is, 0 when all is read
@@ -6382,9 +6422,14 @@ def upkeep(monitor: Monitor) -> None:
 def sample_container(monitor: Monitor, engine: DockerEngine, with_stats: bool) -> None:
     """Look at the container's state and, if asked, at what it uses."""
     monitor.asked_at = time.monotonic()
+    is_news = monitor.verdict is None or monitor.verdict.state not in ("down", "blind")
     try:
         monitor.container = engine.inspect(monitor.config.container_name)
         monitor.container_error = None
+        if monitor.container is not None:
+            monitor.candidates = ()
+        elif with_stats or is_news:
+            monitor.candidates = tuple(map(monitor.redactor.clean, engine.candidates()))
     except DockerError as error:
         monitor.container_error, monitor.stats = str(error), None
     else:
@@ -6460,6 +6505,8 @@ def set_verdict(monitor: Monitor) -> None:
         recognised=recognised / entries if entries >= 50 else None,
     )
     verdict, old = judge_node(symptoms), monitor.verdict
+    if problem is None and container == "missing" and monitor.candidates:
+        verdict = verdict._replace(advice=name_candidates(monitor.candidates))
     if (
         old is None
         or old.state != verdict.state
@@ -8236,6 +8283,7 @@ def setup_json(api: Api) -> dict[str, Any]:
     monitor, config, name = api.monitor, api.monitor.config, api.monitor.config.container_name
     lists = {"allowedHosts": config.allowed_hosts, "allowedOrigins": config.allowed_origins}
     calls = [f"/containers/{name}/{call}" for call in ("json", "logs", "stats", "archive")]
+    calls += [f"{LIST_CALL}?all=1&filters={query['filters']}" for query in candidate_queries(name)]
     return {
         "version": __version__,
         "startedAt": utc(monitor.started_at),
@@ -9394,11 +9442,9 @@ def check_container(config: Config, engine: DockerEngine) -> Iterator[Finding]:
     name = config.container_name
     container = engine.inspect(name)
     if container is None:
-        yield Finding(
-            "FAIL",
-            f"no container {name}",
-            "Start the node, or set CONTAINER_NAME (docker ps shows names).",
-        )
+        others = engine.candidates()
+        remedy = "Start the node, or set CONTAINER_NAME (docker ps shows names)."
+        yield Finding("FAIL", f"no container {name}", name_candidates(others) if others else remedy)
         return
     running = container.running
     remedy = "" if running else f"Start it: docker start {name}"

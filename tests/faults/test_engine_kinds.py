@@ -12,10 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.engine import Node
+from support.engine import IMAGE, Node, docker
 from support.machine import wait_for
 from support.node_words import header
-from support.own_engine import OddEngine, Spoil, unspoilt
+from support.own_engine import (
+    OddEngine,
+    OwnEngine,
+    Spoil,
+    await_verdict,
+    follow,
+    unspoilt,
+    verdict,
+)
 from support.pages import Tab
 from support.programs import Program, Watch
 
@@ -276,3 +284,93 @@ def test_an_old_engine_says_in_words_that_a_driver_cannot_be_read(
     odd.spoil = spoil
     said = doctor(program(CONTAINER_NAME=node.name, DOCKER_HOST=odd.url)).stdout
     assert "\nFAIL log driver json-file cannot be read" in said and "Use json-file" in said
+
+
+# Where the node has gone
+
+
+@pytest.fixture(scope="module")
+def own(engine: None) -> Iterator[OwnEngine]:
+    """An engine of the tests' own; `docker` in this process still talks to the machine's."""
+    made = OwnEngine(live_restore=False)
+    made.start()
+    try:
+        made.load()
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def at_own(own: OwnEngine, monkeypatch: pytest.MonkeyPatch) -> OwnEngine:
+    """That engine, with which `docker` and Node talk for as long as the test runs."""
+    monkeypatch.setenv("DOCKER_HOST", own.url)
+    return own
+
+
+def test_containers_that_may_be_the_node_are_named_and_no_others(
+    at_own: OwnEngine, tmp_path: Path, program: Make
+) -> None:
+    node = Node(tmp_path / "io")
+    image = "truebitprotocol/runner-node:prod"
+    compose_name = f"0123456789ab_{node.name}"
+    docker("tag", IMAGE, image)
+    one = program(CONTAINER_NAME=node.name, DOCKER_HOST=at_own.url, API_RATE_LIMIT="0")
+    try:
+        follow(node, one)
+        docker("run", "-d", "--name", "diary", IMAGE, "sleep", "60")
+        docker("run", "-d", "--name", f"{node.name}-diary", IMAGE, "sleep", "60")
+        assert f"container {node.name} is running" in doctor(one).stdout
+        docker("rename", node.name, compose_name)
+        told = await_verdict(one, "down", "the container is missing")
+        assert told["advice"] == (
+            f"The node may be this container: {compose_name}."
+            " Rename it, or set CONTAINER_NAME to its name."
+        )
+        docker(
+            "create", "--name", "runner-of-mine", image, "sleep", "60"
+        )  # started never, and yet there
+        wait_for(lambda: "runner-of-mine" in verdict(one)["advice"], 15)
+        for words in (verdict(one)["advice"], doctor(one).stdout):
+            assert compose_name in words and "runner-of-mine" in words
+            assert "diary" not in words
+        docker("rename", compose_name, node.name)
+        await_verdict(one, "idle")
+        assert "The node may be" not in verdict(one)["advice"]
+        assert one.end() == 0 and "Traceback" not in one.log.read_text()
+    finally:
+        for name in ("diary", f"{node.name}-diary", "runner-of-mine", compose_name):
+            docker("rm", "-f", name, check=False)
+        node.close()
+
+
+def test_a_proxy_that_refuses_the_list_costs_the_hint_only(
+    odd: OddEngine, node: Node, program: Make
+) -> None:
+    refused: list[bytes] = []
+
+    def spoil(call: str, answer: Iterator[bytes]) -> Iterator[bytes]:
+        if b"/containers/json?" not in odd.asked.target:
+            yield from answer
+            return
+        refused.append(odd.asked.target)
+        yield response(b"<html>", 403)
+
+    odd.spoil = spoil
+    one = follow(node, program(CONTAINER_NAME=node.name, API_RATE_LIMIT="0", DOCKER_HOST=odd.url))
+    docker("rename", node.name, f"0123456789ab_{node.name}")
+    try:
+        await_verdict(one, "down", "the container is missing")
+        assert refused and "CONTAINER_NAME (docker ps shows names)" in doctor(one).stdout
+    finally:
+        docker("rm", "-f", f"0123456789ab_{node.name}")
+    assert one.end() == 0 and "Traceback" not in one.log.read_text()
+
+
+def test_no_other_list_of_containers_can_be_asked_for() -> None:
+    engine = tbmon.DockerEngine(tbmon.Config(container_name="runner-node"))
+    named = tbmon.candidate_queries("runner-node")[0]
+    every = {"all": 1, "filters": "{}"}
+    for query in ({}, {"all": 1}, every, {**named, "size": 1}, tbmon.candidate_queries("node")[0]):
+        with pytest.raises(ValueError, match="not among the calls"):
+            engine.request("/containers/json", "GET", query)
