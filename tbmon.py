@@ -3882,6 +3882,10 @@ class DockerError(Exception):
         self.status = status  # of the engine's answer, if it gave one
 
 
+class LogError(DockerError):
+    """The engine broke a log off with words of its own."""
+
+
 class Container(NamedTuple):
     """What we keep of an inspect answer; its environment and mounts are never looked at."""
 
@@ -4035,6 +4039,7 @@ class DockerEngine:
         method: str = "GET",
         query: Mapping[str, Any] = NOTHING,
         stream: bool = False,
+        wait_s: float = TIMEOUT_S,
     ) -> Any:
         """Ask the engine; return the response, or None for 404. All that is asked goes through
         here.
@@ -4046,12 +4051,12 @@ class DockerEngine:
             raise ValueError("path outside the folders of the node that may be read")
         try:
             client = self.client or self.agree()
-            answer = self.send(client, method, call, query, stream)
+            answer = self.send(client, method, call, query, stream, wait_s)
             if answer.status_code == 400:  # an engine that was changed may refuse the version
                 anew = self.agree()
                 if anew.api_version != client.api_version:
                     answer.close()
-                    answer = self.send(anew, method, call, query, stream)
+                    answer = self.send(anew, method, call, query, stream, wait_s)
         except (
             self.docker.errors.DockerException,
             OSError,
@@ -4080,14 +4085,18 @@ class DockerEngine:
         return client
 
     def send(
-        self, client: Any, method: str, call: str, query: Mapping[str, Any], stream: bool
+        self,
+        client: Any,
+        method: str,
+        call: str,
+        query: Mapping[str, Any],
+        stream: bool,
+        wait_s: float,
     ) -> Any:
         """Ask once, with the version of the API that the client has agreed on."""
         url = f"{client.base_url}/v{client.api_version}{call}"
-        timeout = TIMEOUT_S, SILENT_S if query.get("follow") else TIMEOUT_S
-        return client.send(
-            client.prepare(method, url, *query.items()), stream=stream, timeout=timeout
-        )
+        question = client.prepare(method, url, *query.items())
+        return client.send(question, stream=stream, timeout=(TIMEOUT_S, wait_s))
 
     def read_json(self, answer: Any) -> dict[str, Any]:
         """The object in an answer; DockerError if there is none."""
@@ -4122,8 +4131,15 @@ class DockerEngine:
                     found[name] = None
         return tuple(found)
 
-    def logs(self, name: str, since_s: int | None, follow: bool, tail: str = "all") -> EngineStream:
-        """Both streams with the engine's stamps."""
+    def logs(
+        self,
+        name: str,
+        since_s: int | None,
+        follow: bool,
+        tail: str = "all",
+        wait_s: float = TIMEOUT_S,
+    ) -> EngineStream:
+        """Both streams with the engine's stamps; unless followed, it may be silent for `wait_s`."""
         query: dict[str, object] = {
             "stdout": 1,
             "stderr": 1,
@@ -4134,7 +4150,9 @@ class DockerEngine:
         if since_s is not None:
             query["since"] = since_s
         return EngineStream(
-            lambda: self.request(f"/containers/{name}/logs", "GET", query, stream=True),
+            lambda: self.request(
+                f"/containers/{name}/logs", "GET", query, True, SILENT_S if follow else wait_s
+            ),
             self.docker.types.daemon.CancellableStream,
         )
 
@@ -4362,7 +4380,7 @@ class FrameReader:
             if stream > 2 or zeros != b"\0\0\0":
                 if lines:  # they come first; the next call raises
                     break
-                raise DockerError(f"the log stream says: {buffer[position + 8 : position + 200]!r}")
+                raise LogError(f"the log stream says: {buffer[position + 8 : position + 200]!r}")
             after = position + 8 + length
             if after > end:
                 break
@@ -4440,6 +4458,75 @@ class FrameReader:
         left += self.read_tty(self.buffer) if self.tty else []
         self.pending, self.buffer = {}, b""
         return left
+
+
+Line = tuple[int, bytes, bytes]  # stream, engine's stamp, text
+BACK_BYTES = 8 * MIB  # of a damaged log are read from its end
+
+
+def read_tail(
+    engine: DockerEngine, container: Container, count: int, finish: bool = False
+) -> list[Line]:
+    """The last lines of the log, `count` of them or of their pieces, and what has no newline yet
+    if that is to `finish`. Nothing where the engine fails on the way, or it is too much.
+    """
+    frames, lines, size = FrameReader(container.tty), list[Line](), 0
+    stream = engine.logs(container.name, None, follow=False, tail=str(count))
+    try:
+        for chunk in stream.chunks():
+            lines += frames.feed(chunk)
+            size += len(chunk)
+            if size > BACK_BYTES:
+                return []
+        frames.feed(b"")  # raises if the engine's last words were no log
+    except LogError:
+        return []
+    finally:
+        stream.close()
+    return lines + frames.finish() if finish else lines
+
+
+def read_back(
+    engine: DockerEngine, container: Container, is_enough: Callable[[list[Line]], bool]
+) -> list[Line]:
+    """The last lines of the log, in growing tails until they are enough, or begin behind a place
+    that the engine cannot read over: a tail across it ends there, or has none.
+    """
+    lines, count, too_many = read_tail(engine, container, 1), 1, 0
+    while lines and not is_enough(lines):
+        asked = (count + too_many) // 2 if too_many else 2 * count
+        if asked == count:
+            break
+        more = read_tail(engine, container, asked)
+        if not more or newest_stamp(more) < newest_stamp(lines):
+            too_many = asked
+        elif more[0] == lines[0] and len(more) < asked:  # all there is
+            break
+        else:
+            lines, count = more, asked
+    return lines
+
+
+def newest_stamp(lines: Iterable[Line]) -> bytes:
+    return max((stamp for _, stamp, _ in lines), default=b"")
+
+
+def is_cut(engine: DockerEngine, container: Container) -> bool:
+    """True if the engine, asked for its log from the last line's second on, does not come to that
+    line: something before it is damaged.
+    """
+    last = newest_stamp(read_tail(engine, container, 1))
+    second = parse_second(last[:19].decode("ascii", "replace"))
+    if second is None:
+        return False
+    frames = FrameReader(container.tty)
+    stream = engine.logs(container.name, second, follow=False)
+    try:
+        return not any(line[1] == last for chunk in stream.chunks() for line in frames.feed(chunk))
+    except LogError:
+        return True
+    finally:
+        stream.close()
 
 
 # ---------------------------------------------------------------------------
@@ -5785,20 +5872,17 @@ class EngineFeed:
             self.second_ms = (parse_second(stamp[:19].decode("ascii", "replace")) or 0) * 1000
         return self.second_ms + int(stamp[20:23]) if self.second_ms else None
 
-    def note_gap(self, first: bytes) -> None:
-        """None of the lines before the cursor came again: the engine has dropped them, and maybe
-        more.
+    def note_gap(self, first: bytes, reason: str = "the engine had dropped older lines") -> None:
+        """None of the lines before the cursor came again: the engine has dropped them, or cannot
+        read them, and maybe more.
         """
         self.expected = False
         since, until = (
             parse_time(self.newest.decode()),
             parse_time(first.decode("ascii", "replace")),
         )
-        log.warning(
-            "ingest: the engine's log begins after what was read: lines may be missing since %s",
-            utc(since),
-        )
-        self.monitor.note_gap(since, until, "the engine had dropped older lines")
+        log.warning("ingest: %s: lines may be missing since %s", reason, utc(since))
+        self.monitor.note_gap(since, until, reason)
         self.recorder.tracker.attribution.begin(until or self.monitor.now())
 
     def came_twice(self, stream: int, stamp: bytes, body: bytes, engine_ms: int) -> bool:
@@ -5981,6 +6065,42 @@ class Pipe:
         self.stream.close()
 
 
+DAMAGED = "the engine's log is damaged"
+MENDED_S = 3600  # between two looks whether the damaged place has gone, as it does by rotation
+
+
+class Behind:
+    """Reads a log whose engine stops at a damaged place, again and again from the log's end."""
+
+    def __init__(self, engine: DockerEngine, feed: EngineFeed) -> None:
+        self.engine, self.feed = engine, feed
+        self.last: Line | None = None  # that was taken
+
+    def reaches(self, lines: list[Line]) -> bool:
+        """True if what is before these lines is known: there is no gap."""
+        if self.last is not None:
+            return self.last in lines
+        return min(stamp for _, stamp, _ in lines) <= self.feed.newest
+
+    def step(self) -> None:
+        """Take what is new."""
+        feed = self.feed
+        lines = read_back(self.engine, feed.container, self.reaches)
+        if not lines or lines[-1] == self.last:
+            return
+        taken, reached = lines, self.reaches(lines)
+        if reached and self.last is not None:
+            taken = lines[len(lines) - lines[::-1].index(self.last) :]
+        elif feed.newest:  # of what is older than this the store knows no lines any more
+            begin = second_text(feed.since_s or 0).replace(" ", "T").encode()
+            taken = [line for line in lines if line[1] >= begin]
+        if not reached and taken:
+            feed.note_gap(taken[0][1], DAMAGED)
+        feed.take_lines(taken)
+        feed.commit()
+        self.last = lines[-1]
+
+
 class Follower:
     """Follows one container's log over any number of connections, restarts and re-creations."""
 
@@ -5995,6 +6115,7 @@ class Follower:
         )
         self.imported: str | None = None  # the container whose files were read
         self.history: Iterator[None] | None = None
+        self.is_suspect = False  # the engine has lines that it does not bring
         self.patience_s = (
             self.SILENCE_S
         )  # more after a connection that brought nothing: a long log takes long
@@ -6015,12 +6136,73 @@ class Follower:
         try:
             monitor.container = self.engine.inspect(self.name)
             ended = self.follow(feed, pipe)
+        except LogError:
+            if not self.has_more(feed):
+                raise
+            ended, self.is_suspect = False, True
         finally:
             pipe.close()
             monitor.lag_ms = 0
             feed.weigh(ended=True)
         if ended:
             self.finish(feed)
+        if self.is_suspect:
+            self.is_suspect = False
+            self.look_behind(container)
+
+    def look_behind(self, container: Container) -> None:
+        """The engine has lines that it did not bring: follow them behind the damaged place in its
+        log, if there is one.
+        """
+        feed = EngineFeed(self.monitor, container)
+        if not self.ends_early(feed):
+            return
+        log.warning("ingest: %s: what can be read of it is read from its end", DAMAGED)
+        feed.frames = FrameReader(container.tty)  # nothing goes on where the engine stopped
+        behind, look_at = Behind(self.engine, feed), time.monotonic() + MENDED_S
+        behind.step()
+        self.begin_import(feed)
+        is_mended = False
+        while self.is_on(feed) and not is_mended:
+            if time.monotonic() > look_at:
+                look_at = time.monotonic() + MENDED_S
+                with contextlib.suppress(DockerError):  # it may take the engine too long to tell
+                    is_mended = not is_cut(self.engine, container)
+            behind.step()  # also when the place is in an older file: what stands behind it there
+            feed.weigh()
+            self.between(feed)
+            self.monitor.stop.wait(0 if self.history else 1)
+
+    def is_on(self, feed: EngineFeed) -> bool:
+        """True while the feed's container runs and tbmon too."""
+        self.monitor.beat("ingest")
+        now = self.monitor.container
+        is_running = now is not None and now.running and not self.was_replaced(feed.container)
+        return is_running and not self.monitor.stop.is_set()
+
+    def ends_early(self, feed: EngineFeed) -> bool:
+        """Read all that the engine brings without following: does it end before the log's last
+        line?
+        """
+        last = newest_stamp(read_tail(self.engine, feed.container, 1))
+        stream = self.engine.logs(self.name, feed.since_s, follow=False, wait_s=SILENT_S)
+        pipe, found = Pipe(stream), not last
+        try:
+            while self.is_on(feed) and (chunk := pipe.get(1.0)) is not None:
+                lines = feed.frames.feed(chunk)
+                found = found or any(stamp == last for _, stamp, _ in lines)
+                feed.take_lines(lines)
+                if len(feed.recorder.rows) >= BATCH_ROWS:
+                    feed.commit()
+            feed.frames.feed(b"")
+        except LogError as error:
+            log.debug("ingest: %s", error)
+        finally:
+            pipe.close()
+        if pipe.error is not None:
+            raise pipe.error
+        feed.commit()
+        return not found and self.is_on(feed)
 
     def follow(self, feed: EngineFeed, pipe: Pipe) -> bool:
         """Take what comes until the connection ends (True), or tbmon stops or mistrusts it
@@ -6065,6 +6247,7 @@ class Follower:
                     self.patience_s = (
                         self.SILENCE_S if has_begun else min(2 * self.patience_s, SILENT_S)
                     )
+                    self.is_suspect = True
                     return False
                 heard = time.monotonic()
         return False
@@ -6109,14 +6292,7 @@ class Follower:
         """Ask for the log's last line on another connection: has it something that this one did not
         bring?
         """
-        stream = self.engine.logs(self.name, None, follow=False, tail="1")
-        frames = FrameReader(feed.container.tty)
-        try:
-            lines = [
-                line for chunk in stream.chunks() for line in frames.feed(chunk)
-            ] + frames.finish()
-        finally:
-            stream.close()
+        lines = read_tail(self.engine, feed.container, 1, finish=True)
         return any(
             stamp > feed.newest or (feed.behind and stamp != feed.last) for _, stamp, _ in lines
         )
@@ -6135,6 +6311,8 @@ class Follower:
         feed.caught_up()
         self.events.next_s = 0.0
         if still_there:
+            if self.has_more(feed):
+                Behind(self.engine, feed).step()
             self.begin_import(feed)
             while (
                 self.history
@@ -9477,9 +9655,15 @@ def check_log(config: Config, engine: DockerEngine, container: Container) -> Ite
     """Read the last 500 lines as ingest would, and tell how many are recognised, and what their
     zone is.
     """
-    frames = FrameReader(container.tty)
-    stream = engine.logs(container.name, None, follow=False, tail="500")
-    lines = [line for chunk in stream.chunks() for line in frames.feed(chunk)] + frames.finish()
+    lines = read_tail(engine, container, 500, finish=True)
+    is_damaged = False
+    with contextlib.suppress(DockerError):  # an engine that looks long for the place tells nothing
+        is_damaged = is_cut(engine, container)
+    if is_damaged:
+        yield Finding(
+            "WARN", f"{DAMAGED}: lines may be missing", "Recreate the container, for a new log."
+        )
+        lines = read_back(engine, container, lambda lines: len(lines) >= 500)
     stamped = [
         (body, parse_time(stamp.decode("ascii", "replace")), stamp) for _, stamp, body in lines
     ]
