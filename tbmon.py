@@ -5732,6 +5732,7 @@ class EventDbPoll:
 
 JSON_BYTES = 80  # that the engine's log file holds around a line
 WRITTEN_IN_MS = 50_000  # bytes; more than an engine writes
+LATE_MS = 250  # a line comes after its stamp where it is read as fast as it is written
 RECENT_LINES = 20_000  # are known if they come again on a connection
 
 
@@ -5798,7 +5799,7 @@ class EngineFeed:
         self.dirty = False
         self.last = b""  # the stamp that came last
         self.recent: dict[int, None] = {}  # hashes of lines, oldest first
-        self.last_ms = self.opened_ms = monitor.now()
+        self.last_ms = self.opened_ms = self.taken_ms = monitor.now()
         self.leap: tuple[int, int] | None = (
             None  # from the first to the last pause in which a file fits (ms)
         )
@@ -5815,6 +5816,7 @@ class EngineFeed:
             and lines[0][1] >= self.began
         ):
             self.go_live()
+        self.taken_ms = self.monitor.now()
         for stream, group in self.runs(lines):
             self.recorder.feed(str(stream), group)
         self.dirty = self.dirty or bool(lines)
@@ -5896,7 +5898,9 @@ class EngineFeed:
         self.rush += (
             len(body) + JSON_BYTES if engine_ms >= self.opened_ms else 0
         )  # the past comes fast
-        if engine_ms - self.last_ms >= 2 + self.container.file_bytes // WRITTEN_IN_MS:
+        pause_ms = engine_ms - self.last_ms
+        is_late = self.taken_ms - engine_ms > LATE_MS  # the engine may have to leave a file unread
+        if pause_ms >= 2 + (0 if is_late else self.container.file_bytes // WRITTEN_IN_MS):
             self.leap = self.leap[0] if self.leap else self.last_ms, engine_ms
         self.last_ms = max(self.last_ms, engine_ms)
         return False
