@@ -6070,7 +6070,7 @@ class Pipe:
 
 
 DAMAGED = "the engine's log is damaged"
-MENDED_S = 3600  # between two looks whether the damaged place has gone, as it does by rotation
+MENDED_S = 600  # between two looks whether the damaged place has gone, as it does by rotation
 
 
 class Behind:
