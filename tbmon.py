@@ -2095,6 +2095,13 @@ class Verdict(NamedTuple):
     as_of: int | None = None  # when it was so; of a verdict from before tbmon was started
 
 
+def name_candidates(names: Sequence[str]) -> str:
+    """What to do where the node's container may have another name than CONTAINER_NAME says."""
+    word = "this container" if len(names) == 1 else "one of these containers"
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return f"The node may be {word}: {shown}. Rename it, or set CONTAINER_NAME to its name."
+
+
 def judge_node(seen: Symptoms) -> Verdict:
     """The first that holds: what can be said of the container, of its log, of its tasks."""
     return judge_container(seen) or judge_log(seen) or judge_tasks(seen)
@@ -4146,10 +4153,15 @@ ARCHIVE_PREFIXES = (LOGS_PATH, EVENT_DB_PATH, CACHE_PATH)
 ENGINE_CALLS = re.compile(
     r"/(?:_ping|version|containers/[a-zA-Z0-9][\w.-]*/(?:json|logs|stats|archive))", re.ASCII
 )
+LIST_CALL = "/containers/json"  # only with one of `candidate_queries`
+NODE_IMAGE = "truebitprotocol/runner-node"
+UNCACHED = ("json-file", "journald", "k8s-file", "none")  # keep no cache; `local` is one
+CACHE_FILE_BYTES = 20_000_000  # of each of the five files of a cache, unless told otherwise
 TIMEOUT_S = 5  # for an answer of the engine
 CHECK_BYTES = 4096  # kept of what Docker's own check printed; far less of it is shown
 HELD_S = 120  # for one that waits until a file is copied
 SLOW_BYTES = 256 * KIB  # in a second, of a file: an engine that sends less is not waited for
+NO_LIMIT_BYTES = 2**53  # kernels write 2^63-4096 or 2^64-1 where memory has no limit
 SILENT_S = 3600  # a stream may be silent this long; a follower that mistrusts it looks sooner
 PIECE_BYTES = 16 * KIB  # Docker splits longer lines; a shorter piece ends its line, newline or not
 INNER_STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}(?:Z|[+-]\d\d:\d\d) ")
@@ -4165,6 +4177,14 @@ class DockerError(Exception):
     """The engine did not answer, or not as it should; the text says what it said. Worth another
     try.
     """
+
+    def __init__(self, words: str, status: int | None = None) -> None:
+        super().__init__(words)
+        self.status = status  # of the engine's answer, if it gave one
+
+
+class LogError(DockerError):
+    """The engine broke a log off with words of its own."""
 
 
 class Container(NamedTuple):
@@ -4199,11 +4219,13 @@ class PathStat(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """One sample of the container: percent of a core, and bytes without page cache."""
+    """One sample of the container: percent of a core, and bytes without page cache. None is
+    unknown, and for the limit also that there is none.
+    """
 
     cpu: float | None
-    memory_bytes: int
-    memory_limit_bytes: int
+    memory_bytes: int | None
+    memory_limit_bytes: int | None
 
 
 def read_container(answer: Mapping[str, Any]) -> Container:
@@ -4225,7 +4247,7 @@ def read_container(answer: Mapping[str, Any]) -> Container:
         restart_count=whole(answer.get("RestartCount")) or 0,
         tty=bool(part(answer, "Config", "Tty")),
         log_driver=str(part(answer, "HostConfig", "LogConfig", "Type")),
-        file_bytes=read_max_size(part(answer, "HostConfig", "LogConfig")),
+        file_bytes=read_file_bytes(part(answer, "HostConfig", "LogConfig")),
         finished_at=parse_time(part(answer, "State", "FinishedAt")),
         exit_code=whole(part(answer, "State", "ExitCode")),
         oom_killed=part(answer, "State", "OOMKilled") is True,
@@ -4235,34 +4257,63 @@ def read_container(answer: Mapping[str, Any]) -> Container:
     )
 
 
-def read_max_size(options: object) -> int:
-    """The bytes after which the engine rotates a log, from the container's log options; 0 if it
-    does not.
+def read_file_bytes(options: object) -> int:
+    """The bytes after which the engine begins another file of the log, from the container's log
+    options; 0 if it never does. A size that is not understood counts as a tiny one.
+
+    Drivers that send the log away keep a cache of it for those who ask, as `local` would; Engine
+    20.10 ignores the options of that cache.
     """
-    found = re.fullmatch(
-        r"(\d+)([kmg]?)b?", str(part(options, "Config", "max-size")).lower(), re.ASCII
-    )
-    if found is None:
-        return 20_000_000 if part(options, "Type") == "local" else 0
-    return int(found[1] + "000" * ("", "k", "m", "g").index(found[2]))
+    driver = str(part(options, "Type") or "")
+    if driver in UNCACHED or not driver:
+        return read_size(part(options, "Config", "max-size")) or 0
+    if driver == "local":
+        return read_size(part(options, "Config", "max-size")) or CACHE_FILE_BYTES
+    cached = read_size(part(options, "Config", "cache-max-size")) or CACHE_FILE_BYTES
+    return min(cached, CACHE_FILE_BYTES)
+
+
+def read_size(text: object) -> int | None:
+    """A size as the engine reads it, in bytes: `0.1m`, `10 m`, `100KiB` (all decimal), `20971520`.
+    None if there is none; 1 if it cannot be read.
+    """
+    if text in (None, "", "-1"):
+        return None
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d*)?|\.\d+) ?([kmgtp]?)i?b?", str(text).lower(), re.ASCII)
+    return max(1, int(float(found[1]) * 1000 ** ("", *"kmgtp").index(found[2]))) if found else 1
 
 
 def read_stats(answer: Mapping[str, Any], before: Mapping[str, Any]) -> Stats | None:
     """One sample from a one-shot stats answer; CPU needs the answer `before` it. None if nothing
     runs.
+
+    Kernels without the memory cgroup tell no memory, old engines and cgroups not the number of
+    cores.
     """
-    usage = whole(part(answer, "memory_stats", "usage"))
-    if usage is None:
-        return None
-    detail = part(answer, "memory_stats", "stats")
+    memory = part(answer, "memory_stats")
+    usage, limit = (whole(part(memory, name)) for name in ("usage", "limit"))
+    detail = part(memory, "stats")
     cache = whole(part(detail, "inactive_file")) or whole(part(detail, "total_inactive_file")) or 0
-    used, total = (
-        (whole(part(answer, *path)) or 0) - (whole(part(before, *path)) or 0)
-        for path in (("cpu_stats", "cpu_usage", "total_usage"), ("cpu_stats", "system_cpu_usage"))
+    used = grown(answer, before, "cpu_usage", "total_usage")
+    total = grown(answer, before, "system_cpu_usage")
+    each = part(answer, "cpu_stats", "cpu_usage", "percpu_usage")
+    cores = whole(part(answer, "cpu_stats", "online_cpus")) or (
+        len(each) if isinstance(each, list) else 0
     )
-    cores = whole(part(answer, "cpu_stats", "online_cpus")) or 1
-    cpu = 100.0 * cores * used / total if before and total > 0 and used >= 0 else None
-    return Stats(cpu, max(0, usage - cache), whole(part(answer, "memory_stats", "limit")) or 0)
+    if usage is None and part(answer, "cpu_stats", "system_cpu_usage") is None:
+        return None
+    is_measured = used is not None and used >= 0 and total and total > 0 and cores
+    return Stats(
+        cpu=100.0 * cores * (used or 0) / (total or 1) if is_measured else None,
+        memory_bytes=None if usage is None else max(0, usage - cache),
+        memory_limit_bytes=limit if limit and limit < NO_LIMIT_BYTES else None,
+    )
+
+
+def grown(answer: Mapping[str, Any], before: Mapping[str, Any], *path: str) -> int | None:
+    """By how much a figure of the processor's use has grown; None where either is not told."""
+    now, then = (whole(part(one, "cpu_stats", *path)) for one in (answer, before))
+    return None if now is None or then is None else now - then
 
 
 def prepare(client: Any, method: str, url: str, *query: Any) -> Any:
@@ -4295,7 +4346,7 @@ class DockerEngine:
                 raise UserError(
                     f"DOCKER_CERT_PATH={folder}: {str(error).splitlines()[0]}"
                 ) from None
-        self.url = config.engine_url
+        self.url, self.name = config.engine_url, config.container_name
         self.client: Any = None
         self.before: Mapping[str, Any] = {}  # the last stats answer
         self.archives: list[Held] = []  # that are open, in whichever thread
@@ -4314,32 +4365,24 @@ class DockerEngine:
         method: str = "GET",
         query: Mapping[str, Any] = NOTHING,
         stream: bool = False,
+        wait_s: float = TIMEOUT_S,
     ) -> Any:
-        """Ask the engine; return the response, or None for 404. The only place where a request is
-        made.
+        """Ask the engine; return the response, or None for 404. All that is asked goes through
+        here.
         """
-        if method not in ("GET", "HEAD") or not ENGINE_CALLS.fullmatch(call):
+        listed = call == LIST_CALL and query in candidate_queries(self.name)
+        if method not in ("GET", "HEAD") or not (listed or ENGINE_CALLS.fullmatch(call)):
             raise ValueError(f"{method} {call} is not among the calls tbmon makes")
         if "path" in query and not is_allowed_path(str(query["path"])):
             raise ValueError("path outside the folders of the node that may be read")
         try:
-            client = self.client
-            if client is None:  # asks for /version, and agrees on the API version
-                client = self.docker.APIClient(
-                    self.url, version="auto", timeout=TIMEOUT_S, tls=self.tls
-                )
-                client.headers["Accept-Encoding"] = "identity"  # an archive would come compressed
-                client.trust_env = not self.url.startswith(
-                    "unix"
-                )  # no proxy is before a socket; a look for one costs
-                self.prepare = functools.lru_cache(32)(functools.partial(prepare, client))
-                self.client = client  # last: other threads ask as soon as they see it
-            question = self.prepare(
-                method, f"{client.base_url}/v{client.api_version}{call}", *query.items()
-            )
-            patience_s = HELD_S if self.copies else TIMEOUT_S
-            timeout = TIMEOUT_S, SILENT_S if query.get("follow") else patience_s
-            answer = client.send(question, stream=stream, timeout=timeout)
+            client = self.client or self.agree()
+            answer = self.send(client, method, call, query, stream, wait_s)
+            if answer.status_code == 400:  # an engine that was changed may refuse the version
+                anew = self.agree()
+                if anew.api_version != client.api_version:
+                    answer.close()
+                    answer = self.send(anew, method, call, query, stream, wait_s)
         except (
             self.docker.errors.DockerException,
             OSError,
@@ -4352,7 +4395,36 @@ class DockerEngine:
         answer.close()
         if answer.status_code == 404:
             return None
-        raise DockerError(f"the engine answered {answer.status_code}: {words.strip()}")
+        raise DockerError(
+            f"the engine answered {answer.status_code}: {words.strip()}", answer.status_code
+        )
+
+    def agree(self) -> Any:
+        """A client that has asked for /version and speaks the engine's version of the API."""
+        client = self.docker.APIClient(self.url, version="auto", timeout=TIMEOUT_S, tls=self.tls)
+        client.headers["Accept-Encoding"] = "identity"  # an archive would come compressed
+        client.trust_env = not self.url.startswith(
+            "unix"
+        )  # no proxy is before a socket; a look for one costs
+        client.prepare = functools.lru_cache(32)(functools.partial(prepare, client))
+        self.client = client  # last: other threads ask as soon as they see it
+        return client
+
+    def send(
+        self,
+        client: Any,
+        method: str,
+        call: str,
+        query: Mapping[str, Any],
+        stream: bool,
+        wait_s: float,
+    ) -> Any:
+        """Ask once, with the version of the API that the client has agreed on."""
+        url = f"{client.base_url}/v{client.api_version}{call}"
+        question = client.prepare(method, url, *query.items())
+        if self.copies:  # the engine answers nothing about the container meanwhile
+            wait_s = max(wait_s, HELD_S)
+        return client.send(question, stream=stream, timeout=(TIMEOUT_S, wait_s))
 
     def read_json(self, answer: Any) -> dict[str, Any]:
         """The object in an answer; DockerError if there is none."""
@@ -4367,8 +4439,35 @@ class DockerEngine:
         container = read_container(self.read_json(answer)) if answer is not None else None
         return container if container and container.name == name else None
 
-    def logs(self, name: str, since_s: int | None, follow: bool, tail: str = "all") -> EngineStream:
-        """Both streams with the engine's stamps."""
+    def candidates(self) -> tuple[str, ...]:
+        """The names of containers that may be the node under another name. Of others the engine
+        is not asked, and what it tells of them all the same is passed over.
+        """
+        found = dict[str, None]()
+        for query in candidate_queries(self.name):
+            try:
+                told = self.request(LIST_CALL, "GET", query).json()
+            except (DockerError, AttributeError, ValueError, RecursionError) as error:
+                log.debug("docker: no list of containers: %s", error)  # a proxy may refuse it
+                continue
+            for one in told if isinstance(told, list) else ():
+                names = part(one, "Names")
+                name = str(names[0]).lstrip("/") if isinstance(names, list) and names else ""
+                image = re.split("[:@]", str(part(one, "Image")))[0]
+                is_like = image == NODE_IMAGE or name.endswith(self.name)
+                if is_like and name not in ("", self.name):
+                    found[name] = None
+        return tuple(found)
+
+    def logs(
+        self,
+        name: str,
+        since_s: int | None,
+        follow: bool,
+        tail: str = "all",
+        wait_s: float = TIMEOUT_S,
+    ) -> EngineStream:
+        """Both streams with the engine's stamps; unless followed, it may be silent for `wait_s`."""
         query: dict[str, object] = {
             "stdout": 1,
             "stderr": 1,
@@ -4379,7 +4478,9 @@ class DockerEngine:
         if since_s is not None:
             query["since"] = since_s
         return EngineStream(
-            lambda: self.request(f"/containers/{name}/logs", "GET", query, stream=True),
+            lambda: self.request(
+                f"/containers/{name}/logs", "GET", query, True, SILENT_S if follow else wait_s
+            ),
             self.docker.types.daemon.CancellableStream,
         )
 
@@ -4508,6 +4609,15 @@ def reason_of(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or error or type(error).__name__)
 
 
+def candidate_queries(name: str) -> tuple[Mapping[str, Any], ...]:
+    """What is asked about containers that may be the node: those whose names end in its name (of
+    one that it could not replace, compose makes ID_NAME), and those of the node's image.
+    """
+    images = [f"{NODE_IMAGE}:{tag}" for tag in ("prod", "latest")]
+    filters = ({"name": [f"{name}$"]}, {"ancestor": images})
+    return tuple({"all": 1, "filters": json.dumps(one, separators=(",", ":"))} for one in filters)
+
+
 def is_allowed_path(path: str) -> bool:
     """True for the folders of the node that may be read, and what lies in them."""
     plain = posixpath.normpath(path) == path
@@ -4623,7 +4733,7 @@ class FrameReader:
             if stream > 2 or zeros != b"\0\0\0":
                 if lines:  # they come first; the next call raises
                     break
-                raise DockerError(f"the log stream says: {buffer[position + 8 : position + 200]!r}")
+                raise LogError(f"the log stream says: {buffer[position + 8 : position + 200]!r}")
             after = position + 8 + length
             if after > end:
                 break
@@ -4703,6 +4813,75 @@ class FrameReader:
         return left
 
 
+Line = tuple[int, bytes, bytes]  # stream, engine's stamp, text
+BACK_BYTES = 8 * MIB  # of a damaged log are read from its end
+
+
+def read_tail(
+    engine: DockerEngine, container: Container, count: int, finish: bool = False
+) -> list[Line]:
+    """The last lines of the log, `count` of them or of their pieces, and what has no newline yet
+    if that is to `finish`. Nothing where the engine fails on the way, or it is too much.
+    """
+    frames, lines, size = FrameReader(container.tty), list[Line](), 0
+    stream = engine.logs(container.name, None, follow=False, tail=str(count))
+    try:
+        for chunk in stream.chunks():
+            lines += frames.feed(chunk)
+            size += len(chunk)
+            if size > BACK_BYTES:
+                return []
+        frames.feed(b"")  # raises if the engine's last words were no log
+    except LogError:
+        return []
+    finally:
+        stream.close()
+    return lines + frames.finish() if finish else lines
+
+
+def read_back(
+    engine: DockerEngine, container: Container, is_enough: Callable[[list[Line]], bool]
+) -> list[Line]:
+    """The last lines of the log, in growing tails until they are enough, or begin behind a place
+    that the engine cannot read over: a tail across it ends there, or has none.
+    """
+    lines, count, too_many = read_tail(engine, container, 1), 1, 0
+    while lines and not is_enough(lines):
+        asked = (count + too_many) // 2 if too_many else 2 * count
+        if asked == count:
+            break
+        more = read_tail(engine, container, asked)
+        if not more or newest_stamp(more) < newest_stamp(lines):
+            too_many = asked
+        elif more[0] == lines[0] and len(more) < asked:  # all there is
+            break
+        else:
+            lines, count = more, asked
+    return lines
+
+
+def newest_stamp(lines: Iterable[Line]) -> bytes:
+    return max((stamp for _, stamp, _ in lines), default=b"")
+
+
+def is_cut(engine: DockerEngine, container: Container) -> bool:
+    """True if the engine, asked for its log from the last line's second on, does not come to that
+    line: something before it is damaged.
+    """
+    last = newest_stamp(read_tail(engine, container, 1))
+    second = parse_second(last[:19].decode("ascii", "replace"))
+    if second is None:
+        return False
+    frames = FrameReader(container.tty)
+    stream = engine.logs(container.name, second, follow=False)
+    try:
+        return not any(line[1] == last for chunk in stream.chunks() for line in frames.feed(chunk))
+    except LogError:
+        return True
+    finally:
+        stream.close()
+
+
 # ---------------------------------------------------------------------------
 # 8. Ingest                                                           (threads)
 # ---------------------------------------------------------------------------
@@ -4776,6 +4955,7 @@ class Monitor:
     retry_min_s: float = 0.5  # between two connections; doubles up to RETRY_MAX_S while they fail
     container: Container | None = None  # upkeep and ingest
     container_error: str | None = JUST_STARTED  # upkeep: why there is no container state
+    candidates: tuple[str, ...] = ()  # upkeep: what may be the node while its container is missing
     stats: Stats | None = None  # upkeep
     problem: str | None = JUST_STARTED  # ingest: why nothing is being followed
     lag_ms: int = 0  # ingest: how far behind the log it is, 0 when all is read
@@ -6345,6 +6525,7 @@ class EventDbPoll:
 
 JSON_BYTES = 80  # that the engine's log file holds around a line
 WRITTEN_IN_MS = 50_000  # bytes; more than an engine writes
+LATE_MS = 250  # a line comes after its stamp where it is read as fast as it is written
 RECENT_LINES = 20_000  # are known if they come again on a connection
 
 
@@ -6412,7 +6593,7 @@ class EngineFeed:
         self.dirty = False
         self.last = b""  # the stamp that came last
         self.recent: dict[int, None] = {}  # hashes of lines, oldest first
-        self.last_ms = self.opened_ms = monitor.now()
+        self.last_ms = self.opened_ms = self.taken_ms = monitor.now()
         self.leap: tuple[int, int] | None = (
             None  # from the first to the last pause in which a file fits (ms)
         )
@@ -6429,6 +6610,7 @@ class EngineFeed:
             and lines[0][1] >= self.began
         ):
             self.go_live()
+        self.taken_ms = self.monitor.now()
         for stream, group in self.runs(lines):
             self.recorder.feed(str(stream), group)
         self.dirty = self.dirty or bool(lines)
@@ -6486,20 +6668,17 @@ class EngineFeed:
             self.second_ms = (parse_second(stamp[:19].decode("ascii", "replace")) or 0) * 1000
         return self.second_ms + int(stamp[20:23]) if self.second_ms else None
 
-    def note_gap(self, first: bytes) -> None:
-        """None of the lines before the cursor came again: the engine has dropped them, and maybe
-        more.
+    def note_gap(self, first: bytes, reason: str = "the engine had dropped older lines") -> None:
+        """None of the lines before the cursor came again: the engine has dropped them, or cannot
+        read them, and maybe more.
         """
         self.expected = False
         since, until = (
             parse_time(self.newest.decode()),
             parse_time(first.decode("ascii", "replace")),
         )
-        log.warning(
-            "ingest: the engine's log begins after what was read: lines may be missing since %s",
-            utc(since),
-        )
-        self.monitor.note_gap(since, until, "the engine had dropped older lines")
+        log.warning("ingest: %s: lines may be missing since %s", reason, utc(since))
+        self.monitor.note_gap(since, until, reason)
         for assembler in self.recorder.assemblers.values():
             assembler.open = None  # what comes now does not go on with what came before
         self.recorder.tracker.note_gap(until or self.monitor.now())
@@ -6515,7 +6694,9 @@ class EngineFeed:
         self.rush += (
             len(body) + JSON_BYTES if engine_ms >= self.opened_ms else 0
         )  # the past comes fast
-        if engine_ms - self.last_ms >= 2 + self.container.file_bytes // WRITTEN_IN_MS:
+        pause_ms = engine_ms - self.last_ms
+        is_late = self.taken_ms - engine_ms > LATE_MS  # the engine may have to leave a file unread
+        if pause_ms >= 2 + (0 if is_late else self.container.file_bytes // WRITTEN_IN_MS):
             self.leap = self.leap[0] if self.leap else self.last_ms, engine_ms
         self.last_ms = max(self.last_ms, engine_ms)
         return False
@@ -6689,6 +6870,42 @@ class Pipe:
         self.stream.close()
 
 
+DAMAGED = "the engine's log is damaged"
+MENDED_S = 600  # between two looks whether the damaged place has gone, as it does by rotation
+
+
+class Behind:
+    """Reads a log whose engine stops at a damaged place, again and again from the log's end."""
+
+    def __init__(self, engine: DockerEngine, feed: EngineFeed) -> None:
+        self.engine, self.feed = engine, feed
+        self.last: Line | None = None  # that was taken
+
+    def reaches(self, lines: list[Line]) -> bool:
+        """True if what is before these lines is known: there is no gap."""
+        if self.last is not None:
+            return self.last in lines
+        return min(stamp for _, stamp, _ in lines) <= self.feed.newest
+
+    def step(self) -> None:
+        """Take what is new."""
+        feed = self.feed
+        lines = read_back(self.engine, feed.container, self.reaches)
+        if not lines or lines[-1] == self.last:
+            return
+        taken, reached = lines, self.reaches(lines)
+        if reached and self.last is not None:
+            taken = lines[len(lines) - lines[::-1].index(self.last) :]
+        elif feed.newest:  # of what is older than this the store knows no lines any more
+            begin = second_text(feed.since_s or 0).replace(" ", "T").encode()
+            taken = [line for line in lines if line[1] >= begin]
+        if not reached and taken:
+            feed.note_gap(taken[0][1], DAMAGED)
+        feed.take_lines(taken)
+        feed.commit()
+        self.last = lines[-1]
+
+
 class Follower:
     """Follows one container's log over any number of connections, restarts and re-creations."""
 
@@ -6704,6 +6921,7 @@ class Follower:
         )
         self.imported: str | None = None  # the container whose files were read
         self.history: Iterator[None] | None = None
+        self.is_suspect = False  # the engine has lines that it does not bring
         self.patience_s = (
             self.SILENCE_S
         )  # more after a connection that brought nothing: a long log takes long
@@ -6724,12 +6942,73 @@ class Follower:
         try:
             monitor.container = self.engine.inspect(self.name)
             ended = self.follow(feed, pipe)
+        except LogError:
+            if not self.has_more(feed):
+                raise
+            ended, self.is_suspect = False, True
         finally:
             pipe.close()
             monitor.lag_ms = 0
             feed.weigh(ended=True)
         if ended:
             self.finish(feed)
+        if self.is_suspect:
+            self.is_suspect = False
+            self.look_behind(container)
+
+    def look_behind(self, container: Container) -> None:
+        """The engine has lines that it did not bring: follow them behind the damaged place in its
+        log, if there is one.
+        """
+        feed = EngineFeed(self.monitor, container)
+        if not self.ends_early(feed):
+            return
+        log.warning("ingest: %s: what can be read of it is read from its end", DAMAGED)
+        feed.frames = FrameReader(container.tty)  # nothing goes on where the engine stopped
+        behind, look_at = Behind(self.engine, feed), time.monotonic() + MENDED_S
+        behind.step()
+        self.begin_import(feed)
+        is_mended = False
+        while self.is_on(feed) and not is_mended:
+            if time.monotonic() > look_at:
+                look_at = time.monotonic() + MENDED_S
+                with contextlib.suppress(DockerError):  # it may take the engine too long to tell
+                    is_mended = not is_cut(self.engine, container)
+            behind.step()  # also when the place is in an older file: what stands behind it there
+            feed.weigh()
+            self.between(feed)
+            self.monitor.stop.wait(0 if self.history else 1)
+
+    def is_on(self, feed: EngineFeed) -> bool:
+        """True while the feed's container runs and tbmon too."""
+        self.monitor.beat("ingest")
+        now = self.monitor.container
+        is_running = now is not None and now.running and not self.was_replaced(feed.container)
+        return is_running and not self.monitor.stop.is_set()
+
+    def ends_early(self, feed: EngineFeed) -> bool:
+        """Read all that the engine brings without following: does it end before the log's last
+        line?
+        """
+        last = newest_stamp(read_tail(self.engine, feed.container, 1))
+        stream = self.engine.logs(self.name, feed.since_s, follow=False, wait_s=SILENT_S)
+        pipe, found = Pipe(stream), not last
+        try:
+            while self.is_on(feed) and (chunk := pipe.get(1.0)) is not None:
+                lines = feed.frames.feed(chunk)
+                found = found or any(stamp == last for _, stamp, _ in lines)
+                feed.take_lines(lines)
+                if len(feed.recorder.rows) >= BATCH_ROWS:
+                    feed.commit()
+            feed.frames.feed(b"")
+        except LogError as error:
+            log.debug("ingest: %s", error)
+        finally:
+            pipe.close()
+        if pipe.error is not None:
+            raise pipe.error
+        feed.commit()
+        return not found and self.is_on(feed)
 
     def follow(self, feed: EngineFeed, pipe: Pipe) -> bool:
         """Take what comes until the connection ends (True), or tbmon stops or mistrusts it
@@ -6778,6 +7057,7 @@ class Follower:
                     self.patience_s = (
                         self.SILENCE_S if has_begun else min(2 * self.patience_s, SILENT_S)
                     )
+                    self.is_suspect = True
                     return False
                 heard = time.monotonic()
         return False
@@ -6828,14 +7108,7 @@ class Follower:
         """Ask for the log's last line on another connection: has it something that this one did not
         bring?
         """
-        stream = self.engine.logs(self.name, None, follow=False, tail="1")
-        frames = FrameReader(feed.container.tty)
-        try:
-            lines = [
-                line for chunk in stream.chunks() for line in frames.feed(chunk)
-            ] + frames.finish()
-        finally:
-            stream.close()
+        lines = read_tail(self.engine, feed.container, 1, finish=True)
         return any(
             stamp > feed.newest or (feed.behind and stamp != feed.last) for _, stamp, _ in lines
         )
@@ -6854,6 +7127,8 @@ class Follower:
         feed.caught_up()
         self.events.next_s = 0.0
         if still_there:
+            if self.has_more(feed):
+                Behind(self.engine, feed).step()
             self.begin_import(feed)
             while (
                 self.history
@@ -7171,9 +7446,14 @@ def sample_container(monitor: Monitor, engine: DockerEngine, with_stats: bool) -
     if engine.is_held():
         return
     begun = monitor.asked_at = time.monotonic()
+    is_news = monitor.verdict is None or monitor.verdict.state not in ("down", "blind")
     try:
         monitor.container = engine.inspect(monitor.config.container_name)
         monitor.container_error = None
+        if monitor.container is not None:
+            monitor.candidates = ()
+        elif with_stats or is_news:
+            monitor.candidates = tuple(map(monitor.redactor.clean, engine.candidates()))
     except DockerError as error:
         if not engine.is_held(begun):
             monitor.container_error, monitor.stats = str(error), None
@@ -7361,6 +7641,8 @@ def set_verdict(monitor: Monitor) -> None:
         monitor.runs = follow_runs(runs, seen, now)
     symptoms = look(monitor, seen, now)
     verdict = judge_node(symptoms)
+    if symptoms.problem is None and symptoms.container == "missing" and monitor.candidates:
+        verdict = verdict._replace(advice=name_candidates(monitor.candidates))
     old = monitor.verdict
     if verdict.cause == "started" and monitor.remembered is not None:
         monitor.verdict = monitor.remembered  # still all that is known
@@ -7494,7 +7776,7 @@ SHAPES = {
     "Container": "id text, name text, state text, running bool, startedAt time?, image text, "
     "created time?,"
     " restartCount int",
-    "Memory": "usage number, limit number, percent number",
+    "Memory": "usage number?, limit number?, percent number?",
     "Usage": "cpu number?, memory Memory",
     "Verdict": "state blind|down|degraded|working|idle, reason text, advice text, since time?, "
     "remembered bool, as_of time?",
@@ -8382,10 +8664,11 @@ class Api:
         stats = self.monitor.stats
         verdict = self.monitor.newest_verdict()
         recognised, entries = self.store.get("recognised", UNRECOGNISED)[0]
-        memory = stats and {
-            "usage": round(stats.memory_bytes / MIB, 1),
-            "limit": round(stats.memory_limit_bytes / MIB, 1),
-            "percent": round(100 * stats.memory_bytes / (stats.memory_limit_bytes or 1), 1),
+        usage, limit = stats[1:] if stats else (None, None)
+        memory = {
+            "usage": None if usage is None else round(usage / MIB, 1),
+            "limit": limit and round(limit / MIB, 1),
+            "percent": None if usage is None or not limit else round(100 * usage / limit, 1),
         }
         return {
             "node": self.node(),
@@ -9197,6 +9480,7 @@ def setup_json(api: Api) -> dict[str, Any]:
     monitor, config, name = api.monitor, api.monitor.config, api.monitor.config.container_name
     lists = {"allowedHosts": config.allowed_hosts, "allowedOrigins": config.allowed_origins}
     calls = [f"/containers/{name}/{call}" for call in ("json", "logs", "stats", "archive")]
+    calls += [f"{LIST_CALL}?all=1&filters={query['filters']}" for query in candidate_queries(name)]
     return {
         "version": __version__,
         "startedAt": utc(monitor.started_at),
@@ -10371,22 +10655,23 @@ def check_container(config: Config, engine: DockerEngine) -> Iterator[Finding]:
     name = config.container_name
     container = engine.inspect(name)
     if container is None:
-        yield Finding(
-            "FAIL",
-            f"no container {name}",
-            "Start the node, or set CONTAINER_NAME (docker ps shows names).",
-        )
+        others = engine.candidates()
+        remedy = "Start the node, or set CONTAINER_NAME (docker ps shows names)."
+        yield Finding("FAIL", f"no container {name}", name_candidates(others) if others else remedy)
         return
     running = container.running
     remedy = "" if running else f"Start it: docker start {name}"
     yield Finding("OK" if running else "WARN", f"container {name} is {container.state}", remedy)
-    if container.log_driver not in ("json-file", "local", "journald"):
-        yield Finding(
-            "FAIL", f"log driver {container.log_driver} cannot be read", "Use json-file or local."
-        )
+    try:
+        findings_of_log = [*check_log(config, engine, container)]
+    except DockerError as error:
+        if error.status != 501 and "not support reading" not in str(error):
+            raise
+        said = f"log driver {container.log_driver} cannot be read: {error}"
+        yield Finding("FAIL", said, "Use json-file or local.")
         return
     yield Finding("OK", f"log driver {container.log_driver}")
-    yield from check_log(config, engine, container)
+    yield from findings_of_log
     yield check_event_db(engine, name)
 
 
@@ -10408,9 +10693,15 @@ def check_log(config: Config, engine: DockerEngine, container: Container) -> Ite
     """Read the last 500 lines as ingest would, and tell how many are recognised, and what their
     zone is.
     """
-    frames = FrameReader(container.tty)
-    stream = engine.logs(container.name, None, follow=False, tail="500")
-    lines = [line for chunk in stream.chunks() for line in frames.feed(chunk)] + frames.finish()
+    lines = read_tail(engine, container, 500, finish=True)
+    is_damaged = False
+    with contextlib.suppress(DockerError):  # an engine that looks long for the place tells nothing
+        is_damaged = is_cut(engine, container)
+    if is_damaged:
+        yield Finding(
+            "WARN", f"{DAMAGED}: lines may be missing", "Recreate the container, for a new log."
+        )
+        lines = read_back(engine, container, lambda lines: len(lines) >= 500)
     stamped = [
         (body, parse_time(stamp.decode("ascii", "replace")), stamp) for _, stamp, body in lines
     ]

@@ -51,7 +51,7 @@ MEANINGS = {
     "Node.started_at": "when the container started",
     "last_seen": "time of the node's newest words",
     "cpu": "percent of one processor core",
-    "usage": "MiB in use, page cache left out",
+    "usage": "MiB in use, page cache left out; null where the kernel does not count it",
     "Memory.limit": "MiB",
     "percent": "of the limit",
     "advice": "what to do",

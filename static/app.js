@@ -710,7 +710,8 @@ function usageCharts({ usage, stats, container }) {
   const one = (id, title, name, unit, current, limit) => {
     const known = cells.map((cell) => cell[name]).filter((value) => !isUnknown(value));
     const most = Math.max(...known, name === 'cpu' ? 10 : 1) * 1.1;
-    const nothing = container ? 'Not measured yet' : 'Not known: no container is seen';
+    const untold = stats && name === 'memory_mb' ? 'Not known: the engine does not tell it' : 'Not measured yet';
+    const nothing = container ? untold : 'Not known: no container is seen';
     const peak = `at most ${decimal(Math.max(...known))}${unit}${limit}`;
     const summary = known.length ? `${or(current, decimal)}${unit} now, ${peak}` : nothing;
     return chart({
@@ -720,7 +721,7 @@ function usageCharts({ usage, stats, container }) {
       marks: () => [gridLine(cells), lineOf(cells, (cell) => cell[name], most, '', true)],
     });
   };
-  const limit = stats ? ` of ${count(stats.memory.limit)} MiB` : '';
+  const limit = isUnknown(stats?.memory.limit) ? '' : ` of ${count(stats.memory.limit)} MiB`;
   return [one('cpu', 'Processor', 'cpu', ' %', stats?.cpu, ''),
     one('memory', 'Memory', 'memory_mb', ' MiB', stats?.memory.usage, limit)];
 }

@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 from support.aggregation import Aggregators, Hubs
-from support.engine import Node, make_image
+from support.engine import Node, Syslog, make_image
 from support.federation_feed import Aggregation
 from support.hub_conf import Server
 from support.hubs import Hub, Listening, Station, Stepped
@@ -105,6 +105,14 @@ def engine() -> None:
 def node(engine: None, tmp_path: Path) -> Iterator[Node]:
     made = Node(tmp_path / "io")
     yield made
+    made.close()
+
+
+@pytest.fixture
+def syslog(tmp_path: Path) -> Iterator[str]:
+    """The address of a Syslog."""
+    made = Syslog(tmp_path / "syslog.sock")
+    yield made.address
     made.close()
 
 

@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ from support.hub_conf import AGGREGATOR, DOORS, LEAF, MONITOR, certificate
 from support.hubs import free_port, papers
 from support.machine import wait_for
 from support.node_words import header
+
+import tbmon
 
 LOOPBACK = "127.0.0.1"
 
@@ -311,12 +314,19 @@ for method, path in json.load(sys.stdin):
     print(one.getresponse().status)
 """
 FOLDER = "path=%2Fapp%2Fbuild%2Fdatadb"
+NAMED_SO, OF_IMAGE = map(urllib.parse.urlencode, tbmon.candidate_queries("NODE"))
 REFUSED = (
     ("POST", "/containers/NODE/json"),
     ("DELETE", "/containers/NODE"),
     ("PUT", f"/containers/NODE/archive?{FOLDER}"),
     ("POST", "/containers/create"),
     ("GET", "/containers/json"),
+    ("GET", "/containers/json?all=1"),
+    ("GET", "/containers/json?all=1&filters=%7B%7D"),
+    ("GET", "/containers/json?all=1&filters=%7B%22name%22%3A%5B%22%22%5D%7D"),
+    ("GET", f"/containers/json?{NAMED_SO}&all=1"),
+    ("GET", f"/containers/json?{NAMED_SO}&filters=%7B%7D"),
+    ("HEAD", f"/containers/NODE/json/../../json?{NAMED_SO}x"),
     ("GET", "/info"),
     ("GET", "/images/json"),
     ("GET", "/containers/other/json"),
@@ -343,6 +353,8 @@ PASSED = (
     ("GET", "/v1.41/containers/NODE/json"),
     ("GET", "/containers/NODE/stats?stream=false&one-shot=true"),
     ("GET", "/containers/NODE/logs?stdout=1&tail=1"),
+    ("GET", f"/containers/json?{NAMED_SO}"),
+    ("GET", f"/v1.41/containers/json?{OF_IMAGE}"),
     ("GET", "/containers/NODE/archive?path=/app/logs/@truebit"),
     ("GET", "/v1.41/containers/NODE/archive?path=%2Fapp%2Flogs%2F%40truebit"),
     ("HEAD", f"/containers/NODE/archive?{FOLDER}%2F0x12-eventDB.json"),

@@ -9,6 +9,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from html.parser import HTMLParser
@@ -649,7 +650,7 @@ def test_statistics_with_other_fields_are_not_taken() -> None:
 
 def test_the_calls_for_a_socket_proxy_are_those_that_tbmon_makes() -> None:
     text = SECURITY.source[SECURITY.source.index("The calls that a socket proxy") :]
-    said = {name for name in codes(text) if name != "/containers/"}
+    said = {name for name in codes(text) if name not in ("/containers/", "deploy/socket-proxy.cfg")}
     paths = {
         name if name in ("/_ping", "/version") else f"/containers/runner-node{name}"
         for name in said
@@ -659,6 +660,11 @@ def test_the_calls_for_a_socket_proxy_are_those_that_tbmon_makes() -> None:
         r"/\(\?:(\w+)\|(\w+)\|containers/.*/\(\?:([\w|]+)\)\)", tbmon.ENGINE_CALLS.pattern
     )
     assert found and said == {f"/{name}" for name in (found[1], found[2], *found[3].split("|"))}
+    proxy = (ROOT / "deploy" / "socket-proxy.cfg").read_text()
+    lists = re.findall(r'acl may_be_node query -m str "(.*)"', proxy)
+    assert [one.replace("${CONTAINER_NAME}", "runner-node") for one in lists] == [
+        urllib.parse.urlencode(query) for query in tbmon.candidate_queries("runner-node")
+    ]
 
 
 # How they are written

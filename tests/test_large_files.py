@@ -141,7 +141,7 @@ def test_the_log_is_followed_while_a_large_file_is_copied(
     proxy = SlowProxy(tmp_path / "engine.sock", 3_000_000)
     made = program(CONTAINER_NAME=node.name, DOCKER_HOST=proxy.url, LOG_RETENTION_DAYS="1").start()
     node.say(header("hello"))
-    wait_for(lambda: "verdict: idle" in made.log.read_text())
+    wait_for(lambda: has(made, "hello"))
     followed = follow_until(made, node, lambda: has(made, "the file is read"))
     proxy.close()
     assert followed > 20
@@ -155,7 +155,7 @@ def test_the_log_is_followed_while_a_large_event_database_is_copied(
     proxy = SlowProxy(tmp_path / "engine.sock", 3_000_000)
     made = program(CONTAINER_NAME=node.name, DOCKER_HOST=proxy.url, LOG_RETENTION_DAYS="1").start()
     node.say(header("hello"))
-    wait_for(lambda: "verdict: idle" in made.log.read_text())
+    wait_for(lambda: has(made, "hello"))
     followed = follow_until(made, node, lambda: bool(made.rows("SELECT 1 FROM task")))
     proxy.close()
     assert followed > 20

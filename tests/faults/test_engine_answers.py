@@ -63,30 +63,43 @@ def spoilt(odd: OddEngine, node: Node, program: Make) -> Program:
     return follow(node, program(CONTAINER_NAME=node.name, API_RATE_LIMIT="0", DOCKER_HOST=odd.url))
 
 
+ROTATES = {  # what is asked of the driver, and how much is said: lines, and bytes added to each
+    "small": (("--log-opt", "max-size=100k", "--log-opt", "max-file=2"), 6000, 0),
+    "fraction": (("--log-opt", "max-size=0.1m", "--log-opt", "max-file=2"), 6000, 0),
+    "hidden-cache": (("--log-driver", "syslog"), 10_000, 15_000),
+}
+
+
+@pytest.mark.parametrize("kind", ROTATES)
 @pytest.mark.parametrize(
     "stopped", [True, False] if LONG else [True], ids=["slow-reader", "fast"][: 1 + LONG]
 )
 def test_what_was_rotated_away_lies_in_a_gap_and_nothing_is_doubled(
-    node: Node, program: Make, stopped: bool
+    node: Node, program: Make, syslog: str, kind: str, stopped: bool
 ) -> None:
-    small = ("--log-opt", "max-size=100k", "--log-opt", "max-file=2")
-    one = follow(node, program(CONTAINER_NAME=node.name, API_RATE_LIMIT="0"), *small)
+    options, lines, more = ROTATES[kind]
+    if "syslog" in options:
+        options = (*options, "--log-opt", f"syslog-address={syslog}")
+    one = follow(node, program(CONTAINER_NAME=node.name, API_RATE_LIMIT="0"), *options)
     assert gaps(one) == []
     if stopped:
         one.process.send_signal(signal.SIGSTOP)
     said: dict[int, float] = {}
-    count, pause = length(6000, 100_000), threading.Event()
+    count, pause = length(lines, 100_000 if not more else 2 * lines), threading.Event()
     for first in range(1, count, 50):
         said.update(dict.fromkeys(range(first, first + 50), time.time()))
         node.say(
-            "\n".join(header(f"{WORDS} line {number:06d}") for number in range(first, first + 50))
+            "\n".join(
+                header(f"{WORDS} line {number:06d}{'x' * more}")
+                for number in range(first, first + 50)
+            )
         )
         pause.wait(
             0.003
         )  # some 10,000 lines in a second: the reader has more to do than the writer
     one.process.send_signal(signal.SIGCONT)
     node.say(header("Heartbeat sent the last"))
-    await_line(one, "the last", 30)
+    await_line(one, "the last", 60)
     have = stored(one)
     missing = [number for number in said if not have[f"{number:06d}"]]
     assert max(have.values()) == 1

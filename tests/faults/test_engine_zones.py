@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,23 +30,6 @@ def abroad(engine: None, request: pytest.FixtureRequest) -> Iterator[OwnEngine]:
         yield own
     finally:
         own.close()
-
-
-@pytest.fixture
-def syslog(tmp_path: Path) -> Iterator[str]:
-    """Where a log driver may send its lines; nobody reads them."""
-    path = tmp_path / "syslog.sock"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.bind(str(path))
-        threading.Thread(target=drain, args=(listener,), daemon=True).start()
-        yield f"unixgram://{path}"
-        listener.shutdown(socket.SHUT_RDWR)
-
-
-def drain(listener: socket.socket) -> None:
-    """Take whatever comes, since a full socket would hold the log driver up."""
-    while listener.recv(65536):
-        pass
 
 
 class Told:
