@@ -1318,6 +1318,26 @@ def read_inspect(text: str) -> object:
 
 
 DECODER = json.JSONDecoder(strict=False)
+BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[{}\[\]]', re.S)
+
+
+def read_json(text: str, at: int, decoder: json.JSONDecoder = DECODER) -> tuple[object, int]:
+    """The JSON value that begins at `at`, and where it ends; raises ValueError if there is none,
+    or lists and objects nest deeper in it than PAYLOAD_DEPTH.
+
+    Python reads deeper ones than it can write again, and nobody asks how deep a stack it has left.
+    """
+    try:
+        value, end = decoder.raw_decode(text, at)
+    except RecursionError:
+        raise ValueError("it is nested too deep to be read") from None
+    if text.count("[", at, end) + text.count("{", at, end) > PAYLOAD_DEPTH:
+        depth = 0
+        for found in BRACKETS.finditer(text, at, end):
+            depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(found[0], 0)
+            if depth > PAYLOAD_DEPTH:
+                raise ValueError("it is nested too deep")
+    return value, end
 
 
 PAYLOAD_NAMES = {  # by which the payload of a type is told from other words in brackets
@@ -1342,8 +1362,8 @@ def read_payload(text: str, names: Collection[str] = ()) -> dict[str, Any]:
         if at < 0:
             break
         try:
-            value, end = DECODER.raw_decode(text, at)
-        except (ValueError, RecursionError):
+            value, end = read_json(text, at)
+        except ValueError:
             value, end = read_inspect(text[at:]), at + 1
         if isinstance(value, dict) and (not names or any(name in value for name in names)):
             return value
@@ -5212,7 +5232,6 @@ class Recorder:
 HEAD_BYTES = 1024  # of a log file, by which it is known again under another name or compressed
 FILE_BYTES = 1024 * MIB  # read of one log file, after decompression
 RECORD_BYTES = 8 * MIB  # of one record of the event database
-BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[{}\[\]]', re.S)
 
 
 class ContainerFiles:
@@ -5476,11 +5495,8 @@ def read_records(file: Any) -> Iterator[object]:
 def read_record(text: str, at: int) -> tuple[object, int]:
     """The value at `at` and where it ends; end 0 if it is not all there."""
     try:
-        return DECODER.raw_decode(text, at)
-    except (
-        ValueError,
-        RecursionError,
-    ):  # not all there, or nothing Python reads: a number of 5000 digits
+        return read_json(text, at)
+    except ValueError:  # not all there, too deep, or no number Python reads: one of 5000 digits
         depth = 0
         for found in BRACKETS.finditer(text, at):
             depth += 1 if found[0] in "{[" else -1 if found[0] in "}]" else 0
@@ -5533,10 +5549,7 @@ class EventDbPoll:
         for path in self.names:
             with self.files.open(path) as file:
                 for record in read_records(file):
-                    try:
-                        name = hash(json.dumps(record, sort_keys=True))
-                    except RecursionError:  # just shallow enough to be read
-                        continue
+                    name = hash(json.dumps(record, sort_keys=True))
                     event = (
                         record_event(record, self.monitor.redactor.clean)
                         if name not in self.seen
@@ -6878,12 +6891,12 @@ PAYLOAD = json.JSONDecoder(
 
 
 def entry_json(row: sqlite3.Row) -> dict[str, Any]:
-    """A log entry; `data` is the payload in its message if that is JSON."""
+    """A log entry; `data` is the payload in its message if that is JSON of a bounded depth."""
     message, data = row["message"], None
     start = message.find("{")
     if start >= 0 and row["type"] != LOG_TYPES.index("semaphore"):
-        with contextlib.suppress(ValueError, RecursionError):  # no JSON: shown as text alone
-            data = PAYLOAD.raw_decode(message, start)[0]
+        with contextlib.suppress(ValueError):  # no JSON, or too deep: shown as text alone
+            data = read_json(message, start, PAYLOAD)[0]
     return {
         "id": row["key"].hex(),
         "timestamp": utc(row["at"]),
