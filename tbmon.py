@@ -2032,6 +2032,7 @@ BALLAST_BYTES = (
     4 * MIB
 )  # held on the disk, and let go when it is full: room for what the operator does then
 READERS = 8  # read-only connections kept open; each may hold a MiB of pages
+ROWS_AT_ONCE = 8  # in memory of a list: each may hold ENTRY_BYTES, or an invoice's 200 line items
 AUDIT_ROWS = 10_000  # the newest are kept
 OUTBOX_ROWS, OUTBOX_MS = (
     10_000,
@@ -2287,7 +2288,7 @@ QUERIES = {  # by `Store.get` and `Store.first`
     "outbox_next": "SELECT due_at, subject, payload FROM outbox ORDER BY due_at LIMIT 1000",
     "outbox_days": "SELECT DISTINCT day FROM outbox",
     "outbox_count": "SELECT COUNT(*) FROM outbox",
-    "network_stats": "SELECT at, stats FROM network_stats ORDER BY id DESC LIMIT ?",
+    "snapshots": "SELECT id FROM network_stats ORDER BY id DESC LIMIT ?",
     "gap_count": "SELECT COUNT(*) FROM gap",
     "task_totals": "SELECT * FROM total",
     "invoice_summary": """
@@ -2308,7 +2309,7 @@ QUERIES = {  # by `Store.get` and `Store.first`
     """,
     "invoice_of": "SELECT invoice_id FROM invoice WHERE execution_id = ? ORDER BY id LIMIT 1",
     "invoice_count": "SELECT IFNULL(MAX(id), 0) FROM invoice",  # none is ever deleted
-    "invoices_of_others": "SELECT execution_id, line_items FROM invoice WHERE operation IS NULL",
+    "invoices_of_others": "SELECT id FROM invoice WHERE operation IS NULL AND instr(line_items, ?)",
     "recognised": "SELECT IFNULL(SUM(NOT flags & ?), 0), COUNT(*)"
     " FROM (SELECT flags FROM log ORDER BY key DESC LIMIT 500)",
     "tasks_since": "SELECT COUNT(*) FROM task WHERE IFNULL(received_at, 0) >= ?",
@@ -2939,12 +2940,13 @@ class Store:
         """Remember one of the node's own wallets and look for it in the invoices kept so far."""
         self.own = self.own | {pseudonym}
         self.put(db, "state", [("own", json.dumps(sorted(self.own)))])
-        # those of this transaction too
-        others = "SELECT id, line_items FROM invoice WHERE operation IS NULL"
-        for row in db.execute(others).fetchall():
-            if mine := own_item(json.loads(row[1]), self.own):
+        # those of this transaction too; one by one, since each may have many items
+        for (number,) in db.execute(QUERIES["invoices_of_others"], (pseudonym,)).fetchall():
+            select = "SELECT line_items FROM invoice WHERE id = ?"
+            items = json.loads(db.execute(select, (number,)).fetchone()[0])
+            if mine := own_item(items, self.own):
                 sql = "UPDATE invoice SET operation = ?, steps = ?, memory_peak = ? WHERE id = ?"
-                db.execute(sql, (mine["operation"], mine["steps"], mine["memory_peak"], row[0]))
+                db.execute(sql, (mine["operation"], mine["steps"], mine["memory_peak"], number))
 
     def save_node(self, db: sqlite3.Connection, facts: Mapping[str, tuple[object, int]]) -> None:
         """Keep what is known of the node as {name: (value, at)}; older news never replace newer."""
@@ -3058,6 +3060,7 @@ class Store:
         before: tuple[int, int] | None,
         limit: int,
         skip: int,
+        columns: str = "*",
     ) -> list[sqlite3.Row]:
         """Rows of a table, newest first by (PAGE_ORDER, id); `filters` maps names of FILTERS to
         their values.
@@ -3077,21 +3080,24 @@ class Store:
             conditions.append(f"(IFNULL({order}, 0), id) < (?, ?)")
             values += before
         sql = (
-            f"SELECT * FROM {table} WHERE {' AND '.join(conditions)}"
+            f"SELECT {columns} FROM {table} WHERE {' AND '.join(conditions)}"
             f" ORDER BY IFNULL({order}, 0) DESC, id DESC LIMIT ? OFFSET ?"
         )
         return self.read(sql, (*values, limit, skip))
 
-    def log_rows(self, keys: Iterable[bytes]) -> Iterator[sqlite3.Row]:
-        """The log entries of these keys, in their order; a few at a time, since each may have
-        ENTRY_BYTES.
-        """
-        rest = iter(keys)
-        while some := tuple(itertools.islice(rest, 50)):
+    def rows_of(self, table: str, keys: Iterable[Any], columns: str = "*") -> Iterator[sqlite3.Row]:
+        """The rows of these keys, in their order; ROWS_AT_ONCE at a time. `columns` has the key."""
+        name, rest = "key" if table == "log" else "id", iter(keys)
+        while some := tuple(itertools.islice(rest, ROWS_AT_ONCE)):
             marks = ", ".join("?" * len(some))
-            rows = self.read(f"SELECT {LOG_COLUMNS} FROM log WHERE key IN ({marks})", some)
-            found = {row["key"]: row for row in rows}
+            rows = self.read(f"SELECT {columns} FROM {table} WHERE {name} IN ({marks})", some)
+            found = {row[name]: row for row in rows}
             yield from (found[key] for key in some if key in found)
+
+    def message_sizes(self, keys: Iterable[bytes]) -> Iterator[int]:
+        """How many bytes the messages of these log entries have."""
+        columns = "key, length(CAST(message AS BLOB)) AS size"
+        return (row["size"] for row in self.rows_of("log", keys, columns))
 
     def entries(
         self,
@@ -4864,12 +4870,11 @@ class Tracker:
         ):
             return
         self.new_own.add(pseudonym)
-        kept = [(name, json.loads(items)) for name, items in self.store.get("invoices_of_others")]
-        for name, items in (
-            *kept,
-            *((event.execution_id, event.fields["line_items"]) for event, _ in self.invoices),
-        ):
-            self.see_items(name, items)
+        others = [row["id"] for row in self.store.get("invoices_of_others", pseudonym)]
+        for row in self.store.rows_of("invoice", others):
+            self.see_items(row["execution_id"], json.loads(row["line_items"]))
+        for event, _ in self.invoices:
+            self.see_items(event.execution_id, event.fields["line_items"])
 
     def see_record(self, event: Event) -> bool:
         """Take one record of the event database; False if the task it speaks of is not known
@@ -6467,6 +6472,8 @@ SMALLEST = (
 )  # once for each visit, so that time is well spent
 GZIP_BYTES = 1024  # a shorter answer would hardly become shorter
 ANSWERS = 8  # made at once; more in the making would only take memory from each other
+LIST_BYTES = 128 * KIB  # of a list's answer; one of more pieces is sent while it is made
+LARGE_ANSWERS = 8  # sent so at once: each may wait for its reader, and has a thread
 BODY_BYTES, HEADER_BYTES = 64 * KIB, 16 * KIB  # of a request
 PAGE_BYTES = 4 * MIB  # of log messages in one answer; what does not fit is on the next page
 STATUSES = ("received", "executing", "completed", "failed", "ended", "lost")
@@ -6925,19 +6932,69 @@ def month_json(month: str | None, rows: Sequence[sqlite3.Row]) -> dict[str, Any]
     return found | {"steps": big(sum(steps.values()))}
 
 
-def paged(
-    name: str, rows: list[Any], places: list[tuple[Any, int]], limit: int, offset: int
-) -> dict[str, Any]:
-    """A list's answer: `rows` may hold one more than the limit, which shows that there are more."""
-    more = len(rows) > limit
+def pagination(places: Sequence[tuple[Any, int]], limit: int, offset: int) -> dict[str, Any]:
+    """What a list says of its page: `places` may hold one more than the limit, which shows that
+    there are more.
+    """
+    more = len(places) > limit
     after = cursor_text(*places[limit - 1]) if more else None
-    return {
-        name: rows[:limit],
-        "pagination": {"limit": limit, "offset": offset, "hasMore": more, "next": after},
-    }
+    return {"limit": limit, "offset": offset, "hasMore": more, "next": after}
 
 
-def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+class Listing(NamedTuple):
+    """A list's answer, which is made row by row, since all of its rows at once may be much.
+
+    `read` reads the rows, anew each time; `more` is what the answer holds beside them; with
+    `columns` it is CSV.
+    """
+
+    name: str
+    read: Callable[[], Iterator[sqlite3.Row]]
+    show: Callable[[sqlite3.Row], Mapping[str, Any]]
+    more: Mapping[str, Any] = NOTHING
+    columns: Sequence[str] = ()
+
+    def words(self) -> Iterator[str]:
+        """The answer, a row in each piece."""
+        if self.columns:
+            yield from csv_lines(self.columns, map(self.show, self.read()))
+            return
+        between = ""
+        yield f'{{"{self.name}": ['
+        for row in self.read():
+            yield between + json.dumps(self.show(row))
+            between = ", "
+        yield "]" + "".join(f', "{name}": {json.dumps(self.more[name])}' for name in self.more)
+        yield "}\n"
+
+    def pieces(self) -> Iterator[str]:
+        """The answer in pieces of about LIST_BYTES."""
+        piece = io.StringIO()
+        for words in self.words():
+            piece.write(words)
+            if piece.tell() >= LIST_BYTES:
+                yield piece.getvalue()
+                piece = io.StringIO()
+        yield piece.getvalue()
+
+    def mark(self, show: Callable[[str], str]) -> bytes:
+        """What changes with the answer, from its rows as they are stored: much sooner told than
+        the answer is made.
+        """
+        digest = hashlib.blake2b(repr((__version__, self.columns, self.more)).encode())
+        for row in self.read():
+            digest.update(show(repr(tuple(row))).encode())
+        return digest.digest()
+
+
+class Echo:
+    """The file of a csv.writer, whose writerow returns what `write` does: the line."""
+
+    def write(self, text: str) -> str:
+        return text
+
+
+def csv_lines(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Rows as CSV; a text that a spreadsheet would take for a formula begins with an apostrophe."""
 
     def cell(value: object) -> object:
@@ -6946,11 +7003,10 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
         formula = isinstance(value, str) and value[:1] in tuple("=+-@\t\r\n")
         return f"'{value}" if formula else value
 
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\r\n")
-    writer.writerow(columns)
-    writer.writerows([cell(row[name]) for name in columns] for row in rows)
-    return file.getvalue()
+    writer = csv.writer(Echo(), lineterminator="\r\n")
+    yield writer.writerow(columns)
+    for row in rows:
+        yield writer.writerow([cell(row[name]) for name in columns])
 
 
 def metrics_text(families: Iterable[tuple[str, str, str, Mapping[str, float | None]]]) -> str:
@@ -7296,11 +7352,11 @@ class Call(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What goes out; `content` is an object for JSON, text, bytes, or an iterator of bytes, sent as
-    they come.
+    """What goes out; `content` is an object for JSON, a list's answer, text, bytes, or an iterator
+    of bytes, sent as they come.
     """
 
-    content: Mapping[str, Any] | str | bytes | Iterator[bytes]
+    content: Mapping[str, Any] | Listing | str | bytes | Iterator[bytes]
     headers: Mapping[str, str] = NOTHING
     status: int = 200
 
@@ -7319,6 +7375,8 @@ class Api:
             threading.RLock(),
         )
         self.doctor_lock, self.fronts = threading.Lock(), Limiter(monitor.config.api_rate_limit, 60)
+        self.large = threading.BoundedSemaphore(LARGE_ANSWERS)
+        self.pressed_at = -math.inf  # when a large answer last found no place (monotonic)
         assert monitor.outbox is not None and monitor.federation is not None
         self.outbox, self.federation = monitor.outbox, monitor.federation
         self.made: list[tuple[int, bytes]] = [(0, b"")] * EVENTS_KEPT
@@ -7437,7 +7495,7 @@ class Api:
 
     def page(
         self, table: str, name: str, show: Callable[[sqlite3.Row], dict[str, Any]], call: Call
-    ) -> dict[str, Any]:
+    ) -> Listing:
         """One page of a table, newest first."""
         query = dict(call.query)
         limit, offset = (
@@ -7445,9 +7503,11 @@ class Api:
             query.pop("offset", 0),
         )
         cursor, _ = query.pop("cursor", None), query.pop("format", None)
-        rows = self.store.page(table, query, cursor, limit + 1, offset)
-        places = [(row[PAGE_ORDER[table]] or 0, row["id"]) for row in rows]
-        return paged(name, [show(row) for row in rows], places, limit, offset)
+        columns = f"{PAGE_ORDER[table]}, id"
+        rows = self.store.page(table, query, cursor, limit + 1, offset, columns)
+        places = [(at or 0, number) for at, number in rows]
+        read = functools.partial(self.store.rows_of, table, [row["id"] for row in rows[:limit]])
+        return Listing(name, read, show, {"pagination": pagination(places, limit, offset)})
 
     def task_row(self, call: Call) -> sqlite3.Row:
         for row in self.store.get("task_row", call.path["execution_id"].lower()):
@@ -7529,7 +7589,7 @@ class Api:
         ]
         return {**counts, "months": months}
 
-    def logs(self, call: Call) -> dict[str, Any]:
+    def logs(self, call: Call) -> Listing:
         query = dict(call.query)
         limit, offset = query.pop("limit", 50), query.pop("offset", 0)
         before, span = (
@@ -7543,17 +7603,17 @@ class Api:
         if "search" in query:
             query["search"] = literal_like(query["search"])
         found = self.store.entries(query, *span, before, offset + limit + 1, "key, seq")[offset:]
-        rows, room = list[sqlite3.Row](), PAGE_BYTES
-        for row in self.store.log_rows(key for key, _ in found):
-            rows.append(row)
-            room -= len(row["message"].encode())
+        places = [(row["key"], row["seq"]) for row in found]
+        room = PAGE_BYTES
+        for number, size in enumerate(self.store.message_sizes(key for key, _ in places)):
+            room -= size
             if room < 0:  # the last one that still fits ends the page
-                limit = max(1, min(limit, len(rows) - 1))
+                limit = max(1, min(limit, number))
                 break
-        places = [(row["key"], row["seq"]) for row in rows]
-        answer = paged("logs", [entry_json(row) for row in rows], places, limit, offset)
-        answer["pagination"]["limit"] = call.query.get("limit", 50)
-        return answer
+        keys = [key for key, _ in places[:limit]]
+        read = functools.partial(self.store.rows_of, "log", keys)
+        page = {**pagination(places, limit, offset), "limit": call.query.get("limit", 50)}
+        return Listing("logs", read, entry_json, {"pagination": page})
 
     def log_status(self) -> dict[str, Any]:
         counters = dict(tuple(row) for row in self.store.get("counters"))
@@ -7833,26 +7893,28 @@ class Api:
         shown = {"status": "connected" if stats else "awaiting_data", "lastUpdated": utc(at)}
         return {**shown, **{name: stats.get(name) for name in PUBLISHED}}
 
-    def network_history(self) -> dict[str, Any]:
-        rows = self.store.get("network_stats", SNAPSHOTS)
-        return {"history": [self.stats_json(row["at"], json.loads(row["stats"])) for row in rows]}
+    def network_history(self) -> Listing:
+        return Listing(
+            "history",
+            functools.partial(self.snapshots, SNAPSHOTS),
+            lambda row: self.stats_json(row["at"], json.loads(row["stats"])),
+        )
+
+    def snapshots(self, most: int) -> Iterator[sqlite3.Row]:
+        """The network's figures as they came, newest first."""
+        numbers = [row["id"] for row in self.store.get("snapshots", most)]
+        return self.store.rows_of("network_stats", numbers)
 
     def peers(self) -> dict[str, Any]:
         peers = self.network_stats()["peers"] or []
         return {"peers": peers, "count": len(peers)}
 
-    def received(self) -> dict[str, Any]:
-        rows = self.store.get("network_stats", 100)
-        return {
-            "messages": [
-                {
-                    "timestamp": utc(row["at"]),
-                    "subject": STATS_SUBJECT,
-                    "data": json.loads(row["stats"]),
-                }
-                for row in rows
-            ]
-        }
+    def received(self) -> Listing:
+        def show(row: sqlite3.Row) -> dict[str, Any]:
+            told = {"timestamp": utc(row["at"]), "subject": STATS_SUBJECT}
+            return {**told, "data": json.loads(row["stats"])}
+
+        return Listing("messages", functools.partial(self.snapshots, 100), show)
 
     def preview(self) -> dict[str, Any]:
         """What waits, byte for byte; and what the newest task and invoice would become now, with
@@ -8271,7 +8333,7 @@ class Route(NamedTuple):
     access: str  # open, local, private or stream
     text: str
     shows: str
-    answer: Callable[[Api, Call], Mapping[str, Any] | Reply]
+    answer: Callable[[Api, Call], Mapping[str, Any] | Listing | Reply]
     query: Mapping[str, Parameter] = NOTHING
     rows: str = ""
     method: str = "GET"
@@ -8633,33 +8695,66 @@ def operation(route: Route) -> dict[str, Any]:
     }
 
 
-def csv_reply(route: Route, answer: Mapping[str, Any], query: str) -> Reply:
+def csv_reply(route: Route, answer: Listing, query: str) -> Reply:
     """A list's page as CSV, its lists left out; the address of the next page is in the header
     Link.
     """
-    name = next(name for name in answer if name != "pagination")
     columns = [column for column, kind in fields_of(route.rows).items() if kind[0] != "["]
     headers = {
         "Content-Type": CSV_TYPE,
-        "Content-Disposition": f'attachment; filename="{name}.csv"',
+        "Content-Disposition": f'attachment; filename="{answer.name}.csv"',
     }
-    if following := answer["pagination"]["next"]:
+    if following := answer.more["pagination"]["next"]:
         kept = [
             pair for pair in urllib.parse.parse_qsl(query) if pair[0] not in ("cursor", "offset")
         ]
         headers["Link"] = f'<?{urllib.parse.urlencode([*kept, ("cursor", following)])}>; rel="next"'
-    return Reply(csv_text(columns, answer[name]), headers)
+    return Reply(answer._replace(columns=columns), headers)
 
 
-def dress(reply: Reply, environ: Mapping[str, Any], show: Callable[[str], str]) -> Reply:
-    """The reply as it goes out: JSON and text through `show`, its mark (ETag), 304 where the client
-    has it, gzip.
+def sent_in_pieces(api: Api, pieces: Iterator[str], packed: bool) -> Iterator[bytes]:
+    """A list's answer, sent while it is made; `api.large` has a place for it, which is given back.
+
+    Where it cannot be made to its end the connection is cut, which shows the client that it is not
+    whole.
+    """
+    from waitress.channel import ClientDisconnected
+
+    packer = zlib.compressobj(5, wbits=31) if packed else None
+    try:
+        with reading(api.store):
+            for piece in pieces:
+                data = packer.compress(piece.encode()) if packer else piece.encode()
+                if data:
+                    yield data
+            if packer:
+                yield packer.flush()
+    except Refusal as refusal:
+        log.warning("api: an answer was cut: %s", refusal)
+        raise ClientDisconnected from None
+    finally:
+        api.large.release()
+
+
+def dress(reply: Reply, environ: Mapping[str, Any], api: Api) -> Reply:
+    """The reply as it goes out: JSON and text with the node's own wallets named, its mark (ETag),
+    304 where the client has it, gzip. A list of more than a piece is sent while it is made.
     """
     content, headers = (
         reply.content,
         {**SECURITY_HEADERS, "Vary": "Accept, Accept-Encoding, Origin", **reply.headers},
     )
-    mark = b""
+    mark, show = b"", api.store.show
+    pieces: Iterator[str] | None = None
+    if isinstance(content, Listing):
+        headers.setdefault("Content-Type", JSON_TYPE)
+        made = map(show, content.pieces())
+        first, second = next(made), next(made, None)
+        if second is None:
+            content = first
+        else:
+            pieces, mark = itertools.chain((first, second), made), content.mark(show)
+            content = b""
     if isinstance(content, Mapping):
         headers.setdefault("Content-Type", JSON_TYPE)
         if "timestamp" in content:  # the time of the answer is no news
@@ -8681,6 +8776,15 @@ def dress(reply: Reply, environ: Mapping[str, Any], show: Callable[[str], str]) 
     gzip_wanted = re.search(
         r"\bgzip\b(?! *; *q=0(\.0*)? *(,|$))", environ.get("HTTP_ACCEPT_ENCODING", "")
     )
+    if pieces is not None:
+        if gzip_wanted:
+            headers["Content-Encoding"] = "gzip"
+        if environ["REQUEST_METHOD"] == "HEAD":
+            return Reply(map(str.encode, pieces), headers)
+        if not api.large.acquire(blocking=False):
+            api.pressed_at = time.monotonic()
+            raise Refusal(503, "too many large answers are being sent", {"Retry-After": "2"})
+        return Reply(sent_in_pieces(api, pieces, gzip_wanted is not None), headers)
     if len(content) > GZIP_BYTES and gzip_wanted and headers["Content-Type"] != "application/wasm":
         headers["Content-Encoding"] = "gzip"
         content = gzip.compress(content, 9 if headers["Content-Type"] in SMALLEST else 5, mtime=0)
@@ -8695,7 +8799,7 @@ def answer(api: Api, route: Route, path: Mapping[str, str], environ: Mapping[str
     call = Call(caller, path, query, read_body(environ, route.body) if route.body else NOTHING)
     found = route.answer(api, call)
     reply = found if isinstance(found, Reply) else Reply(found)
-    if route.rows and isinstance(found, Mapping) and wants_csv(call):
+    if route.rows and isinstance(found, Listing) and wants_csv(call):
         reply = csv_reply(route, found, environ.get("QUERY_STRING", ""))
     private = {"Cache-Control": "no-store"} if route.access == "private" else {}
     return reply._replace(headers={**private, **reply.headers})
@@ -8814,7 +8918,7 @@ def build_app(api: Api) -> Any:
     pages = read_pages()
 
     def send(reply: Reply) -> Any:
-        sent = dress(reply, request.environ, api.store.show)
+        sent = dress(reply, request.environ, api)
         shared = request.environ.get("tbmon.headers", {})
         return bottle.HTTPResponse(sent.content, sent.status, {**sent.headers, **shared})
 
@@ -8886,6 +8990,7 @@ def listen(config: Config) -> socket.socket:
 
 
 SLOW_S = 20  # a client that takes nothing of its answer for so long is cut
+PRESSED_S = 3  # the same while another large answer finds no place
 UNSENT_BYTES = 256 * KIB  # of a stream, beyond which its thread waits for the client
 
 
@@ -8948,6 +9053,9 @@ def channel_class() -> Any:
         """
 
         def finish(self) -> None:
+            if self.request.command == "HEAD" and not self.wrote_header:
+                self.write(b"")
+                self.chunked_response = False  # or waitress would send the last, empty chunk
             super().finish()
             if (
                 self.channel.total_outbufs_len > UNSENT_BYTES // 2
@@ -8962,10 +9070,14 @@ def channel_class() -> Any:
 
 
 def make_server(
-    app: Any, listener: socket.socket, config: Config, stop: threading.Event | None = None
+    app: Any,
+    listener: socket.socket,
+    config: Config,
+    stop: threading.Event | None = None,
+    pressed_at: Callable[[], float] = lambda: -math.inf,
 ) -> Any:
-    """waitress, with a thread for each stream and eight more, JSON for what it refuses itself, and
-    slow readers cut.
+    """waitress, with a thread for each stream, for each large answer and eight more, JSON for what
+    it refuses itself, and slow readers cut: sooner if a large answer has just found no place.
     """
     import waitress
 
@@ -8976,7 +9088,7 @@ def make_server(
     server = waitress.create_server(
         app,
         sockets=[listener],
-        threads=streams + 8,
+        threads=streams + LARGE_ANSWERS + 8,
         connection_limit=streams + 400,
         max_request_body_size=BODY_BYTES + 1,
         max_request_header_size=HEADER_BYTES,
@@ -8997,8 +9109,10 @@ def make_server(
         ):  # the exception of a signal came where waitress hides it
             raise SystemExit(0)
         maintain(now)
+        is_pressed = time.monotonic() - pressed_at() < PRESSED_S
         for one in list(server.active_channels.values()):
-            if one.total_outbufs_len and one.last_activity < now - SLOW_S:
+            waits = one.total_outbufs_len >= (UNSENT_BYTES if is_pressed else 1)
+            if waits and one.last_activity < now - (PRESSED_S if is_pressed else SLOW_S):
                 one.handle_close()
 
     server.maintenance = maintenance
@@ -9240,9 +9354,8 @@ def run(monitor: Monitor, listener: socket.socket, ends: set[signal.Signals]) ->
         signal.pthread_sigmask(
             signal.SIG_BLOCK, ends
         )  # of each thread made here; none is left half started
-        server = make_server(
-            build_app(Api(monitor, read_secrets(config))), listener, config, monitor.stop
-        )
+        api = Api(monitor, read_secrets(config))
+        server = make_server(build_app(api), listener, config, monitor.stop, lambda: api.pressed_at)
         source = config.log_dir or f"container {config.container_name}"
         source = "a simulated node (demo data)" if monitor.demo else source
         log.info(
