@@ -40,6 +40,7 @@ import bisect
 import codecs
 import contextlib
 import csv
+import errno
 import fcntl
 import functools
 import gc
@@ -347,7 +348,9 @@ class Config:
     ws_auth_token: str = setting(
         "", "opens the live stream; generated if required and empty", secret=True
     )
-    ws_max_connections: int = setting(100, "live streams at once", high=1000)
+    ws_max_connections: int = setting(
+        100, "live streams at once; lowered where open files or threads are too few", high=1000
+    )
     ws_max_per_ip: int = setting(5, "live streams of one address", low=1, high=1000)
     ws_auth_timeout: int = setting(
         30000, "without effect: a stream without its token is refused at once"
@@ -8989,6 +8992,49 @@ def listen(config: Config) -> socket.socket:
         raise UserError(words) from None
 
 
+WORKERS = LARGE_ANSWERS + 8  # of the server's threads, beside one for each live stream
+OTHER_THREADS = 32  # of the process: ingest, upkeep, federation, and what libraries start
+OTHER_FILES = 100  # descriptors beside the connections: database, engine, hub, log files
+FEW_CONNECTIONS, MANY_CONNECTIONS = 64, 400  # beside the live streams: the least, and usually
+NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+def open_files_allowed() -> int | None:
+    """How many descriptors this process may have; None if that is not limited or unknown."""
+    with contextlib.suppress(OSError):
+        limits = Path("/proc/self/limits").read_text()
+        if found := re.search(r"^Max open files +(\d+)", limits, re.M):
+            return int(found[1])
+    return None
+
+
+def threads_allowed(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """How many threads more this process may start; None if that is not limited or unknown.
+
+    Counted are its control groups, which systemd's TasksMax and a container's pids_limit set, and
+    the limit of its user's processes, which root does not have.
+    """
+    left: list[int] = []
+    with contextlib.suppress(OSError):
+        limits = Path("/proc/self/limits").read_text()
+        found = re.search(r"^Max processes +(\d+)", limits, re.M)
+        if found and os.geteuid():
+            left.append(int(found[1]))
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds not in ("", "pids"):
+                continue
+            top = root / kinds
+            place = top / path.strip("/")
+            for folder in (place, *place.parents):
+                with contextlib.suppress(OSError, ValueError):  # no limit there, or no such group
+                    most = int((folder / "pids.max").read_text())
+                    left.append(most - int((folder / "pids.current").read_text()))
+                if folder == top:
+                    break
+    return max(0, min(left)) if left else None
+
+
 SLOW_S = 20  # a client that takes nothing of its answer for so long is cut
 PRESSED_S = 3  # the same while another large answer finds no place
 UNSENT_BYTES = 256 * KIB  # of a stream, beyond which its thread waits for the client
@@ -9069,6 +9115,64 @@ def channel_class() -> Any:
     return Channel
 
 
+class Door:
+    """Lets clients in. Where connections reach their limit, or descriptors run out, the one that
+    has been idle for longest makes room; where there is none, newcomers wait, and it is told.
+    """
+
+    WAIT_S, TOLD_S = 0.5, 60  # until the next try, and the next line in the log
+
+    def __init__(self, server: Any, most: int) -> None:
+        self.server, self.most = server, most
+        self.look, self.take = server.readable, server.accept
+        self.wait_until = self.told_at = -math.inf
+        server.readable, server.accept = self.readable, self.accept
+
+    def readable(self) -> bool:
+        """Whether a newcomer is to be let in now; waitress's own part closes what stands still."""
+        is_open = self.look()
+        if not is_open or time.monotonic() < self.wait_until:
+            return False
+        if len(self.server.active_channels) >= self.most and not self.make_room():
+            self.wait(f"all {self.most} connections are in use")
+            return False
+        return True
+
+    def accept(self) -> Any:
+        try:
+            return self.take()
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            if not self.make_room():
+                self.wait(reason_of(error))
+        return None
+
+    def make_room(self) -> bool:
+        """Close the connection that has been idle for longest; False if each has an answer to
+        come.
+
+        It is closed when its turn comes: closed here, its descriptor could be a newcomer's before
+        what poll() said of it is dealt with.
+        """
+        idle = [
+            one
+            for one in self.server.active_channels.values()
+            if not (one.requests or one.total_outbufs_len or one.will_close)
+        ]
+        if idle:
+            min(idle, key=lambda one: one.last_activity).will_close = True
+        return bool(idle)
+
+    def wait(self, why: str) -> None:
+        now = time.monotonic()
+        self.wait_until = now + self.WAIT_S
+        if now - self.told_at >= self.TOLD_S:
+            self.told_at = now
+            remedy = "raise the limit of open files (ulimit -n, LimitNOFILE)"
+            log.warning("server: newcomers wait: %s; %s or lower WS_MAX_CONNECTIONS", why, remedy)
+
+
 def make_server(
     app: Any,
     listener: socket.socket,
@@ -9084,23 +9188,32 @@ def make_server(
     logging.getLogger("waitress.queue").setLevel(
         logging.ERROR
     )  # a line for each request that waits would fill the log
-    streams = config.ws_max_connections
-    server = waitress.create_server(
-        app,
-        sockets=[listener],
-        threads=streams + LARGE_ANSWERS + 8,
-        connection_limit=streams + 400,
-        max_request_body_size=BODY_BYTES + 1,
-        max_request_header_size=HEADER_BYTES,
-        channel_request_lookahead=1,
-        ident=None,
-        channel_timeout=30,
-        cleanup_interval=2,
-        asyncore_use_poll=True,
-        outbuf_high_watermark=UNSENT_BYTES,
-        clear_untrusted_proxy_headers=False,  # Guard reads them, from TRUSTED_PROXY only
-    )
+    streams, files = config.ws_max_connections, open_files_allowed()
+    connections = streams + MANY_CONNECTIONS
+    if files is not None:
+        connections = min(connections, max(FEW_CONNECTIONS, files - OTHER_FILES))
+    try:
+        server = waitress.create_server(
+            app,
+            sockets=[listener],
+            threads=streams + WORKERS,
+            connection_limit=2**31,  # Door's to tell
+            max_request_body_size=BODY_BYTES + 1,
+            max_request_header_size=HEADER_BYTES,
+            channel_request_lookahead=1,
+            ident=None,
+            channel_timeout=30,
+            cleanup_interval=2,
+            asyncore_use_poll=True,
+            outbuf_high_watermark=UNSENT_BYTES,
+            clear_untrusted_proxy_headers=False,  # Guard reads them, from TRUSTED_PROXY only
+        )
+    except RuntimeError:  # a limit that could not be known
+        words = f"the server's {streams + WORKERS} threads cannot be started"
+        remedy = "lower WS_MAX_CONNECTIONS, or raise TasksMax, pids_limit or ulimit -u"
+        raise UserError(f"{words}: {remedy}") from None
     server.channel_class = channel_class()
+    Door(server, connections)
     maintain = server.maintenance
 
     def maintenance(now: float) -> None:
@@ -9113,7 +9226,7 @@ def make_server(
         for one in list(server.active_channels.values()):
             waits = one.total_outbufs_len >= (UNSENT_BYTES if is_pressed else 1)
             if waits and one.last_activity < now - (PRESSED_S if is_pressed else SLOW_S):
-                one.handle_close()
+                server.trigger.pull_trigger(one.handle_close)  # not here, as `make_room` says
 
     server.maintenance = maintenance
     return server
@@ -9196,6 +9309,22 @@ def warnings_of(config: Config) -> Iterator[Finding]:
         if item.metadata.get("secret") and 0 < len(getattr(config, item.name)) < SHORT_SECRET:
             words = f"{item.name.upper()} is short enough to be guessed"
             yield Finding("WARN", words, f"Give it {SHORT_SECRET} characters or more.")
+
+
+def fitted(config: Config) -> tuple[Config, list[str]]:
+    """The settings that the machine's limits can carry, and a warning for each that is lowered."""
+    streams, files, threads = config.ws_max_connections, open_files_allowed(), threads_allowed()
+    needs = (
+        (files, OTHER_FILES + FEW_CONNECTIONS, "open files (ulimit -n, LimitNOFILE)"),
+        (threads, OTHER_THREADS + WORKERS, "threads (TasksMax, pids_limit, ulimit -u)"),
+    )
+    warnings = []
+    for most, others, limit in needs:
+        if most is not None and streams > max(0, most - others):
+            before, streams = streams, max(0, most - others)
+            words = f"WS_MAX_CONNECTIONS={before} is lowered to {streams}: tbmon may have"
+            warnings.append(f"{words} {most} {limit}, and needs {others} of them for the rest")
+    return replace(config, ws_max_connections=streams), warnings
 
 
 def end_process(name: str, failures: list[str]) -> None:
@@ -9310,6 +9439,7 @@ def serve(config: Config, demo: bool = False) -> int:
             stop.set()  # so that the streams end before waitress waits for their threads
             raise SystemExit(0)
 
+    config, lowered = fitted(config)
     last = contextlib.ExitStack()
     for number in ends:
         last.callback(
@@ -9320,6 +9450,8 @@ def serve(config: Config, demo: bool = False) -> int:
         local_key = read_key_file(config.keys / "local.key", lambda: secrets.token_bytes(32))
         redactor = Redactor(local_key)
         set_up_log(config, redactor)
+        for words in lowered:
+            log.warning("%s", words)
         with contextlib.closing(Store(Path(config.db_path), local_key)) as store:
             engine = None if demo or config.log_dir else DockerEngine(config)
             monitor = Monitor(config, store, redactor, engine, stop, demo=demo)

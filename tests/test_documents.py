@@ -386,7 +386,7 @@ FACTS: dict[str, tuple[tuple[str, bool], ...]] = {
         (
             "8 for large answers, and 8 more",
             tbmon.LARGE_ANSWERS == 8
-            and "threads=streams + LARGE_ANSWERS + 8" in inspect.getsource(tbmon.make_server),
+            and "threads=streams + WORKERS" in inspect.getsource(tbmon.make_server),
         ),
         ("every 2 seconds the container's state", "stop.wait(2)" in UPKEEP),
         ("every 10 seconds its figures", "rounds % 5 == 0" in UPKEEP),
