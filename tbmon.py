@@ -320,7 +320,12 @@ class Config:
         30, "log entries older than this are deleted", low=1, high=36500
     )
     max_db_bytes: int = setting(
-        2 * 1024 * MIB, "oldest log entries go when the file is larger", low=8 * MIB
+        2 * 1024 * MIB,
+        "oldest log entries go when the file is larger; task data has half at most",
+        low=8 * MIB,
+    )
+    task_data_retention_days: int = setting(
+        365, "inputs and outputs of tasks older than this are deleted", low=1, high=36500
     )
     api_key: str = setting(
         "", "if set, the API asks for it: Authorization: Bearer KEY", secret=True
@@ -2059,6 +2064,16 @@ COUNT_TASK = """INSERT INTO total VALUES ({row}.status, {sign}1, {sign}IFNULL({r
         timed = timed + excluded.timed, elapsed_ms = elapsed_ms + excluded.elapsed_ms,
         measured = measured + excluded.measured, gas_used = gas_used + excluded.gas_used"""
 
+# Of a task's data in the file, with what SQLite keeps beside each row; pages are not counted.
+DATA_BYTES = """(300 + IFNULL(length(CAST({row}.input AS BLOB)), 0)
+    + IFNULL(length(CAST({row}.output AS BLOB)), 0)
+    + IFNULL(length(CAST({row}.error_text AS BLOB)), 0))"""
+WORDS_BYTES = "(300 + length(CAST({row}.words AS BLOB)))"
+TASK_AT = """(SELECT IFNULL(received_at, IFNULL(started_at, completed_at)) FROM task
+    WHERE task.execution_id = {row}.execution_id)"""
+DATA_AT = f"IFNULL({TASK_AT}, CAST(strftime('%s', 'now') AS INTEGER) * 1000)"
+RESIZE = "UPDATE task_data_total SET bytes = bytes"
+
 MIGRATIONS = (
     """
     CREATE TABLE state (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -2171,6 +2186,42 @@ MIGRATIONS = (
         name TEXT NOT NULL, field TEXT NOT NULL, words TEXT NOT NULL, PRIMARY KEY (name, field)
     );
     """,
+    f"""
+    -- beside each task's data, when it was received and how much that is, so that the oldest can go
+    CREATE TABLE task_data_size (
+        execution_id TEXT PRIMARY KEY, at INTEGER NOT NULL, bytes INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    INSERT INTO task_data_size SELECT execution_id, {DATA_AT.format(row="task_data")},
+        {DATA_BYTES.format(row="task_data")} FROM task_data;
+    CREATE INDEX task_data_age ON task_data_size (at);
+    -- of all task data, waiting words too
+    CREATE TABLE task_data_total (bytes INTEGER NOT NULL);
+    INSERT INTO task_data_total SELECT IFNULL((SELECT SUM(bytes) FROM task_data_size), 0)
+        + IFNULL((SELECT SUM({WORDS_BYTES.format(row="waiting_words")}) FROM waiting_words), 0);
+    CREATE TRIGGER task_data_added AFTER INSERT ON task_data BEGIN
+        INSERT OR REPLACE INTO task_data_size VALUES
+            (new.execution_id, {DATA_AT.format(row="new")}, {DATA_BYTES.format(row="new")});
+        {RESIZE} + {DATA_BYTES.format(row="new")};
+    END;
+    CREATE TRIGGER task_data_changed AFTER UPDATE ON task_data BEGIN
+        UPDATE task_data_size SET bytes = {DATA_BYTES.format(row="new")}
+            WHERE execution_id = new.execution_id;
+        {RESIZE} + {DATA_BYTES.format(row="new")} - {DATA_BYTES.format(row="old")};
+    END;
+    CREATE TRIGGER task_data_gone AFTER DELETE ON task_data BEGIN
+        DELETE FROM task_data_size WHERE execution_id = old.execution_id;
+        {RESIZE} - {DATA_BYTES.format(row="old")};
+    END;
+    CREATE TRIGGER words_added AFTER INSERT ON waiting_words BEGIN
+        {RESIZE} + {WORDS_BYTES.format(row="new")};
+    END;
+    CREATE TRIGGER words_changed AFTER UPDATE ON waiting_words BEGIN
+        {RESIZE} + {WORDS_BYTES.format(row="new")} - {WORDS_BYTES.format(row="old")};
+    END;
+    CREATE TRIGGER words_gone AFTER DELETE ON waiting_words BEGIN
+        {RESIZE} - {WORDS_BYTES.format(row="old")};
+    END;
+    """,
 )
 
 TASK_COLUMNS = Task._fields
@@ -2203,7 +2254,8 @@ WRITES = {  # by `Store.put`
         "+ excluded.value"
     ),
     "binding": "UPDATE log SET execution_id = ? WHERE key = ?",
-    "waiting_words": "INSERT OR REPLACE INTO waiting_words (name, field, words) VALUES (?, ?, ?)",
+    "waiting_words": "INSERT INTO waiting_words (name, field, words) VALUES (?, ?, ?)"
+    " ON CONFLICT (name, field) DO UPDATE SET words = excluded.words",
     "forget_words": "DELETE FROM waiting_words WHERE name = ?",
     "task_event": "INSERT OR IGNORE INTO task_event (execution_id, at, event) VALUES (?, ?, ?)",
     "start": "INSERT OR IGNORE INTO start (started_at, container_id) VALUES (?, ?)",
@@ -2293,6 +2345,7 @@ QUERIES = {  # by `Store.get` and `Store.first`
     "outbox_count": "SELECT COUNT(*) FROM outbox",
     "snapshots": "SELECT id FROM network_stats ORDER BY id DESC LIMIT ?",
     "gap_count": "SELECT COUNT(*) FROM gap",
+    "task_data_bytes": "SELECT bytes FROM task_data_total",
     "task_totals": "SELECT * FROM total",
     "invoice_summary": """
     SELECT COUNT(*) AS total, IFNULL(SUM(operation = 'pay'), 0) AS paid,
@@ -2559,6 +2612,35 @@ def lock_beside(path: Path, other: str) -> io.TextIOWrapper:
         file.close()
         raise UserError(f"{path} is in use by {other}; stop that one, or set DB_PATH") from None
     return file
+
+
+def peek(path: Path, what: str, *values: object) -> Any:
+    """`Store.first` of a file that this process does not hold; None where it cannot be read."""
+    uri = f"{path.resolve().as_uri()}?mode=ro"
+    if file_kind(path) != "ours":  # another's is not touched, not even its -shm
+        return None
+    with (
+        contextlib.suppress(sqlite3.Error),  # from before this version, or busy
+        contextlib.closing(sqlite3.connect(uri, uri=True, timeout=1)) as db,
+    ):
+        return next((row[0] for row in db.execute(QUERIES[what], values)), None)
+    return None
+
+
+def pruned_at(first: Callable[..., Any]) -> dict[str, int]:
+    """When log entries and task data last went for their size and not for their age, by name: log,
+    data. `first` is a Store's, or `peek` of a file.
+    """
+    found = {name: first("state", f"pruned {name}") for name in ("log", "data")}
+    return {name: int(at) for name, at in found.items() if at is not None}
+
+
+class Upkeep(NamedTuple):
+    """What else `Store.prune` deletes (times in ms), and when that is."""
+
+    sent_before: int = 0
+    data_before: int = 0
+    now: int = 0
 
 
 class Store:
@@ -2993,17 +3075,21 @@ class Store:
 
     # Upkeep
 
-    def prune(self, before: int, max_bytes: int, sent_before: int = 0) -> int:
+    def prune(self, before: int, max_bytes: int, upkeep: Upkeep | None = None) -> int:
         """Delete one slice of log entries older than `before` (ms), or the oldest if the file is
-        too large.
+        too large, and of task data likewise; half of the file is task data's at most.
 
         Returns how many went; 0 when there is nothing to do. Tasks and invoices stay.
         """
+        upkeep = upkeep or Upkeep()
         sizes = [
             self.read(f"PRAGMA {name}")[0][0]
             for name in ("page_count", "freelist_count", "page_size")
         ]
-        if (sizes[0] - sizes[1]) * sizes[2] > max_bytes:
+        data_is_large = self.first("task_data_bytes") > max_bytes // 2
+        # what is beyond a share goes first, and not what is within the other
+        log_is_large = (sizes[0] - sizes[1]) * sizes[2] > max_bytes and not data_is_large
+        if log_is_large:
             before = 2**62
         with self.write() as db:
             sql = (
@@ -3011,15 +3097,35 @@ class Store:
                 "ORDER BY key LIMIT 500)"
             )
             gone = db.execute(sql, (key_of(before // 1000), before)).rowcount
+            data = self.prune_task_data(db, 2**62 if data_is_large else upkeep.data_before)
+            for name, went in (("log", log_is_large and gone), ("data", data_is_large and data)):
+                if went:
+                    self.put(db, "state", [(f"pruned {name}", upkeep.now)])
             db.execute(
                 "DELETE FROM audit WHERE id <= (SELECT MAX(id) FROM audit) - ?", (AUDIT_ROWS,)
             )
-            db.execute("DELETE FROM sent WHERE at < ?", (sent_before,))
+            db.execute("DELETE FROM sent WHERE at < ?", (upkeep.sent_before,))
         with self.lock:
             self.db.executescript(
                 "PRAGMA incremental_vacuum(1000)"
             )  # execute() would stop after one page
-        return gone or int(sizes[1] > 0)
+        return gone + data or int(sizes[1] > 0)
+
+    def prune_task_data(self, db: sqlite3.Connection, before: int) -> int:
+        """Delete one slice of the inputs and outputs of tasks received before `before` (ms), the
+        oldest first; what waits for its task comes last. Returns how many rows went.
+        """
+        sql = (
+            "DELETE FROM task_data WHERE execution_id IN"
+            " (SELECT execution_id FROM task_data_size WHERE at < ? ORDER BY at LIMIT 20)"
+        )
+        if gone := db.execute(sql, (before,)).rowcount:
+            return gone
+        sql = (  # a name begins with the entry's second
+            "DELETE FROM waiting_words WHERE name IN"
+            " (SELECT name FROM waiting_words WHERE name < ? ORDER BY name LIMIT 20)"
+        )
+        return db.execute(sql, (key_of(before // 1000).hex(),)).rowcount
 
     def is_sound(self) -> bool:
         """Check the file, from the disk and not from a reader's memory; takes about 0.2 s for a
@@ -6388,6 +6494,19 @@ def note_minute(monitor: Monitor, at: int) -> bool:
     return True
 
 
+PRUNED = {  # by what went for its size and not for its age: words, and what to do
+    "log": (
+        "the oldest log entries go before LOG_RETENTION_DAYS, as the database is at MAX_DB_BYTES",
+        "Raise MAX_DB_BYTES, or lower LOG_RETENTION_DAYS.",
+    ),
+    "data": (
+        "the oldest inputs and outputs of tasks go before TASK_DATA_RETENTION_DAYS, as they are at "
+        "half of MAX_DB_BYTES",
+        "Raise MAX_DB_BYTES, or lower MAX_OUTPUT_DATA_BYTES.",
+    ),
+}
+
+
 def prune(monitor: Monitor) -> None:
     """Delete what is too old or too much, in slices, so that nobody waits long."""
     with contextlib.suppress(sqlite3.OperationalError):  # a full disk: ingest says so
@@ -6395,10 +6514,15 @@ def prune(monitor: Monitor) -> None:
         with monitor.store.write() as db:
             monitor.store.put(db, "state", [("clock", monitor.settled_at)])
         before = monitor.oldest(monitor.config.log_retention_days * DAY_MS)
-        limits = before, monitor.config.max_db_bytes, monitor.oldest(SENT_MS)
-        while not monitor.stop.is_set() and monitor.store.prune(*limits):
+        data_ms = monitor.config.task_data_retention_days * DAY_MS
+        other = Upkeep(monitor.oldest(SENT_MS), monitor.oldest(data_ms), monitor.now())
+        earlier, most = pruned_at(monitor.store.first), monitor.config.max_db_bytes
+        while not monitor.stop.is_set() and monitor.store.prune(before, most, other):
             monitor.beat("upkeep")
             monitor.stop.wait(0.005)
+        for name, at in pruned_at(monitor.store.first).items():
+            if at - earlier.get(name, 0) > DAY_MS:
+                log.warning("store: %s. %s", *PRUNED[name])
 
 
 def set_verdict(monitor: Monitor) -> None:
@@ -9439,7 +9563,6 @@ def serve(config: Config, demo: bool = False) -> int:
             stop.set()  # so that the streams end before waitress waits for their threads
             raise SystemExit(0)
 
-    config, lowered = fitted(config)
     last = contextlib.ExitStack()
     for number in ends:
         last.callback(
@@ -9447,6 +9570,7 @@ def serve(config: Config, demo: bool = False) -> int:
         )  # else the interpreter's own end lets them kill it
         signal.signal(number, end)
     with last, listen(config) as listener:
+        config, lowered = fitted(config)
         local_key = read_key_file(config.keys / "local.key", lambda: secrets.token_bytes(32))
         redactor = Redactor(local_key)
         set_up_log(config, redactor)
@@ -9457,7 +9581,7 @@ def serve(config: Config, demo: bool = False) -> int:
             monitor = Monitor(config, store, redactor, engine, stop, demo=demo)
             monitor.started_at, monitor.doctor = (
                 monitor.now(),
-                functools.partial(findings, config, demo, True),
+                functools.partial(findings, config, demo, store),
             )
             monitor.outbox = Outbox(
                 store, SharingKeys(config.keys), monitor.now, random.SystemRandom()
@@ -9555,11 +9679,27 @@ def doctor(config: Config) -> int:
     return worst
 
 
-def findings(config: Config, demo: bool = False, serving: bool = False) -> Iterator[Finding]:
-    """All that doctor looks at; of a demo only what there is."""
+def findings(config: Config, demo: bool = False, store: Store | None = None) -> Iterator[Finding]:
+    """All that doctor looks at, of a demo only what there is; `store` is that of who serves."""
     return itertools.chain(
-        warnings_of(config) if demo else check_source(config), check_host(config, serving)
+        warnings_of(config) if demo else check_source(config),
+        check_host(config, serving=store is not None),
+        check_pruning(config, store),
     )
+
+
+def check_pruning(config: Config, store: Store | None) -> Iterator[Finding]:
+    """Whether something was deleted for its size within the last day, and how much task data there
+    is.
+    """
+    first = store.first if store else functools.partial(peek, Path(config.db_path))
+    at, used = pruned_at(first), first("task_data_bytes")
+    for name, (words, remedy) in PRUNED.items():
+        if time.time() * 1000 - at.get(name, -math.inf) < DAY_MS:
+            yield Finding("WARN", words, remedy)
+    if used is not None:
+        most = config.max_db_bytes // 2
+        yield Finding("OK", f"inputs and outputs of tasks: {used // MIB} of {most // MIB} MiB")
 
 
 def check_source(config: Config) -> Iterator[Finding]:
