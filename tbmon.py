@@ -41,6 +41,7 @@ import codecs
 import contextlib
 import csv
 import dataclasses
+import errno
 import fcntl
 import functools
 import gc
@@ -327,7 +328,12 @@ class Config:
         30, "log entries older than this are deleted", low=1, high=36500
     )
     max_db_bytes: int = setting(
-        2 * 1024 * MIB, "oldest log entries go when the file is larger", low=8 * MIB
+        2 * 1024 * MIB,
+        "oldest log entries go when the file is larger; task data has half at most",
+        low=8 * MIB,
+    )
+    task_data_retention_days: int = setting(
+        365, "inputs and outputs of tasks older than this are deleted", low=1, high=36500
     )
     api_key: str = setting(
         "", "if set, the API asks for it: Authorization: Bearer KEY", secret=True
@@ -358,7 +364,9 @@ class Config:
     ws_auth_token: str = setting(
         "", "opens the live stream; generated if required and empty", secret=True
     )
-    ws_max_connections: int = setting(100, "live streams at once", high=1000)
+    ws_max_connections: int = setting(
+        100, "live streams at once; lowered where open files or threads are too few", high=1000
+    )
     ws_max_per_ip: int = setting(5, "live streams of one address", low=1, high=1000)
     ws_auth_timeout: int = setting(
         30000, "without effect: a stream without its token is refused at once"
@@ -1385,6 +1393,26 @@ def read_inspect(text: str) -> object:
 
 
 DECODER = json.JSONDecoder(strict=False)
+BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[{}\[\]]', re.S)
+
+
+def read_json(text: str, at: int, decoder: json.JSONDecoder = DECODER) -> tuple[object, int]:
+    """The JSON value that begins at `at`, and where it ends; raises ValueError if there is none,
+    or lists and objects nest deeper in it than PAYLOAD_DEPTH.
+
+    Python reads deeper ones than it can write again, and nobody asks how deep a stack it has left.
+    """
+    try:
+        value, end = decoder.raw_decode(text, at)
+    except RecursionError:
+        raise ValueError("it is nested too deep to be read") from None
+    if text.count("[", at, end) + text.count("{", at, end) > PAYLOAD_DEPTH:
+        depth = 0
+        for found in BRACKETS.finditer(text, at, end):
+            depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(found[0], 0)
+            if depth > PAYLOAD_DEPTH:
+                raise ValueError("it is nested too deep")
+    return value, end
 
 
 PAYLOAD_NAMES = {  # by which the payload of a type is told from other words in brackets
@@ -1409,8 +1437,8 @@ def read_payload(text: str, names: Collection[str] = ()) -> dict[str, Any]:
         if at < 0:
             break
         try:
-            value, end = DECODER.raw_decode(text, at)
-        except (ValueError, RecursionError):
+            value, end = read_json(text, at)
+        except ValueError:
             value, end = read_inspect(text[at:]), at + 1
         if isinstance(value, dict) and (not names or any(name in value for name in names)):
             return value
@@ -2268,6 +2296,7 @@ BALLAST_BYTES = (
     4 * MIB
 )  # held on the disk, and let go when it is full: room for what the operator does then
 READERS = 8  # read-only connections kept open; each may hold a MiB of pages
+ROWS_AT_ONCE = 8  # in memory of a list: each may hold ENTRY_BYTES, or an invoice's 200 line items
 AUDIT_ROWS = 10_000  # the newest are kept
 OUTBOX_ROWS, OUTBOX_MS = (
     10_000,
@@ -2290,6 +2319,16 @@ COUNT_TASK = """INSERT INTO total VALUES ({row}.status, {sign}1, {sign}IFNULL({r
         cached = cached + excluded.cached,
         timed = timed + excluded.timed, elapsed_ms = elapsed_ms + excluded.elapsed_ms,
         measured = measured + excluded.measured, gas_used = gas_used + excluded.gas_used"""
+
+# Of a task's data in the file, with what SQLite keeps beside each row; pages are not counted.
+DATA_BYTES = """(300 + IFNULL(length(CAST({row}.input AS BLOB)), 0)
+    + IFNULL(length(CAST({row}.output AS BLOB)), 0)
+    + IFNULL(length(CAST({row}.error_text AS BLOB)), 0))"""
+WORDS_BYTES = "(300 + length(CAST({row}.words AS BLOB)))"
+TASK_AT = """(SELECT IFNULL(received_at, IFNULL(started_at, completed_at)) FROM task
+    WHERE task.execution_id = {row}.execution_id)"""
+DATA_AT = f"IFNULL({TASK_AT}, CAST(strftime('%s', 'now') AS INTEGER) * 1000)"
+RESIZE = "UPDATE task_data_total SET bytes = bytes"
 
 MIGRATIONS = (
     """
@@ -2407,6 +2446,42 @@ MIGRATIONS = (
     -- of the bytes before `offset`: two files may begin alike; '' until the file is looked at again
     ALTER TABLE file ADD COLUMN tail_hash TEXT NOT NULL DEFAULT '';
     """,
+    f"""
+    -- beside each task's data, when it was received and how much that is, so that the oldest can go
+    CREATE TABLE task_data_size (
+        execution_id TEXT PRIMARY KEY, at INTEGER NOT NULL, bytes INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    INSERT INTO task_data_size SELECT execution_id, {DATA_AT.format(row="task_data")},
+        {DATA_BYTES.format(row="task_data")} FROM task_data;
+    CREATE INDEX task_data_age ON task_data_size (at);
+    -- of all task data, waiting words too
+    CREATE TABLE task_data_total (bytes INTEGER NOT NULL);
+    INSERT INTO task_data_total SELECT IFNULL((SELECT SUM(bytes) FROM task_data_size), 0)
+        + IFNULL((SELECT SUM({WORDS_BYTES.format(row="waiting_words")}) FROM waiting_words), 0);
+    CREATE TRIGGER task_data_added AFTER INSERT ON task_data BEGIN
+        INSERT OR REPLACE INTO task_data_size VALUES
+            (new.execution_id, {DATA_AT.format(row="new")}, {DATA_BYTES.format(row="new")});
+        {RESIZE} + {DATA_BYTES.format(row="new")};
+    END;
+    CREATE TRIGGER task_data_changed AFTER UPDATE ON task_data BEGIN
+        UPDATE task_data_size SET bytes = {DATA_BYTES.format(row="new")}
+            WHERE execution_id = new.execution_id;
+        {RESIZE} + {DATA_BYTES.format(row="new")} - {DATA_BYTES.format(row="old")};
+    END;
+    CREATE TRIGGER task_data_gone AFTER DELETE ON task_data BEGIN
+        DELETE FROM task_data_size WHERE execution_id = old.execution_id;
+        {RESIZE} - {DATA_BYTES.format(row="old")};
+    END;
+    CREATE TRIGGER words_added AFTER INSERT ON waiting_words BEGIN
+        {RESIZE} + {WORDS_BYTES.format(row="new")};
+    END;
+    CREATE TRIGGER words_changed AFTER UPDATE ON waiting_words BEGIN
+        {RESIZE} + {WORDS_BYTES.format(row="new")} - {WORDS_BYTES.format(row="old")};
+    END;
+    CREATE TRIGGER words_gone AFTER DELETE ON waiting_words BEGIN
+        {RESIZE} - {WORDS_BYTES.format(row="old")};
+    END;
+    """,
 )
 
 TASK_COLUMNS = Task._fields
@@ -2439,7 +2514,8 @@ WRITES = {  # by `Store.put`
         "+ excluded.value"
     ),
     "binding": "UPDATE log SET execution_id = ? WHERE key = ?",
-    "waiting_words": "INSERT OR REPLACE INTO waiting_words (name, field, words) VALUES (?, ?, ?)",
+    "waiting_words": "INSERT INTO waiting_words (name, field, words) VALUES (?, ?, ?)"
+    " ON CONFLICT (name, field) DO UPDATE SET words = excluded.words",
     "forget_words": "DELETE FROM waiting_words WHERE name = ?",
     "task_event": "INSERT OR IGNORE INTO task_event (execution_id, at, event) VALUES (?, ?, ?)",
     "start": "INSERT OR IGNORE INTO start (started_at, container_id) VALUES (?, ?)",
@@ -2533,8 +2609,9 @@ QUERIES = {  # by `Store.get` and `Store.first`
     "outbox_next": "SELECT due_at, subject, payload FROM outbox ORDER BY due_at LIMIT 1000",
     "outbox_days": "SELECT DISTINCT day FROM outbox",
     "outbox_count": "SELECT COUNT(*) FROM outbox",
-    "network_stats": "SELECT at, stats FROM network_stats ORDER BY id DESC LIMIT ?",
+    "snapshots": "SELECT id FROM network_stats ORDER BY id DESC LIMIT ?",
     "gap_count": "SELECT COUNT(*) FROM gap",
+    "task_data_bytes": "SELECT bytes FROM task_data_total",
     "task_totals": "SELECT * FROM total",
     "invoice_summary": """
     SELECT COUNT(*) AS total, IFNULL(SUM(operation = 'pay'), 0) AS paid,
@@ -2555,7 +2632,7 @@ QUERIES = {  # by `Store.get` and `Store.first`
     "items_of": "SELECT line_items FROM invoice WHERE execution_id = ?",
     "invoice_of": "SELECT invoice_id FROM invoice WHERE execution_id = ? ORDER BY id LIMIT 1",
     "invoice_count": "SELECT IFNULL(MAX(id), 0) FROM invoice",  # none is ever deleted
-    "invoices_of_others": "SELECT execution_id, line_items FROM invoice WHERE operation IS NULL",
+    "invoices_of_others": "SELECT id FROM invoice WHERE operation IS NULL AND instr(line_items, ?)",
     "recognised": "SELECT IFNULL(SUM(NOT flags & ?), 0), COUNT(*)"
     " FROM (SELECT flags FROM log ORDER BY key DESC LIMIT 500)",
     "tasks_since": "SELECT COUNT(*) FROM task WHERE IFNULL(received_at, 0) >= ?",
@@ -2812,6 +2889,35 @@ def lock_beside(path: Path, other: str) -> io.TextIOWrapper:
         file.close()
         raise UserError(f"{path} is in use by {other}; stop that one, or set DB_PATH") from None
     return file
+
+
+def peek(path: Path, what: str, *values: object) -> Any:
+    """`Store.first` of a file that this process does not hold; None where it cannot be read."""
+    uri = f"{path.resolve().as_uri()}?mode=ro"
+    if file_kind(path) != "ours":  # another's is not touched, not even its -shm
+        return None
+    with (
+        contextlib.suppress(sqlite3.Error),  # from before this version, or busy
+        contextlib.closing(sqlite3.connect(uri, uri=True, timeout=1)) as db,
+    ):
+        return next((row[0] for row in db.execute(QUERIES[what], values)), None)
+    return None
+
+
+def pruned_at(first: Callable[..., Any]) -> dict[str, int]:
+    """When log entries and task data last went for their size and not for their age, by name: log,
+    data. `first` is a Store's, or `peek` of a file.
+    """
+    found = {name: first("state", f"pruned {name}") for name in ("log", "data")}
+    return {name: int(at) for name, at in found.items() if at is not None}
+
+
+class Upkeep(NamedTuple):
+    """What else `Store.prune` deletes (times in ms), and when that is."""
+
+    sent_before: int = 0
+    data_before: int = 0
+    now: int = 0
 
 
 class Store:
@@ -3224,12 +3330,13 @@ class Store:
         """Remember one of the node's own wallets and look for it in the invoices kept so far."""
         self.own = self.own | {pseudonym}
         self.put(db, "state", [("own", json.dumps(sorted(self.own)))])
-        # those of this transaction too
-        others = "SELECT id, line_items FROM invoice WHERE operation IS NULL"
-        for row in db.execute(others).fetchall():
-            if mine := own_item(json.loads(row[1]), self.own):
+        # those of this transaction too; one by one, since each may have many items
+        for (number,) in db.execute(QUERIES["invoices_of_others"], (pseudonym,)).fetchall():
+            select = "SELECT line_items FROM invoice WHERE id = ?"
+            items = json.loads(db.execute(select, (number,)).fetchone()[0])
+            if mine := own_item(items, self.own):
                 sql = "UPDATE invoice SET operation = ?, steps = ?, memory_peak = ? WHERE id = ?"
-                db.execute(sql, (mine["operation"], mine["steps"], mine["memory_peak"], row[0]))
+                db.execute(sql, (mine["operation"], mine["steps"], mine["memory_peak"], number))
 
     def save_node(self, db: sqlite3.Connection, facts: Mapping[str, tuple[object, int]]) -> None:
         """Keep what is known of the node as {name: (value, at)}; older news never replace newer."""
@@ -3273,17 +3380,21 @@ class Store:
 
     # Upkeep
 
-    def prune(self, before: int, max_bytes: int, sent_before: int = 0) -> int:
+    def prune(self, before: int, max_bytes: int, upkeep: Upkeep | None = None) -> int:
         """Delete one slice of log entries older than `before` (ms), or the oldest if the file is
-        too large.
+        too large, and of task data likewise; half of the file is task data's at most.
 
         Returns how many went; 0 when there is nothing to do. Tasks and invoices stay.
         """
+        upkeep = upkeep or Upkeep()
         sizes = [
             self.read(f"PRAGMA {name}")[0][0]
             for name in ("page_count", "freelist_count", "page_size")
         ]
-        if (sizes[0] - sizes[1]) * sizes[2] > max_bytes:
+        data_is_large = self.first("task_data_bytes") > max_bytes // 2
+        # what is beyond a share goes first, and not what is within the other
+        log_is_large = (sizes[0] - sizes[1]) * sizes[2] > max_bytes and not data_is_large
+        if log_is_large:
             before = 2**62
         with self.write() as db:
             sql = (
@@ -3291,15 +3402,35 @@ class Store:
                 "ORDER BY key LIMIT 500)"
             )
             gone = db.execute(sql, (key_of(before // 1000), before)).rowcount
+            data = self.prune_task_data(db, 2**62 if data_is_large else upkeep.data_before)
+            for name, went in (("log", log_is_large and gone), ("data", data_is_large and data)):
+                if went:
+                    self.put(db, "state", [(f"pruned {name}", upkeep.now)])
             db.execute(
                 "DELETE FROM audit WHERE id <= (SELECT MAX(id) FROM audit) - ?", (AUDIT_ROWS,)
             )
-            db.execute("DELETE FROM sent WHERE at < ?", (sent_before,))
+            db.execute("DELETE FROM sent WHERE at < ?", (upkeep.sent_before,))
         with self.lock:
             self.db.executescript(
                 "PRAGMA incremental_vacuum(1000)"
             )  # execute() would stop after one page
-        return gone or int(sizes[1] > 0)
+        return gone + data or int(sizes[1] > 0)
+
+    def prune_task_data(self, db: sqlite3.Connection, before: int) -> int:
+        """Delete one slice of the inputs and outputs of tasks received before `before` (ms), the
+        oldest first; what waits for its task comes last. Returns how many rows went.
+        """
+        sql = (
+            "DELETE FROM task_data WHERE execution_id IN"
+            " (SELECT execution_id FROM task_data_size WHERE at < ? ORDER BY at LIMIT 20)"
+        )
+        if gone := db.execute(sql, (before,)).rowcount:
+            return gone
+        sql = (  # a name begins with the entry's second
+            "DELETE FROM waiting_words WHERE name IN"
+            " (SELECT name FROM waiting_words WHERE name < ? ORDER BY name LIMIT 20)"
+        )
+        return db.execute(sql, (key_of(before // 1000).hex(),)).rowcount
 
     def is_sound(self) -> bool:
         """Check the file, from the disk and not from a reader's memory; takes about 0.2 s for a
@@ -3343,6 +3474,7 @@ class Store:
         before: tuple[int, int] | None,
         limit: int,
         skip: int,
+        columns: str = "*",
     ) -> list[sqlite3.Row]:
         """Rows of a table, newest first by (PAGE_ORDER, id); `filters` maps names of FILTERS to
         their values.
@@ -3362,21 +3494,24 @@ class Store:
             conditions.append(f"(IFNULL({order}, 0), id) < (?, ?)")
             values += before
         sql = (
-            f"SELECT * FROM {table} WHERE {' AND '.join(conditions)}"
+            f"SELECT {columns} FROM {table} WHERE {' AND '.join(conditions)}"
             f" ORDER BY IFNULL({order}, 0) DESC, id DESC LIMIT ? OFFSET ?"
         )
         return self.read(sql, (*values, limit, skip))
 
-    def log_rows(self, keys: Iterable[bytes]) -> Iterator[sqlite3.Row]:
-        """The log entries of these keys, in their order; a few at a time, since each may have
-        ENTRY_BYTES.
-        """
-        rest = iter(keys)
-        while some := tuple(itertools.islice(rest, 50)):
+    def rows_of(self, table: str, keys: Iterable[Any], columns: str = "*") -> Iterator[sqlite3.Row]:
+        """The rows of these keys, in their order; ROWS_AT_ONCE at a time. `columns` has the key."""
+        name, rest = "key" if table == "log" else "id", iter(keys)
+        while some := tuple(itertools.islice(rest, ROWS_AT_ONCE)):
             marks = ", ".join("?" * len(some))
-            rows = self.read(f"SELECT {LOG_COLUMNS} FROM log WHERE key IN ({marks})", some)
-            found = {row["key"]: row for row in rows}
+            rows = self.read(f"SELECT {columns} FROM {table} WHERE {name} IN ({marks})", some)
+            found = {row[name]: row for row in rows}
             yield from (found[key] for key in some if key in found)
+
+    def message_sizes(self, keys: Iterable[bytes]) -> Iterator[int]:
+        """How many bytes the messages of these log entries have."""
+        columns = "key, length(CAST(message AS BLOB)) AS size"
+        return (row["size"] for row in self.rows_of("log", keys, columns))
 
     def entries(
         self,
@@ -5441,12 +5576,11 @@ class Tracker:
         ):
             return
         self.new_own.add(pseudonym)
-        kept = [(name, json.loads(items)) for name, items in self.store.get("invoices_of_others")]
-        for name, items in (
-            *kept,
-            *((event.execution_id, event.fields["line_items"]) for event, _ in self.invoices),
-        ):
-            self.see_items(name, items)
+        others = [row["id"] for row in self.store.get("invoices_of_others", pseudonym)]
+        for row in self.store.rows_of("invoice", others):
+            self.see_items(row["execution_id"], json.loads(row["line_items"]))
+        for event, _ in self.invoices:
+            self.see_items(event.execution_id, event.fields["line_items"])
 
     def see_record(self, event: Event) -> bool:
         """Take one record of the event database; False if the task it speaks of is not known
@@ -5878,7 +6012,6 @@ ROOM_BYTES = 16 * MIB  # of the disk, beside the ballast, that the copy of a fil
 RECORD_BYTES = 8 * MIB  # of one record of the event database
 RECORD_VALUES = 250_000  # in a record, about: a list of many small values needs much more memory
 BATCH_EVENTS = 200  # of the event database, in one transaction
-BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[{}\[\]]', re.S)
 
 
 class PassedOver(Exception):
@@ -6392,11 +6525,8 @@ def read_records(file: Any) -> Iterator[object]:
 def read_record(text: str, at: int) -> tuple[object, int]:
     """The value at `at` and where it ends; end 0 if it is not all there."""
     try:
-        return DECODER.raw_decode(text, at)
-    except (
-        ValueError,
-        RecursionError,
-    ):  # not all there, or nothing Python reads: a number of 5000 digits
+        return read_json(text, at)
+    except ValueError:  # not all there, too deep, or no number Python reads: one of 5000 digits
         return None, skip_record(text, at)
 
 
@@ -7536,6 +7666,19 @@ def fill_missed(monitor: Monitor, until: int) -> None:
             put_minutes(monitor, [(at, True) for at in sorted(known) if since <= at < end])
 
 
+PRUNED = {  # by what went for its size and not for its age: words, and what to do
+    "log": (
+        "the oldest log entries go before LOG_RETENTION_DAYS, as the database is at MAX_DB_BYTES",
+        "Raise MAX_DB_BYTES, or lower LOG_RETENTION_DAYS.",
+    ),
+    "data": (
+        "the oldest inputs and outputs of tasks go before TASK_DATA_RETENTION_DAYS, as they are at "
+        "half of MAX_DB_BYTES",
+        "Raise MAX_DB_BYTES, or lower MAX_OUTPUT_DATA_BYTES.",
+    ),
+}
+
+
 def prune(monitor: Monitor) -> None:
     """Delete what is too old or too much, in slices, so that nobody waits long."""
     with contextlib.suppress(sqlite3.OperationalError):  # a full disk: ingest says so
@@ -7543,10 +7686,15 @@ def prune(monitor: Monitor) -> None:
         with monitor.store.write() as db:
             monitor.store.put(db, "state", [("clock", monitor.settled_at)])
         before = monitor.oldest(monitor.config.log_retention_days * DAY_MS)
-        limits = before, monitor.config.max_db_bytes, monitor.oldest(SENT_MS)
-        while not monitor.stop.is_set() and monitor.store.prune(*limits):
+        data_ms = monitor.config.task_data_retention_days * DAY_MS
+        other = Upkeep(monitor.oldest(SENT_MS), monitor.oldest(data_ms), monitor.now())
+        earlier, most = pruned_at(monitor.store.first), monitor.config.max_db_bytes
+        while not monitor.stop.is_set() and monitor.store.prune(before, most, other):
             monitor.beat("upkeep")
             monitor.stop.wait(0.005)
+        for name, at in pruned_at(monitor.store.first).items():
+            if at - earlier.get(name, 0) > DAY_MS:
+                log.warning("store: %s. %s", *PRUNED[name])
 
 
 def follow_runs(before: Runs, container: Container, now: int) -> Runs:
@@ -7710,6 +7858,8 @@ SMALLEST = (
 )  # once for each visit, so that time is well spent
 GZIP_BYTES = 1024  # a shorter answer would hardly become shorter
 ANSWERS = 8  # made at once; more in the making would only take memory from each other
+LIST_BYTES = 128 * KIB  # of a list's answer; one of more pieces is sent while it is made
+LARGE_ANSWERS = 8  # sent so at once: each may wait for its reader, and has a thread
 BODY_BYTES, HEADER_BYTES = 64 * KIB, 16 * KIB  # of a request
 PAGE_BYTES = 4 * MIB  # of log messages in one answer; what does not fit is on the next page
 STATUSES = ("received", "executing", "completed", "failed", "ended", "lost")
@@ -8141,12 +8291,12 @@ PAYLOAD = json.JSONDecoder(
 
 
 def entry_json(row: sqlite3.Row) -> dict[str, Any]:
-    """A log entry; `data` is the payload in its message if that is JSON."""
+    """A log entry; `data` is the payload in its message if that is JSON of a bounded depth."""
     message, data = row["message"], None
     start = message.find("{")
     if start >= 0 and row["type"] != LOG_TYPES.index("semaphore"):
-        with contextlib.suppress(ValueError, RecursionError):  # no JSON: shown as text alone
-            data = PAYLOAD.raw_decode(message, start)[0]
+        with contextlib.suppress(ValueError):  # no JSON, or too deep: shown as text alone
+            data = read_json(message, start, PAYLOAD)[0]
     return {
         "id": row["key"].hex(),
         "timestamp": utc(row["at"]),
@@ -8186,19 +8336,69 @@ def month_json(month: str | None, rows: Sequence[sqlite3.Row]) -> dict[str, Any]
     return found | {"steps": big(sum(steps.values()))}
 
 
-def paged(
-    name: str, rows: list[Any], places: list[tuple[Any, int]], limit: int, offset: int
-) -> dict[str, Any]:
-    """A list's answer: `rows` may hold one more than the limit, which shows that there are more."""
-    more = len(rows) > limit
+def pagination(places: Sequence[tuple[Any, int]], limit: int, offset: int) -> dict[str, Any]:
+    """What a list says of its page: `places` may hold one more than the limit, which shows that
+    there are more.
+    """
+    more = len(places) > limit
     after = cursor_text(*places[limit - 1]) if more else None
-    return {
-        name: rows[:limit],
-        "pagination": {"limit": limit, "offset": offset, "hasMore": more, "next": after},
-    }
+    return {"limit": limit, "offset": offset, "hasMore": more, "next": after}
 
 
-def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+class Listing(NamedTuple):
+    """A list's answer, which is made row by row, since all of its rows at once may be much.
+
+    `read` reads the rows, anew each time; `more` is what the answer holds beside them; with
+    `columns` it is CSV.
+    """
+
+    name: str
+    read: Callable[[], Iterator[sqlite3.Row]]
+    show: Callable[[sqlite3.Row], Mapping[str, Any]]
+    more: Mapping[str, Any] = NOTHING
+    columns: Sequence[str] = ()
+
+    def words(self) -> Iterator[str]:
+        """The answer, a row in each piece."""
+        if self.columns:
+            yield from csv_lines(self.columns, map(self.show, self.read()))
+            return
+        between = ""
+        yield f'{{"{self.name}": ['
+        for row in self.read():
+            yield between + json.dumps(self.show(row))
+            between = ", "
+        yield "]" + "".join(f', "{name}": {json.dumps(self.more[name])}' for name in self.more)
+        yield "}\n"
+
+    def pieces(self) -> Iterator[str]:
+        """The answer in pieces of about LIST_BYTES."""
+        piece = io.StringIO()
+        for words in self.words():
+            piece.write(words)
+            if piece.tell() >= LIST_BYTES:
+                yield piece.getvalue()
+                piece = io.StringIO()
+        yield piece.getvalue()
+
+    def mark(self, show: Callable[[str], str]) -> bytes:
+        """What changes with the answer, from its rows as they are stored: much sooner told than
+        the answer is made.
+        """
+        digest = hashlib.blake2b(repr((__version__, self.columns, self.more)).encode())
+        for row in self.read():
+            digest.update(show(repr(tuple(row))).encode())
+        return digest.digest()
+
+
+class Echo:
+    """The file of a csv.writer, whose writerow returns what `write` does: the line."""
+
+    def write(self, text: str) -> str:
+        return text
+
+
+def csv_lines(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Rows as CSV; a text that a spreadsheet would take for a formula begins with an apostrophe."""
 
     def cell(value: object) -> object:
@@ -8207,11 +8407,10 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
         formula = isinstance(value, str) and value[:1] in tuple("=+-@\t\r\n")
         return f"'{value}" if formula else value
 
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\r\n")
-    writer.writerow(columns)
-    writer.writerows([cell(row[name]) for name in columns] for row in rows)
-    return file.getvalue()
+    writer = csv.writer(Echo(), lineterminator="\r\n")
+    yield writer.writerow(columns)
+    for row in rows:
+        yield writer.writerow([cell(row[name]) for name in columns])
 
 
 def metrics_text(families: Iterable[tuple[str, str, str, Mapping[str, float | None]]]) -> str:
@@ -8557,11 +8756,11 @@ class Call(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What goes out; `content` is an object for JSON, text, bytes, or an iterator of bytes, sent as
-    they come.
+    """What goes out; `content` is an object for JSON, a list's answer, text, bytes, or an iterator
+    of bytes, sent as they come.
     """
 
-    content: Mapping[str, Any] | str | bytes | Iterator[bytes]
+    content: Mapping[str, Any] | Listing | str | bytes | Iterator[bytes]
     headers: Mapping[str, str] = NOTHING
     status: int = 200
 
@@ -8580,6 +8779,8 @@ class Api:
             threading.RLock(),
         )
         self.doctor_lock, self.fronts = threading.Lock(), Limiter(monitor.config.api_rate_limit, 60)
+        self.large = threading.BoundedSemaphore(LARGE_ANSWERS)
+        self.pressed_at = -math.inf  # when a large answer last found no place (monotonic)
         assert monitor.outbox is not None and monitor.federation is not None
         self.outbox, self.federation = monitor.outbox, monitor.federation
         self.made: list[tuple[int, bytes]] = [(0, b"")] * EVENTS_KEPT
@@ -8719,7 +8920,7 @@ class Api:
 
     def page(
         self, table: str, name: str, show: Callable[[sqlite3.Row], dict[str, Any]], call: Call
-    ) -> dict[str, Any]:
+    ) -> Listing:
         """One page of a table, newest first."""
         query = dict(call.query)
         limit, offset = (
@@ -8727,9 +8928,11 @@ class Api:
             query.pop("offset", 0),
         )
         cursor, _ = query.pop("cursor", None), query.pop("format", None)
-        rows = self.store.page(table, query, cursor, limit + 1, offset)
-        places = [(row[PAGE_ORDER[table]] or 0, row["id"]) for row in rows]
-        return paged(name, [show(row) for row in rows], places, limit, offset)
+        columns = f"{PAGE_ORDER[table]}, id"
+        rows = self.store.page(table, query, cursor, limit + 1, offset, columns)
+        places = [(at or 0, number) for at, number in rows]
+        read = functools.partial(self.store.rows_of, table, [row["id"] for row in rows[:limit]])
+        return Listing(name, read, show, {"pagination": pagination(places, limit, offset)})
 
     def task_row(self, call: Call) -> sqlite3.Row:
         for row in self.store.get("task_row", call.path["execution_id"].lower()):
@@ -8811,7 +9014,7 @@ class Api:
         ]
         return {**counts, "months": months}
 
-    def logs(self, call: Call) -> dict[str, Any]:
+    def logs(self, call: Call) -> Listing:
         query = dict(call.query)
         limit, offset = query.pop("limit", 50), query.pop("offset", 0)
         before, span = (
@@ -8825,17 +9028,17 @@ class Api:
         if "search" in query:
             query["search"] = literal_like(query["search"])
         found = self.store.entries(query, *span, before, offset + limit + 1, "key, seq")[offset:]
-        rows, room = list[sqlite3.Row](), PAGE_BYTES
-        for row in self.store.log_rows(key for key, _ in found):
-            rows.append(row)
-            room -= len(row["message"].encode())
+        places = [(row["key"], row["seq"]) for row in found]
+        room = PAGE_BYTES
+        for number, size in enumerate(self.store.message_sizes(key for key, _ in places)):
+            room -= size
             if room < 0:  # the last one that still fits ends the page
-                limit = max(1, min(limit, len(rows) - 1))
+                limit = max(1, min(limit, number))
                 break
-        places = [(row["key"], row["seq"]) for row in rows]
-        answer = paged("logs", [entry_json(row) for row in rows], places, limit, offset)
-        answer["pagination"]["limit"] = call.query.get("limit", 50)
-        return answer
+        keys = [key for key, _ in places[:limit]]
+        read = functools.partial(self.store.rows_of, "log", keys)
+        page = {**pagination(places, limit, offset), "limit": call.query.get("limit", 50)}
+        return Listing("logs", read, entry_json, {"pagination": page})
 
     def log_status(self) -> dict[str, Any]:
         counters = dict(tuple(row) for row in self.store.get("counters"))
@@ -9119,26 +9322,28 @@ class Api:
         shown = {"status": "connected" if stats else "awaiting_data", "lastUpdated": utc(at)}
         return {**shown, **{name: stats.get(name) for name in PUBLISHED}}
 
-    def network_history(self) -> dict[str, Any]:
-        rows = self.store.get("network_stats", SNAPSHOTS)
-        return {"history": [self.stats_json(row["at"], json.loads(row["stats"])) for row in rows]}
+    def network_history(self) -> Listing:
+        return Listing(
+            "history",
+            functools.partial(self.snapshots, SNAPSHOTS),
+            lambda row: self.stats_json(row["at"], json.loads(row["stats"])),
+        )
+
+    def snapshots(self, most: int) -> Iterator[sqlite3.Row]:
+        """The network's figures as they came, newest first."""
+        numbers = [row["id"] for row in self.store.get("snapshots", most)]
+        return self.store.rows_of("network_stats", numbers)
 
     def peers(self) -> dict[str, Any]:
         peers = self.network_stats()["peers"] or []
         return {"peers": peers, "count": len(peers)}
 
-    def received(self) -> dict[str, Any]:
-        rows = self.store.get("network_stats", 100)
-        return {
-            "messages": [
-                {
-                    "timestamp": utc(row["at"]),
-                    "subject": STATS_SUBJECT,
-                    "data": json.loads(row["stats"]),
-                }
-                for row in rows
-            ]
-        }
+    def received(self) -> Listing:
+        def show(row: sqlite3.Row) -> dict[str, Any]:
+            told = {"timestamp": utc(row["at"]), "subject": STATS_SUBJECT}
+            return {**told, "data": json.loads(row["stats"])}
+
+        return Listing("messages", functools.partial(self.snapshots, 100), show)
 
     def preview(self) -> dict[str, Any]:
         """What waits, byte for byte; and what the newest task and invoice would become now, with
@@ -9556,7 +9761,7 @@ class Route(NamedTuple):
     access: str  # open, local, private or stream
     text: str
     shows: str
-    answer: Callable[[Api, Call], Mapping[str, Any] | Reply]
+    answer: Callable[[Api, Call], Mapping[str, Any] | Listing | Reply]
     query: Mapping[str, Parameter] = NOTHING
     rows: str = ""
     method: str = "GET"
@@ -9929,33 +10134,66 @@ def operation(route: Route) -> dict[str, Any]:
     }
 
 
-def csv_reply(route: Route, answer: Mapping[str, Any], query: str) -> Reply:
+def csv_reply(route: Route, answer: Listing, query: str) -> Reply:
     """A list's page as CSV, its lists left out; the address of the next page is in the header
     Link.
     """
-    name = next(name for name in answer if name != "pagination")
     columns = [column for column, kind in fields_of(route.rows).items() if kind[0] != "["]
     headers = {
         "Content-Type": CSV_TYPE,
-        "Content-Disposition": f'attachment; filename="{name}.csv"',
+        "Content-Disposition": f'attachment; filename="{answer.name}.csv"',
     }
-    if following := answer["pagination"]["next"]:
+    if following := answer.more["pagination"]["next"]:
         kept = [
             pair for pair in urllib.parse.parse_qsl(query) if pair[0] not in ("cursor", "offset")
         ]
         headers["Link"] = f'<?{urllib.parse.urlencode([*kept, ("cursor", following)])}>; rel="next"'
-    return Reply(csv_text(columns, answer[name]), headers)
+    return Reply(answer._replace(columns=columns), headers)
 
 
-def dress(reply: Reply, environ: Mapping[str, Any], show: Callable[[str], str]) -> Reply:
-    """The reply as it goes out: JSON and text through `show`, its mark (ETag), 304 where the client
-    has it, gzip.
+def sent_in_pieces(api: Api, pieces: Iterator[str], packed: bool) -> Iterator[bytes]:
+    """A list's answer, sent while it is made; `api.large` has a place for it, which is given back.
+
+    Where it cannot be made to its end the connection is cut, which shows the client that it is not
+    whole.
+    """
+    from waitress.channel import ClientDisconnected
+
+    packer = zlib.compressobj(5, wbits=31) if packed else None
+    try:
+        with reading(api.store):
+            for piece in pieces:
+                data = packer.compress(piece.encode()) if packer else piece.encode()
+                if data:
+                    yield data
+            if packer:
+                yield packer.flush()
+    except Refusal as refusal:
+        log.warning("api: an answer was cut: %s", refusal)
+        raise ClientDisconnected from None
+    finally:
+        api.large.release()
+
+
+def dress(reply: Reply, environ: Mapping[str, Any], api: Api) -> Reply:
+    """The reply as it goes out: JSON and text with the node's own wallets named, its mark (ETag),
+    304 where the client has it, gzip. A list of more than a piece is sent while it is made.
     """
     content, headers = (
         reply.content,
         {**SECURITY_HEADERS, "Vary": "Accept, Accept-Encoding, Origin", **reply.headers},
     )
-    mark = b""
+    mark, show = b"", api.store.show
+    pieces: Iterator[str] | None = None
+    if isinstance(content, Listing):
+        headers.setdefault("Content-Type", JSON_TYPE)
+        made = map(show, content.pieces())
+        first, second = next(made), next(made, None)
+        if second is None:
+            content = first
+        else:
+            pieces, mark = itertools.chain((first, second), made), content.mark(show)
+            content = b""
     if isinstance(content, Mapping):
         headers.setdefault("Content-Type", JSON_TYPE)
         if "timestamp" in content:  # the time of the answer is no news
@@ -9977,6 +10215,15 @@ def dress(reply: Reply, environ: Mapping[str, Any], show: Callable[[str], str]) 
     gzip_wanted = re.search(
         r"\bgzip\b(?! *; *q=0(\.0*)? *(,|$))", environ.get("HTTP_ACCEPT_ENCODING", "")
     )
+    if pieces is not None:
+        if gzip_wanted:
+            headers["Content-Encoding"] = "gzip"
+        if environ["REQUEST_METHOD"] == "HEAD":
+            return Reply(map(str.encode, pieces), headers)
+        if not api.large.acquire(blocking=False):
+            api.pressed_at = time.monotonic()
+            raise Refusal(503, "too many large answers are being sent", {"Retry-After": "2"})
+        return Reply(sent_in_pieces(api, pieces, gzip_wanted is not None), headers)
     if len(content) > GZIP_BYTES and gzip_wanted and headers["Content-Type"] != "application/wasm":
         headers["Content-Encoding"] = "gzip"
         content = gzip.compress(content, 9 if headers["Content-Type"] in SMALLEST else 5, mtime=0)
@@ -9991,7 +10238,7 @@ def answer(api: Api, route: Route, path: Mapping[str, str], environ: Mapping[str
     call = Call(caller, path, query, read_body(environ, route.body) if route.body else NOTHING)
     found = route.answer(api, call)
     reply = found if isinstance(found, Reply) else Reply(found)
-    if route.rows and isinstance(found, Mapping) and wants_csv(call):
+    if route.rows and isinstance(found, Listing) and wants_csv(call):
         reply = csv_reply(route, found, environ.get("QUERY_STRING", ""))
     private = {"Cache-Control": "no-store"} if route.access == "private" else {}
     return reply._replace(headers={**private, **reply.headers})
@@ -10117,7 +10364,7 @@ def build_app(api: Api) -> Any:
     pages = read_pages()
 
     def send(reply: Reply) -> Any:
-        sent = dress(reply, request.environ, api.store.show)
+        sent = dress(reply, request.environ, api)
         shared = request.environ.get("tbmon.headers", {})
         return bottle.HTTPResponse(sent.content, sent.status, {**sent.headers, **shared})
 
@@ -10188,7 +10435,51 @@ def listen(config: Config) -> socket.socket:
         raise UserError(words) from None
 
 
+WORKERS = LARGE_ANSWERS + 8  # of the server's threads, beside one for each live stream
+OTHER_THREADS = 32  # of the process: ingest, upkeep, federation, and what libraries start
+OTHER_FILES = 100  # descriptors beside the connections: database, engine, hub, log files
+FEW_CONNECTIONS, MANY_CONNECTIONS = 64, 400  # beside the live streams: the least, and usually
+NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+def open_files_allowed() -> int | None:
+    """How many descriptors this process may have; None if that is not limited or unknown."""
+    with contextlib.suppress(OSError):
+        limits = Path("/proc/self/limits").read_text()
+        if found := re.search(r"^Max open files +(\d+)", limits, re.M):
+            return int(found[1])
+    return None
+
+
+def threads_allowed(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """How many threads more this process may start; None if that is not limited or unknown.
+
+    Counted are its control groups, which systemd's TasksMax and a container's pids_limit set, and
+    the limit of its user's processes, which root does not have.
+    """
+    left: list[int] = []
+    with contextlib.suppress(OSError):
+        limits = Path("/proc/self/limits").read_text()
+        found = re.search(r"^Max processes +(\d+)", limits, re.M)
+        if found and os.geteuid():
+            left.append(int(found[1]))
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds not in ("", "pids"):
+                continue
+            top = root / kinds
+            place = top / path.strip("/")
+            for folder in (place, *place.parents):
+                with contextlib.suppress(OSError, ValueError):  # no limit there, or no such group
+                    most = int((folder / "pids.max").read_text())
+                    left.append(most - int((folder / "pids.current").read_text()))
+                if folder == top:
+                    break
+    return max(0, min(left)) if left else None
+
+
 SLOW_S = 20  # a client that takes nothing of its answer for so long is cut
+PRESSED_S = 3  # the same while another large answer finds no place
 UNSENT_BYTES = 256 * KIB  # of a stream, beyond which its thread waits for the client
 
 
@@ -10251,6 +10542,9 @@ def channel_class() -> Any:
         """
 
         def finish(self) -> None:
+            if self.request.command == "HEAD" and not self.wrote_header:
+                self.write(b"")
+                self.chunked_response = False  # or waitress would send the last, empty chunk
             super().finish()
             if (
                 self.channel.total_outbufs_len > UNSENT_BYTES // 2
@@ -10264,34 +10558,105 @@ def channel_class() -> Any:
     return Channel
 
 
+class Door:
+    """Lets clients in. Where connections reach their limit, or descriptors run out, the one that
+    has been idle for longest makes room; where there is none, newcomers wait, and it is told.
+    """
+
+    WAIT_S, TOLD_S = 0.5, 60  # until the next try, and the next line in the log
+
+    def __init__(self, server: Any, most: int) -> None:
+        self.server, self.most = server, most
+        self.look, self.take = server.readable, server.accept
+        self.wait_until = self.told_at = -math.inf
+        server.readable, server.accept = self.readable, self.accept
+
+    def readable(self) -> bool:
+        """Whether a newcomer is to be let in now; waitress's own part closes what stands still."""
+        is_open = self.look()
+        if not is_open or time.monotonic() < self.wait_until:
+            return False
+        if len(self.server.active_channels) >= self.most and not self.make_room():
+            self.wait(f"all {self.most} connections are in use")
+            return False
+        return True
+
+    def accept(self) -> Any:
+        try:
+            return self.take()
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            if not self.make_room():
+                self.wait(reason_of(error))
+        return None
+
+    def make_room(self) -> bool:
+        """Close the connection that has been idle for longest; False if each has an answer to
+        come.
+
+        It is closed when its turn comes: closed here, its descriptor could be a newcomer's before
+        what poll() said of it is dealt with.
+        """
+        idle = [
+            one
+            for one in self.server.active_channels.values()
+            if not (one.requests or one.total_outbufs_len or one.will_close)
+        ]
+        if idle:
+            min(idle, key=lambda one: one.last_activity).will_close = True
+        return bool(idle)
+
+    def wait(self, why: str) -> None:
+        now = time.monotonic()
+        self.wait_until = now + self.WAIT_S
+        if now - self.told_at >= self.TOLD_S:
+            self.told_at = now
+            remedy = "raise the limit of open files (ulimit -n, LimitNOFILE)"
+            log.warning("server: newcomers wait: %s; %s or lower WS_MAX_CONNECTIONS", why, remedy)
+
+
 def make_server(
-    app: Any, listener: socket.socket, config: Config, stop: threading.Event | None = None
+    app: Any,
+    listener: socket.socket,
+    config: Config,
+    stop: threading.Event | None = None,
+    pressed_at: Callable[[], float] = lambda: -math.inf,
 ) -> Any:
-    """waitress, with a thread for each stream and eight more, JSON for what it refuses itself, and
-    slow readers cut.
+    """waitress, with a thread for each stream, for each large answer and eight more, JSON for what
+    it refuses itself, and slow readers cut: sooner if a large answer has just found no place.
     """
     import waitress
 
     logging.getLogger("waitress.queue").setLevel(
         logging.ERROR
     )  # a line for each request that waits would fill the log
-    streams = config.ws_max_connections
-    server = waitress.create_server(
-        app,
-        sockets=[listener],
-        threads=streams + 8,
-        connection_limit=streams + 400,
-        max_request_body_size=BODY_BYTES + 1,
-        max_request_header_size=HEADER_BYTES,
-        channel_request_lookahead=1,
-        ident=None,
-        channel_timeout=30,
-        cleanup_interval=2,
-        asyncore_use_poll=True,
-        outbuf_high_watermark=UNSENT_BYTES,
-        clear_untrusted_proxy_headers=False,  # Guard reads them, from TRUSTED_PROXY only
-    )
+    streams, files = config.ws_max_connections, open_files_allowed()
+    connections = streams + MANY_CONNECTIONS
+    if files is not None:
+        connections = min(connections, max(FEW_CONNECTIONS, files - OTHER_FILES))
+    try:
+        server = waitress.create_server(
+            app,
+            sockets=[listener],
+            threads=streams + WORKERS,
+            connection_limit=2**31,  # Door's to tell
+            max_request_body_size=BODY_BYTES + 1,
+            max_request_header_size=HEADER_BYTES,
+            channel_request_lookahead=1,
+            ident=None,
+            channel_timeout=30,
+            cleanup_interval=2,
+            asyncore_use_poll=True,
+            outbuf_high_watermark=UNSENT_BYTES,
+            clear_untrusted_proxy_headers=False,  # Guard reads them, from TRUSTED_PROXY only
+        )
+    except RuntimeError:  # a limit that could not be known
+        words = f"the server's {streams + WORKERS} threads cannot be started"
+        remedy = "lower WS_MAX_CONNECTIONS, or raise TasksMax, pids_limit or ulimit -u"
+        raise UserError(f"{words}: {remedy}") from None
     server.channel_class = channel_class()
+    Door(server, connections)
     maintain = server.maintenance
 
     def maintenance(now: float) -> None:
@@ -10300,9 +10665,11 @@ def make_server(
         ):  # the exception of a signal came where waitress hides it
             raise SystemExit(0)
         maintain(now)
+        is_pressed = time.monotonic() - pressed_at() < PRESSED_S
         for one in list(server.active_channels.values()):
-            if one.total_outbufs_len and one.last_activity < now - SLOW_S:
-                one.handle_close()
+            waits = one.total_outbufs_len >= (UNSENT_BYTES if is_pressed else 1)
+            if waits and one.last_activity < now - (PRESSED_S if is_pressed else SLOW_S):
+                server.trigger.pull_trigger(one.handle_close)  # not here, as `make_room` says
 
     server.maintenance = maintenance
     return server
@@ -10385,6 +10752,22 @@ def warnings_of(config: Config) -> Iterator[Finding]:
         if item.metadata.get("secret") and 0 < len(getattr(config, item.name)) < SHORT_SECRET:
             words = f"{item.name.upper()} is short enough to be guessed"
             yield Finding("WARN", words, f"Give it {SHORT_SECRET} characters or more.")
+
+
+def fitted(config: Config) -> tuple[Config, list[str]]:
+    """The settings that the machine's limits can carry, and a warning for each that is lowered."""
+    streams, files, threads = config.ws_max_connections, open_files_allowed(), threads_allowed()
+    needs = (
+        (files, OTHER_FILES + FEW_CONNECTIONS, "open files (ulimit -n, LimitNOFILE)"),
+        (threads, OTHER_THREADS + WORKERS, "threads (TasksMax, pids_limit, ulimit -u)"),
+    )
+    warnings = []
+    for most, others, limit in needs:
+        if most is not None and streams > max(0, most - others):
+            before, streams = streams, max(0, most - others)
+            words = f"WS_MAX_CONNECTIONS={before} is lowered to {streams}: tbmon may have"
+            warnings.append(f"{words} {most} {limit}, and needs {others} of them for the rest")
+    return replace(config, ws_max_connections=streams), warnings
 
 
 def end_process(name: str, failures: list[str]) -> None:
@@ -10504,15 +10887,18 @@ def serve(config: Config, demo: bool = False) -> int:
         )  # else the interpreter's own end lets them kill it
         signal.signal(number, end)
     with last, listen(config) as listener:
+        config, lowered = fitted(config)
         local_key = read_key_file(config.keys / "local.key", lambda: secrets.token_bytes(32))
         redactor = Redactor(local_key)
         set_up_log(config, redactor)
+        for words in lowered:
+            log.warning("%s", words)
         with contextlib.closing(Store(Path(config.db_path), local_key)) as store:
             engine = None if demo or config.log_dir else DockerEngine(config)
             monitor = Monitor(config, store, redactor, engine, stop, demo=demo)
             monitor.started_at, monitor.doctor = (
                 monitor.now(),
-                functools.partial(findings, config, demo, True),
+                functools.partial(findings, config, demo, store),
             )
             monitor.outbox = Outbox(
                 store, SharingKeys(config.keys), monitor.now, random.SystemRandom()
@@ -10541,9 +10927,8 @@ def run(monitor: Monitor, listener: socket.socket, ends: set[signal.Signals]) ->
         signal.pthread_sigmask(
             signal.SIG_BLOCK, ends
         )  # of each thread made here; none is left half started
-        server = make_server(
-            build_app(Api(monitor, read_secrets(config))), listener, config, monitor.stop
-        )
+        api = Api(monitor, read_secrets(config))
+        server = make_server(build_app(api), listener, config, monitor.stop, lambda: api.pressed_at)
         source = config.log_dir or f"container {config.container_name}"
         source = "a simulated node (demo data)" if monitor.demo else source
         log.info(
@@ -10611,11 +10996,27 @@ def doctor(config: Config) -> int:
     return worst
 
 
-def findings(config: Config, demo: bool = False, serving: bool = False) -> Iterator[Finding]:
-    """All that doctor looks at; of a demo only what there is."""
+def findings(config: Config, demo: bool = False, store: Store | None = None) -> Iterator[Finding]:
+    """All that doctor looks at, of a demo only what there is; `store` is that of who serves."""
     return itertools.chain(
-        warnings_of(config) if demo else check_source(config), check_host(config, serving)
+        warnings_of(config) if demo else check_source(config),
+        check_host(config, serving=store is not None),
+        check_pruning(config, store),
     )
+
+
+def check_pruning(config: Config, store: Store | None) -> Iterator[Finding]:
+    """Whether something was deleted for its size within the last day, and how much task data there
+    is.
+    """
+    first = store.first if store else functools.partial(peek, Path(config.db_path))
+    at, used = pruned_at(first), first("task_data_bytes")
+    for name, (words, remedy) in PRUNED.items():
+        if time.time() * 1000 - at.get(name, -math.inf) < DAY_MS:
+            yield Finding("WARN", words, remedy)
+    if used is not None:
+        most = config.max_db_bytes // 2
+        yield Finding("OK", f"inputs and outputs of tasks: {used // MIB} of {most // MIB} MiB")
 
 
 def check_source(config: Config) -> Iterator[Finding]:

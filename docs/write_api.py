@@ -274,7 +274,7 @@ STATUSES = {
     429: "Too many requests or wrong secrets. `Retry-After` says how many seconds to wait.",
     431: "The headers are too large.",
     503: (
-        "The database, the engine or a live stream cannot be had now. Try again after "
+        "The database, the engine, a live stream or a large list cannot be had now. Try again after "
         "`Retry-After` seconds."
     ),
 }
@@ -499,6 +499,9 @@ apostrophe in front.
 
 Answers to GET carry an `ETag`. Send it back as `If-None-Match`: if nothing has changed, the answer is 304 and has no
 body. The field `timestamp` of an answer alone is no change.
+
+A list of more than {tbmon.LIST_BYTES // KIB} KiB is sent while it is made: in chunks, without a length, and the connection closes behind it. One
+that is cut is not whole. {tbmon.LARGE_ANSWERS} such lists are sent at once; the next is refused with 503.
 
 Answers of more than {tbmon.GZIP_BYTES // KIB} KiB come compressed to those who send `Accept-Encoding: gzip`. The live
 stream and artifacts do not.

@@ -730,7 +730,7 @@ def test_no_cell_of_a_table_begins_like_a_formula(site: Program, path: str) -> N
 def test_a_formula_is_led_by_an_apostrophe_and_nothing_of_it_is_lost(
     start: str, words: str
 ) -> None:
-    text = tbmon.csv_text(["a", "b"], [{"a": start + words, "b": words}])
+    text = "".join(tbmon.csv_lines(["a", "b"], [{"a": start + words, "b": words}]))
     assert list(csv.reader(io.StringIO(text, newline="")))[1:] == [["'" + start + words, words]]
 
 

@@ -384,7 +384,11 @@ FACTS: dict[str, tuple[tuple[str, bool], ...]] = {
         ("less than a tenth of its code", nodes(TREE) > MAY_LEAVE * 10),
     ),
     "docs/architecture.md": (
-        ("and 8 more", "threads=streams + 8" in inspect.getsource(tbmon.make_server)),
+        (
+            "8 for large answers, and 8 more",
+            tbmon.LARGE_ANSWERS == 8
+            and "threads=streams + WORKERS" in inspect.getsource(tbmon.make_server),
+        ),
         ("every 2 seconds the container's state", "stop.wait(2)" in UPKEEP),
         ("every 10 seconds its figures", "rounds % 5 == 0" in UPKEEP),
         ("from 3 seconds before the cursor", tbmon.OVERLAP_S == 3),

@@ -876,8 +876,8 @@ def test_what_a_hub_publishes_cannot_fill_the_disk(station: Make) -> None:
         assert tbmon.take_publication(
             here.monitor, publication(snapshotAt=tbmon.utc((BEGIN // 1000 + number) * 1000))
         )
-    newest = here.api.network_history()["history"]
-    assert (len(newest), newest[0]["snapshotAt"]) == (
+    history = json.loads("".join(here.api.network_history().words()))["history"]
+    assert (len(history), history[0]["snapshotAt"]) == (
         tbmon.SNAPSHOTS,
         tbmon.utc((BEGIN // 1000 + number) * 1000),
     )

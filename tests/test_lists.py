@@ -498,8 +498,11 @@ def test_a_text_from_the_node_cannot_become_a_formula(
 
 @pytest.mark.parametrize("text", ["=1", "+1", "-1", "@a", "\t=1", "\r=1", "\n=1"])
 def test_whatever_begins_a_formula_gets_an_apostrophe_and_numbers_do_not(text: str) -> None:
-    read = csv.reader(io.StringIO(tbmon.csv_text(["a", "b"], [{"a": text, "b": -1}]), newline=""))
-    assert list(read) == [["a", "b"], [f"'{text}", "-1"]]
+    lines = tbmon.csv_lines(["a", "b"], [{"a": text, "b": -1}])
+    assert list(csv.reader(io.StringIO("".join(lines), newline=""))) == [
+        ["a", "b"],
+        [f"'{text}", "-1"],
+    ]
 
 
 @pytest.mark.parametrize(
