@@ -2446,6 +2446,8 @@ class Sharing(NamedTuple):
     servers: tuple[str, ...] = ()
     joined_at: int = 0  # ms; nothing from before it is told
     greeted: bool = False  # node_joined has gone out
+    hubs: tuple[str, ...] = ()  # what was opted in to; another hub is told nothing
+    agreed: bool = False  # the hub that is configured now is one of them
 
     @property
     def kinds(self) -> set[str]:
@@ -2458,7 +2460,7 @@ class Sharing(NamedTuple):
         return {
             kind
             for kind in chosen
-            if chosen[kind] and self.enabled and self.level in ("minimal", "balanced")
+            if chosen[kind] and self.agreed and self.level in ("minimal", "balanced")
         }
 
 
@@ -3399,24 +3401,53 @@ class Outbox:
     """Puts into the outbox what may be told, in the transaction of what it tells of. Any thread."""
 
     def __init__(
-        self, store: Store, keys: SharingKeys, now: Callable[[], int], dice: random.Random
+        self,
+        store: Store,
+        keys: SharingKeys,
+        now: Callable[[], int],
+        dice: random.Random,
+        hub: str,
     ) -> None:
-        self.store, self.keys, self.now, self.dice = store, keys, now, dice
+        self.store, self.keys, self.now, self.dice, self.hub = store, keys, now, dice, hub
         kept = json.loads(store.first("state", "federation") or "{}")
-        self.sharing = Sharing(**{**kept, "servers": tuple(kept.get("servers", ()))})
+        for name in ("servers", "hubs"):
+            kept[name] = tuple(kept.get(name) or ())
+        self.sharing = Sharing(**kept)
+        if self.sharing.enabled and not self.sharing.hubs:  # of an earlier tbmon: the hub in use
+            self.sharing = self.sharing._replace(hubs=self.servers(), agreed=True)
+            self.keep()
+        if self.after() != self.sharing:  # another hub is configured than was, or the old one again
+            self.keep()
         self.event_db: bool | None = (
             None  # ingest: whether there is one to check tasks against; None before a look
         )
 
+    def servers(self) -> tuple[str, ...]:
+        """The hub that is configured now, as the addresses that are tried in turn."""
+        return self.sharing.servers or (self.hub,)
+
+    def after(self, **chosen: Any) -> Sharing:
+        """The settings as these would make them. Opting in and naming servers consent to the hub
+        of then; nothing else does.
+        """
+        sharing = self.sharing._replace(**chosen)
+        servers = sharing.servers or (self.hub,)
+        if "hubs" not in chosen and not {"enabled", "servers"}.isdisjoint(chosen):
+            sharing = sharing._replace(hubs=servers if sharing.enabled else ())
+        return sharing._replace(agreed=sharing.enabled and set(servers) <= set(sharing.hubs))
+
     def keep(self, **chosen: Any) -> None:
-        """Take over new settings; what waits and may no longer be told is taken back."""
+        """Take over new settings; what waits and may no longer be told is taken back, and all of it
+        where it waited for another hub.
+        """
         with self.store.write() as db:
-            sharing = self.sharing._replace(**chosen)
-            if (
-                sharing.kinds - self.sharing.kinds
-            ):  # what happened while a kind was off stays untold
+            sharing, told = self.after(**chosen), self.sharing.kinds
+            if set(sharing.hubs) - set(self.sharing.hubs):
+                told = set[str]()
+                sharing = sharing._replace(greeted=chosen.get("greeted", False))
+            if sharing.kinds - told:  # what happened while a kind was off stays untold
                 sharing = sharing._replace(joined_at=self.now())
-            silent = {"task_received", "task_completed", "invoice_created"} - sharing.kinds
+            silent = {"task_received", "task_completed", "invoice_created"} - (sharing.kinds & told)
             self.store.put(db, "state", [("federation", json.dumps(sharing._asdict()))])
             self.store.put(db, "take_back", [(MESSAGES[kind].subject,) for kind in silent])
             self.sharing = (
@@ -3424,9 +3455,14 @@ class Outbox:
             )
         self.forget_keys()
 
+    def withdraw(self) -> None:
+        """Take back the consent and what waits, and forget the installation's id and all keys."""
+        self.keep(enabled=False)
+        self.keys.reset()
+
     def forget_keys(self) -> None:
         """Delete the keys of days of which nothing waits any more."""
-        today = {utc_day(self.now())} if self.sharing.enabled else set[str]()
+        today = {utc_day(self.now())} if self.sharing.agreed else set[str]()
         try:
             self.keys.forget_all_but(today | {row["day"] for row in self.store.get("outbox_days")})
         except OSError as error:  # tried again with the next heartbeat
@@ -3634,15 +3670,12 @@ class Federation:
         self.online: bool | None = None  # None before tbmon itself knows
         self.look_at, self.received_at, self.ignored = 0.0, 0.0, 0
 
-    def servers(self) -> tuple[str, ...]:
-        return self.outbox.sharing.servers or (self.config.federation_nats_url,)
-
     def start(self) -> None:
-        """Run the thread if the operator opted in; called once at the start and after each
+        """Run the thread if the operator opted in to this hub; called at the start and after each
         change.
         """
         with self.lock:
-            if self.outbox.sharing.enabled and self.thread is None and not self.ended:
+            if self.outbox.sharing.agreed and self.thread is None and not self.ended:
                 self.leaving, self.last_error = threading.Event(), None
                 self.thread = threading.Thread(
                     target=self.work, args=(self.leaving,), name="federation", daemon=True
@@ -3693,7 +3726,7 @@ class Federation:
         call = loop.call_soon_threadsafe
         self.cancel = functools.partial(call, task.cancel)  # type: ignore[union-attr]
         delay_s, (shortest_s, longest_s) = self.pace.retry_s[0], self.pace.retry_s
-        for url in itertools.cycle(self.servers()):
+        for url in itertools.cycle(self.outbox.servers()):
             if leaving.is_set():
                 return
             began = time.monotonic()
@@ -6615,8 +6648,9 @@ SHAPES = {
     "queued int,"
     " refused int, dropped int, ignored int",
     "FederationStatus": "enabled bool, connected bool, healthy bool, status "
-    "off|connecting|connected|failing,"
-    " nodeId text?, stats FederationCounts, lastError text?, lastRefusal text?",
+    "off|consent needed|connecting|connected|failing,"
+    " nodeId text?, hub [text], consentedTo [text], stats FederationCounts, lastError text?,"
+    " lastRefusal text?",
     "Peer": "handle text, seen today|yesterday",
     "NetworkStats": "status awaiting_data|connected, lastUpdated time?, activeNodes int?, "
     "totalNodes int?,"
@@ -7714,7 +7748,7 @@ class Api:
             "privacyLevel": chosen.level,
             "shareTasks": chosen.tasks,
             "shareStats": chosen.stats,
-            "natsServers": list(self.federation.servers()),
+            "natsServers": list(self.outbox.servers()),
         }
 
     def share(self, call: Call, **chosen: Any) -> None:
@@ -7724,11 +7758,8 @@ class Api:
         if self.monitor.demo and chosen.get("enabled"):
             raise Refusal(409, "demo data is not shared")
         with self.sharing_lock:
-            before = self.outbox.sharing
-            if chosen.get("enabled") and not before.enabled:
-                chosen["greeted"] = False
-            after = before._replace(**chosen)
-            turned = (after.enabled, after.servers) != (before.enabled, before.servers)
+            before, after = self.outbox.sharing, self.outbox.after(**chosen)
+            turned = (after.agreed, after.servers) != (before.agreed, before.servers)
             if turned or not after.enabled:  # first: opting out must not depend on a disk
                 self.federation.stop(says_goodbye=not after.enabled)
             try:
@@ -7749,7 +7780,7 @@ class Api:
             "natsServers": "servers",
         }
         chosen = {names.get(name, name): value for name, value in body.items()}
-        if "servers" in chosen and tuple(chosen["servers"]) != self.federation.servers():
+        if "servers" in chosen and tuple(chosen["servers"]) != self.outbox.servers():
             if not self.guard.secret_of["local"]:  # where there is an API key, the caller has it
                 self.guard.check("private", call.caller)
             try:
@@ -7778,7 +7809,7 @@ class Api:
         with self.sharing_lock:
             enabled = self.outbox.sharing.enabled
             self.share(call, enabled=False)
-            self.outbox.keys.reset()
+            self.outbox.withdraw()
             if enabled:
                 self.share(call, enabled=True)
         return self.done("the id and the keys of this installation are new")
@@ -7787,9 +7818,12 @@ class Api:
         return {"success": True, "message": words, "connected": self.federation.connected}
 
     def federation_status(self) -> dict[str, Any]:
-        federation, on = self.federation, self.outbox.sharing.enabled
-        trouble = "failing" if federation.last_error else "connecting"
-        status = "off" if not on else "connected" if federation.connected else trouble
+        federation, chosen = self.federation, self.outbox.sharing
+        on, status = chosen.enabled, "failing" if federation.last_error else "connecting"
+        if not chosen.agreed:
+            status = "consent needed" if on else "off"
+        elif federation.connected:
+            status = "connected"
         reason = json.loads(self.store.first("state", "federation refusal") or "null")
         return {
             "enabled": on,
@@ -7797,6 +7831,8 @@ class Api:
             "healthy": federation.connected or not on,
             "status": status,
             "nodeId": self.outbox.keys.known_id(),
+            "hub": list(self.outbox.servers()),
+            "consentedTo": list(chosen.hubs),
             "stats": self.federation_counts(),
             "lastError": federation.last_error if on else None,
             "lastRefusal": reason,
@@ -7897,11 +7933,11 @@ class Api:
         kinds = [
             kind
             for kind in MESSAGES
-            if chosen.enabled and (MESSAGES[kind].named or kind in chosen.kinds)
+            if chosen.agreed and (MESSAGES[kind].named or kind in chosen.kinds)
         ]
         return {
             "enabled": chosen.enabled,
-            "connectsTo": list(self.federation.servers()) if chosen.enabled else [],
+            "connectsTo": list(self.outbox.servers()) if chosen.agreed else [],
             "installationId": self.outbox.keys.known_id() is not None,
             "kindsShared": kinds,
             "delayUpToMinutes": delay_ms // MINUTE_MS if delay_ms else None,
@@ -9110,6 +9146,15 @@ def start_thread(
     return thread
 
 
+def consent_words(outbox: Outbox) -> str:
+    """What the log says where another hub is configured than the operator opted in to."""
+    agreed, hub = ", ".join(outbox.sharing.hubs), ", ".join(outbox.servers())
+    return (
+        f"federation: nothing is sent: you opted in to {agreed}, and {hub} is configured now. "
+        f"Opt in again on the page Federation if you want it, or set FEDERATION_NATS_URL back"
+    )
+
+
 def is_online(monitor: Monitor) -> bool | None:
     """What the federation is told of the node; None before it is known."""
     verdict = monitor.verdict
@@ -9201,7 +9246,11 @@ def serve(config: Config, demo: bool = False) -> int:
                 functools.partial(findings, config, demo, True),
             )
             monitor.outbox = Outbox(
-                store, SharingKeys(config.keys), monitor.now, random.SystemRandom()
+                store,
+                SharingKeys(config.keys),
+                monitor.now,
+                random.SystemRandom(),
+                config.federation_nats_url,
             )
             monitor.federation = Federation(
                 config,
@@ -9250,6 +9299,8 @@ def run(monitor: Monitor, listener: socket.socket, ends: set[signal.Signals]) ->
             threads.append(start_thread(monitor, name, work, failures))
         federation.died = lambda: end_process("federation", failures)
         federation.start()
+        if federation.outbox.sharing.enabled and not federation.outbox.sharing.agreed:
+            log.warning("%s", consent_words(federation.outbox))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)
         notify("READY=1")
         server.run()

@@ -124,7 +124,10 @@ MEANINGS = {
     "Done.message": "what was done",
     "connected": "whether the hub is connected to now",
     "healthy": "connected, or off",
-    "FederationStatus.status": "`failing` where the last attempt failed",
+    "FederationStatus.status": "`failing` where the last attempt failed; `consent needed` where "
+    "another hub is configured than you opted in to: nothing is sent",
+    "hub": "the hub that is configured now, tried in turn",
+    "consentedTo": "the hub you opted in to; empty while off",
     "messagesSent": "messages that left, repeats included",
     "messagesReceived": "statistics taken from the hub",
     "errors": "connections that failed or broke",

@@ -992,12 +992,23 @@ function federationPage() {
   const parts = status.data?.enabled ? joinedParts() : outsideParts();
   return [
     head('Federation', 'How all the nodes do that share a little of themselves.'),
-    boxed(status, (data) => [data.enabled && federationState(data), said, parts]),
+    boxed(status, (data) => [consentBanner(data), data.enabled && federationState(data), said, parts]),
   ].flat(Infinity).filter(Boolean);
 }
 
+/** Where another hub is configured than the operator opted in to: both, and what to do. */
+const consentBanner = ({ status, hub, consentedTo }) => status === 'consent needed' && h('div', {
+  class: 'note warn stack', role: 'alert', 'data-key': 'consent' },
+  h('p', {}, 'Nothing is sent: the hub has changed. You opted in to ', h('code', {}, consentedTo.join(', ')),
+    '; ', h('code', {}, hub.join(', ')), ' is configured now.'),
+  h('p', {}, 'Opt in to the new hub if you want it. Else set FEDERATION_NATS_URL back and restart tbmon, or disable'
+    + ' the federation.'),
+  h('form', { class: 'stack', 'data-submit': 'consent' }, alertOf(state.federationError), h('div', { class: 'actions' },
+    h('button', {}, 'Opt in to the new hub'), button('leave', 'Disable Federation'))));
+
 const federationState = ({ status, lastError, stats }) => h('div', { 'data-key': 'metrics' }, metrics([
-  ['State', upper(status), '', lastError ?? 'nothing is wrong'],
+  ['State', upper(status), '', lastError ?? (status === 'consent needed' ? 'another hub is configured'
+    : 'nothing is wrong')],
   ['Messages sent', count(stats.messagesSent), '', `${count(stats.queued)} wait`],
   ['Statistics received', count(stats.messagesReceived), '', `${count(stats.ignored)} ignored`],
   ['Held back', count(stats.refused), '', 'by the last check before sending'],
@@ -1255,6 +1266,7 @@ const SUBMITS = {
   join: async (form) => {
     if (await share('api/federation/settings', chosenSharing(form), 'PUT')) await share('api/federation/enable');
   },
+  consent: () => share('api/federation/enable'),
   sharing: (form) => share('api/federation/settings', chosenSharing(form), 'PUT'),
   shortcuts: (form) => localStorage.setItem('tbmon-keys', find('input', form).checked ? 'on' : 'off'),
 };

@@ -490,7 +490,7 @@ def test_opting_out_at_the_moment_of_greeting_stays_out(hub: Make, station: Make
     here.federation.stop(says_goodbye=True)
     assert not here.outbox.sharing.enabled
     assert not tbmon.Outbox(
-        here.store, here.outbox.keys, here.monitor.now, here.outbox.dice
+        here.store, here.outbox.keys, here.monitor.now, here.outbox.dice, AWAY
     ).sharing.enabled
 
 
@@ -1597,7 +1597,7 @@ def test_a_change_that_cannot_be_kept_leaves_the_federation_as_it_was(
 ) -> None:
     here: Station = station(AWAY).opt_in(level="balanced")
     here.federation.start()
-    before, put = here.federation.servers(), here.store.put
+    before, put = here.outbox.servers(), here.store.put
 
     def full(db: sqlite3.Connection, what: str, rows: Any) -> None:
         if what == "state":
@@ -1608,7 +1608,7 @@ def test_a_change_that_cannot_be_kept_leaves_the_federation_as_it_was(
         patched.setattr(here.store, "put", full)
         with pytest.raises(sqlite3.OperationalError):
             here.api.share(ASKED, servers=("nats://127.0.0.1:2",))
-    assert here.federation.servers() == before
+    assert here.outbox.servers() == before
     assert here.federation.thread is not None and here.federation.thread.is_alive()
     here.federation.stop()
     assert here.api.enable(ASKED)["success"] and here.federation.thread is not None

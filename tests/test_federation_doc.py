@@ -55,6 +55,7 @@ ERRORS = {text for line in TROUBLES if not line[0].isdigit() for text in codes(l
 REFUSALS = [(int(line[0]), codes(line[1])[0]) for line in TROUBLES if line[0].isdigit()]
 VOCABULARY = {
     *(word for shape in tbmon.SHAPES.values() for word in re.split(r"[\s,|?]+", shape)),
+    *(word for shape in tbmon.SHAPES.values() for word in re.split(r"[,|?]+", shape)),
     *(
         word
         for kind in tbmon.MESSAGES.values()
