@@ -6620,7 +6620,7 @@ SHAPES = {
     "Recent": "at time?, what text, execution_id uuid?, detail text?",
     "Now": "*Status, tasks Summary, invoices InvoiceCounts, uptime Uptime, usage Consumption, "
     "activity Activity,"
-    " recent [Recent], stream text",
+    " recent [Recent], strangers text?, stream text",
     "TimedCell": "*TaskCell, p50_ms int?, p95_ms int?",
     "Failures": "reason text, tasks int, last_at time?",
     "TaskChart": f"{SERIES}, cells [TimedCell], failures [Failures]",
@@ -6631,8 +6631,8 @@ SHAPES = {
     " gaps int",
     "Setup": "version text, startedAt time, memory_bytes int?, source engine|directory|demo, "
     "container text, host text,"
-    " port int, apiKey bool, passwordFrom setting|file, streamToken bool, allowedHosts [text], "
-    "allowedOrigins [text],"
+    " port int, strangers text?, apiKey bool, passwordFrom setting|file, streamToken bool,"
+    " allowedHosts [text], allowedOrigins [text],"
     " trustedProxy [text], dockerUrl text?, dockerCalls [text], dockerFolders [text], database "
     "Database",
     "Finding": "level ok|warn|fail, what text, remedy text",
@@ -7326,6 +7326,32 @@ class Reply(NamedTuple):
     status: int = 200
 
 
+STRICTNESS = ("minimal", "balanced", "maximum")  # each lets less out than the one before
+
+
+def lets_more_out(before: Sharing, after: Sharing) -> bool:
+    """True if more would leave, or sooner; what is chosen while off counts as if it were on."""
+    return (
+        after.agreed > before.agreed
+        or STRICTNESS.index(after.level) < STRICTNESS.index(before.level)
+        or after.tasks > before.tasks
+        or after.stats > before.stats
+    )
+
+
+def open_words(config: Config) -> str | None:
+    """What strangers may do; None where only this machine reaches tbmon, or a key is asked for."""
+    is_near = config.host == "localhost"
+    with contextlib.suppress(ValueError):  # a name
+        is_near = is_near or ipaddress.ip_address(config.host).is_loopback
+    if is_near or config.api_key:
+        return None
+    return (
+        f"anybody who reaches port {config.port} can read the node's status, tasks and invoices, "
+        f"and change what the federation shares to less or nothing"
+    )
+
+
 class Api:
     """What the routes answer. Called by waitress's threads."""
 
@@ -7755,9 +7781,8 @@ class Api:
         """Take over what the operator chose, and let the federation's thread begin, begin anew or
         end.
         """
-        if self.monitor.demo and chosen.get("enabled"):
-            raise Refusal(409, "demo data is not shared")
         with self.sharing_lock:
+            self.ask_consent(call, chosen)
             before, after = self.outbox.sharing, self.outbox.after(**chosen)
             turned = (after.agreed, after.servers) != (before.agreed, before.servers)
             if turned or not after.enabled:  # first: opting out must not depend on a disk
@@ -7771,6 +7796,17 @@ class Api:
                 if after.enabled:  # as it was, where a full disk keeps the change from being kept
                     self.federation.start()
 
+    def ask_consent(self, call: Call, chosen: Mapping[str, Any]) -> None:
+        """Raise Refusal unless the caller may choose this: more leaves by the task-data password
+        only, less by nobody's leave.
+        """
+        if self.monitor.demo and chosen.get("enabled"):
+            raise Refusal(409, "demo data is not shared")
+        before, after = self.outbox.sharing, self.outbox.after(**chosen)
+        servers = set(after.servers or (self.outbox.hub,))
+        if lets_more_out(before, after) or servers - set(self.outbox.servers()):
+            self.guard.check("private", call.caller)
+
     def put_sharing(self, call: Call) -> dict[str, Any]:
         body = dict(call.body)
         names = {
@@ -7780,9 +7816,9 @@ class Api:
             "natsServers": "servers",
         }
         chosen = {names.get(name, name): value for name, value in body.items()}
-        if "servers" in chosen and tuple(chosen["servers"]) != self.outbox.servers():
-            if not self.guard.secret_of["local"]:  # where there is an API key, the caller has it
-                self.guard.check("private", call.caller)
+        if "servers" in chosen:
+            chosen["servers"] = tuple(chosen["servers"])
+            self.ask_consent(call, chosen)  # before a word about the servers
             try:
                 for url in chosen["servers"]:
                     check_server(url)
@@ -7790,9 +7826,8 @@ class Api:
                     raise ValueError("ten at most")
             except ValueError as error:
                 raise Refusal(400, f"natsServers: {error}") from None
-        if "servers" in chosen:
-            same = tuple(chosen["servers"]) == (self.monitor.config.federation_nats_url,)
-            chosen["servers"] = () if same else tuple(chosen["servers"])
+            if chosen["servers"] == (self.outbox.hub,):
+                chosen["servers"] = ()
         self.share(call, **chosen)
         return self.sharing()
 
@@ -7807,11 +7842,13 @@ class Api:
     def reset(self, call: Call) -> dict[str, Any]:
         """A new id and new keys; what waits under the old ones is taken back."""
         with self.sharing_lock:
-            enabled = self.outbox.sharing.enabled
+            before = self.outbox.sharing
+            if before.agreed:  # it joins anew
+                self.guard.check("private", call.caller)
             self.share(call, enabled=False)
             self.outbox.withdraw()
-            if enabled:
-                self.share(call, enabled=True)
+            if before.enabled:
+                self.share(call, enabled=True, hubs=before.hubs)
         return self.done("the id and the keys of this installation are new")
 
     def done(self, words: str) -> dict[str, Any]:
@@ -8166,6 +8203,7 @@ def now_json(api: Api) -> dict[str, Any]:
         "usage": usage_json(store, now),
         "activity": task_series(store, cells_of(now, *SPANS["24h"])),
         "recent": recent_json(store),
+        "strangers": open_words(api.monitor.config),
         "stream": place,
     }
 
@@ -8227,6 +8265,7 @@ def setup_json(api: Api) -> dict[str, Any]:
         "container": name,
         "host": config.host,
         "port": config.port,
+        "strangers": open_words(config),
         "apiKey": bool(config.api_key),
         "passwordFrom": "setting" if config.task_data_password else "file",
         "streamToken": bool(config.ws_auth_required),
@@ -8484,14 +8523,21 @@ ROUTES = (
     Route(
         "/api/federation/settings",
         "local",
-        "Changes what is given, at once; changing natsServers asks for the API"
-        " key or the task-data password in any case.",
+        "Changes what is given, at once. What lets more out, sooner or to another hub asks for the"
+        " task-data password; what lets less out does not.",
         "Sharing",
         Api.put_sharing,
         method="PUT",
         body="SharingBody",
     ),
-    Route("/api/federation/enable", "local", "Opts in.", "Done", Api.enable, method="POST"),
+    Route(
+        "/api/federation/enable",
+        "private",
+        "Opts in to the hub that is configured now.",
+        "Done",
+        Api.enable,
+        method="POST",
+    ),
     Route(
         "/api/federation/disable",
         "local",
@@ -8503,7 +8549,8 @@ ROUTES = (
     Route(
         "/api/federation/reset",
         "local",
-        "Makes a new id and new keys.",
+        "Makes a new id and new keys. While the federation is on this asks for the task-data"
+        " password; while it is off they are only deleted.",
         "Done",
         Api.reset,
         method="POST",
@@ -9086,11 +9133,7 @@ class Finding(NamedTuple):
 
 def warnings_of(config: Config) -> Iterator[Finding]:
     """What is allowed, but should be known."""
-    with contextlib.suppress(ValueError):  # a name
-        if ipaddress.ip_address(config.host).is_loopback:
-            config = replace(config, host="localhost")
-    if config.host != "localhost" and not config.api_key:
-        words = "anybody who reaches this port can read the node's status, tasks and invoices"
+    if words := open_words(config):
         remedy = (
             "Set API_KEY, or HOST=127.0.0.1 (for a container, publish the port on that "
             "address only)."

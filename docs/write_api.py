@@ -219,6 +219,8 @@ MEANINGS = {
     "memory_bytes": "memory that tbmon holds",
     "Setup.source": "`engine` follows the container, `directory` the files in LOG_DIR",
     "Setup.container": "CONTAINER_NAME",
+    "strangers": "what whoever reaches the port may read and change; null if that is nobody else "
+    "than this machine, or API_KEY is set",
     "apiKey": "whether API_KEY is set",
     "passwordFrom": "whether TASK_DATA_PASSWORD was set, or tbmon made one and keeps it in a file",
     "streamToken": "whether the live stream asks for its token",
@@ -562,7 +564,11 @@ The routes below `/api/federation` are about sending coarse messages to a hub, a
 network that come back. It is off until you opt in. [FEDERATION.md](FEDERATION.md) says what is sent, and what the
 hub's operator can learn from it: read it before you opt in.
 
-The curl line of `/api/federation/enable` opts in, those after it opt out again and make a new id.
+Whatever makes more leave asks for the task-data password: opting in, an earlier `privacyLevel`, more shares, another
+hub, a new id while it is on. What is chosen while it is off counts as if it were on. Whatever makes less leave, opting
+out above all, never does.
+
+The curl line of `/api/federation/enable` opts in, those after it opt out again and delete the id.
 
 ## Metrics
 

@@ -1,9 +1,10 @@
-"""The hub is part of the consent: another one than was opted in to is told nothing."""
+"""Consent: to which hub, by whose leave; and what strangers are told to be able to do."""
 
 from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from support.machine import wait_for
 from support.node_words import IDS, header, invoice, output, received
 from support.pages import Tab
 from support.programs import Program, end, write
-from support.sharing import AWAY, at_hub, change, connected, see, soon
+from support.sharing import AWAY, at_hub, change, connected, see, soon, tell
 
 import tbmon
 
@@ -195,7 +196,165 @@ def test_the_page_names_both_hubs_and_both_ways(browser: Any, stepped: Make, way
             banner.get_by_role("button", name="Disable Federation").click()
             tab.see("Before you join")
         else:
+            banner.get_by_label("Task-data password").fill(PASSWORD)
             banner.get_by_role("button", name="Opt in to the new hub").click()
             banner.wait_for(state="detached")
         assert see(program, "settings")["enabled"] is (way == "opt in")
+    end(program)
+
+
+# More leaves by the password only, less by nobody's leave
+
+SETTINGS = "/api/federation/settings"
+MORE: list[dict[str, Any]] = [
+    {"enabled": True},
+    {"privacyLevel": "minimal"},
+    {"privacyLevel": "balanced"},
+    {"shareTasks": True},
+    {"shareStats": True},
+    {"natsServers": [OTHER]},
+    {"natsServers": [AWAY, OTHER]},
+    {"enabled": False, "shareTasks": True},
+]
+LESS: list[dict[str, Any]] = [
+    {"privacyLevel": "balanced"},
+    {"privacyLevel": "maximum"},
+    {"shareTasks": False},
+    {"shareStats": False},
+    {"natsServers": [AWAY]},
+    {"natsServers": []},
+    {"enabled": False},
+]
+
+
+@pytest.mark.parametrize("key", ["", "key of this test"], ids=["open", "with an API key"])
+def test_what_makes_more_leave_needs_the_password_and_less_never_does(
+    stepped: Make, key: str
+) -> None:
+    program = stepped(API_KEY=key).start()
+    by_key = {"Authorization": f"Bearer {key}"} if key else {}
+
+    def status(method: str, path: str, body: object = None, **headers: str) -> int:
+        return tell(program, method, path, body, **by_key, **headers).status
+
+    def settings() -> Any:
+        return program.get(SETTINGS, **by_key)[1]
+
+    least = {"privacyLevel": "maximum", "shareTasks": False, "shareStats": False}
+    assert status("PUT", SETTINGS, least) == 200
+    for is_on in (False, True):
+        before = settings()
+        assert before["enabled"] is is_on
+        for body in MORE[is_on:]:
+            assert status("PUT", SETTINGS, body) == 401, body
+            wrong = {"X_Task_Data_Password": "wrong"}
+            assert status("PUT", SETTINGS, body, **wrong) == 401, body
+        assert status("POST", "/api/federation/enable") == 401
+        assert status("POST", "/api/federation/reset") == (401 if is_on else 200)
+        assert settings() == before
+        if not is_on:
+            opened = status("POST", "/api/federation/enable", X_Task_Data_Password=PASSWORD)
+            assert (opened, settings()["enabled"]) == (200, True)
+    assert status("POST", "/api/federation/reset", X_Task_Data_Password=PASSWORD) == 200
+    most = {"privacyLevel": "minimal", "shareTasks": True, "shareStats": True}
+    most_servers = {**most, "natsServers": [AWAY, OTHER]}
+    assert status("PUT", SETTINGS, most_servers, X_Task_Data_Password=PASSWORD) == 200
+    for body in LESS:
+        assert status("PUT", SETTINGS, body) == 200, body
+    assert settings()["enabled"] is False
+    assert status("POST", "/api/federation/disable") == 200
+    end(program)
+
+
+def test_a_session_that_gave_the_password_may_let_more_out(stepped: Make) -> None:
+    program = stepped().start()
+    login = tell(program, "POST", "/api/auth/login", {"secret": PASSWORD})
+    cookie = (login.headers["Set-Cookie"] or "").partition(";")[0]
+    assert tell(program, "POST", "/api/federation/enable").status == 401
+    assert tell(program, "POST", "/api/federation/enable", Cookie=cookie).status == 200
+    assert tell(program, "PUT", SETTINGS, {"privacyLevel": "minimal"}, Cookie=cookie).status == 200
+    end(program)
+
+
+def test_a_reset_consents_to_no_other_hub(stepped: Make) -> None:
+    program = stepped().start()
+    opt_in(program)
+    restart(program, OTHER)
+    assert tell(program, "POST", "/api/federation/reset").status == 200  # nothing leaves by it
+    status = see(program, "status")
+    assert (status["status"], status["consentedTo"]) == ("consent needed", [AWAY])
+    end(program)
+
+
+def test_the_page_asks_for_the_password_where_more_leaves(browser: Any, stepped: Make) -> None:
+    program = stepped().start()
+    with Tab(browser, program) as tab:
+        tab.opt_in("wrong")
+        tab.see("The task-data password in the header")
+        assert see(program, "settings")["enabled"] is False
+        tab.complaints.clear()  # Chromium's word of the 401
+        tab.opt_in()
+        form = tab.page.locator('form[data-submit="sharing"]')
+        form.wait_for()
+        level = form.get_by_label("How late messages leave")
+        level.select_option("maximum")
+        form.get_by_role("button", name="Save").click()
+        wait_for(lambda: see(program, "settings")["privacyLevel"] == "maximum")
+        tab.see("Saved.")
+        form.locator('[data-value="maximum"]').wait_for()  # the page has heard of it
+        level.select_option("minimal")
+        form.get_by_role("button", name="Save").click()
+        tab.see("This needs the task-data password")
+        assert see(program, "settings")["privacyLevel"] == "maximum"
+        assert level.input_value() == "minimal"  # what was chosen is not lost by the refusal
+        tab.complaints.clear()
+        form.get_by_label("Task-data password").fill(PASSWORD)
+        form.get_by_role("button", name="Save").click()
+        wait_for(lambda: see(program, "settings")["privacyLevel"] == "minimal")
+        form.get_by_label("Task-data password").fill(PASSWORD)
+        form.get_by_role("button", name="New id and keys").click()
+        tab.see("The id and the keys of this installation are new")
+        assert tab.violations() == [] and tab.complaints == []
+        tab.go("logs").unlock()
+        tab.page.locator("#password").wait_for(state="detached")
+        tab.go("federation")
+        assert tab.page.get_by_label("Task-data password").count() == 0
+        form.get_by_role("button", name="Disable Federation").click()
+        tab.see("Before you join")
+    end(program)
+
+
+# A port that is open to others
+
+
+OPEN = "can read the node's status, tasks and invoices, and change what the federation shares"
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_told"),
+    [
+        ({"HOST": "0.0.0.0"}, True),
+        ({"HOST": "0.0.0.0", "API_KEY": "key of this test"}, False),
+        ({"HOST": "127.0.0.1"}, False),
+        ({"HOST": "localhost"}, False),
+    ],
+    ids=str,
+)
+def test_an_open_port_says_on_now_and_setup_what_strangers_can_read_and_change(
+    browser: Any, stepped: Make, settings: dict[str, str], is_told: bool
+) -> None:
+    program = stepped(**settings).start()
+    key = {"Authorization": f"Bearer {settings['API_KEY']}"} if "API_KEY" in settings else {}
+    for path in ("/api/now", "/api/setup"):
+        words = program.get(path, **key)[1]["strangers"]
+        assert (words is not None and OPEN in words) is is_told
+    assert (OPEN in program.log.read_text()) is is_told
+    if not key:
+        with Tab(browser, program) as tab:
+            for page in ("now", "setup"):
+                tab.go(page).see("Uptime, 30 days" if page == "now" else "Who can read this page")
+                if is_told:
+                    tab.see(re.compile(OPEN))
+                    tab.see(re.compile("Set API_KEY"))
+                assert (OPEN in tab.text()) is is_told
     end(program)
