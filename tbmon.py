@@ -3672,15 +3672,20 @@ class Federation:
 
     def start(self) -> None:
         """Run the thread if the operator opted in to this hub; called at the start and after each
-        change.
+        change. Raises RuntimeError if there is no thread to be had.
         """
         with self.lock:
             if self.outbox.sharing.agreed and self.thread is None and not self.ended:
                 self.leaving, self.last_error = threading.Event(), None
-                self.thread = threading.Thread(
+                thread = threading.Thread(
                     target=self.work, args=(self.leaving,), name="federation", daemon=True
                 )
-                self.thread.start()
+                try:
+                    thread.start()
+                except RuntimeError as error:  # the system has none to give
+                    self.last_error = f"its thread cannot be started: {error}"
+                    raise
+                self.thread = thread
 
     def stop(self, says_goodbye: bool = False, timeout_s: float = 3) -> None:
         """End the thread; the connection closes, with node_left before if the operator opted
@@ -7794,7 +7799,21 @@ class Api:
                     self.outbox.keep(**chosen)
             finally:
                 if after.enabled:  # as it was, where a full disk keeps the change from being kept
-                    self.federation.start()
+                    self.begin(before)
+
+    def begin(self, before: Sharing) -> None:
+        """Let the federation's thread begin; if it cannot, put the settings back, raise Refusal."""
+        try:
+            self.federation.start()
+        except RuntimeError as error:
+            self.outbox.keep(**before._asdict())
+            left = "is not connected" if before.enabled else "is off"
+            raise Refusal(
+                503,
+                f"the federation's thread cannot be started ({error}), and the federation {left}: "
+                f"let tbmon have more threads or memory, and try again",
+                {"Retry-After": "10"},
+            ) from None
 
     def ask_consent(self, call: Call, chosen: Mapping[str, Any]) -> None:
         """Raise Refusal unless the caller may choose this: more leaves by the task-data password
