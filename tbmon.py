@@ -2012,7 +2012,7 @@ BALLAST_BYTES = (
     4 * MIB
 )  # held on the disk, and let go when it is full: room for what the operator does then
 READERS = 8  # read-only connections kept open; each may hold a MiB of pages
-AUDIT_ROWS = 10_000  # the newest are kept
+AUDIT_ROWS = 10_000  # the newest are kept, of refusals and of all else
 OUTBOX_ROWS, OUTBOX_MS = (
     10_000,
     7 * DAY_MS,
@@ -2988,9 +2988,15 @@ class Store:
                 "ORDER BY key LIMIT 500)"
             )
             gone = db.execute(sql, (key_of(before // 1000), before)).rowcount
-            db.execute(
-                "DELETE FROM audit WHERE id <= (SELECT MAX(id) FROM audit) - ?", (AUDIT_ROWS,)
-            )
+            for kind in (
+                "event = 'refused'",
+                "event <> 'refused'",
+            ):  # a flood of them costs no other
+                db.execute(
+                    f"DELETE FROM audit WHERE {kind} AND id <= "
+                    f"(SELECT id FROM audit WHERE {kind} ORDER BY id DESC LIMIT 1 OFFSET ?)",
+                    (AUDIT_ROWS,),
+                )
             db.execute("DELETE FROM sent WHERE at < ?", (sent_before,))
         with self.lock:
             self.db.executescript(
@@ -7209,17 +7215,15 @@ class Guard:
         self.note("refused", caller, detail)
 
     def note(self, event: str, caller: Caller, detail: str) -> None:
-        """Add to the audit log, which must neither fill the disk nor keep anybody from an
-        answer.
+        """Add to the audit log, which must neither fill the disk nor keep anybody from an answer:
+        of a flood of refusals some are only counted, of all else everything is kept.
         """
-        if self.notes.take(""):
+        if self.notes.take("") and event == "refused":
             self.unnoted += 1
             return
         if self.unnoted:
-            detail, self.unnoted = (
-                f"{detail} ({self.unnoted} more events before it were not kept)",
-                0,
-            )
+            detail = f"{detail} ({self.unnoted} more refusals before it were not kept)"
+            self.unnoted = 0
         log.info("api: %s: %s (the audit log has the address)", event, detail)
         store = self.monitor.store
         with contextlib.suppress(sqlite3.DatabaseError), store.write() as db:
@@ -7341,6 +7345,25 @@ def lets_more_out(before: Sharing, after: Sharing) -> bool:
         or STRICTNESS.index(after.level) < STRICTNESS.index(before.level)
         or after.tasks > before.tasks
         or after.stats > before.stats
+    )
+
+
+def changes_of(before: Sharing, after: Sharing, hub: str) -> str:
+    """What a change of the sharing was, from what to what, as the audit log says it."""
+
+    def said(one: Sharing) -> dict[str, str]:
+        return {
+            "federation": "on" if one.enabled else "off",
+            "hub": ", ".join(one.servers or (hub,)),
+            "consent": ", ".join(one.hubs) or "none",
+            "privacyLevel": one.level,
+            "shareTasks": str(one.tasks).lower(),
+            "shareStats": str(one.stats).lower(),
+        }
+
+    old, new = said(before), said(after)
+    return "; ".join(
+        f"{name} from {old[name]} to {new[name]}" for name in old if old[name] != new[name]
     )
 
 
@@ -7794,12 +7817,12 @@ class Api:
                 self.federation.stop(says_goodbye=not after.enabled)
             try:
                 if after != before:
-                    words = f"federation {'on' if after.enabled else 'off'}, {after.level}"
-                    self.guard.note("settings", call.caller, words)
                     self.outbox.keep(**chosen)
             finally:
                 if after.enabled:  # as it was, where a full disk keeps the change from being kept
                     self.begin(before)
+            if words := changes_of(before, after, self.outbox.hub):
+                self.guard.note("settings", call.caller, words)
 
     def begin(self, before: Sharing) -> None:
         """Let the federation's thread begin; if it cannot, put the settings back, raise Refusal."""
@@ -7865,6 +7888,8 @@ class Api:
             if before.agreed:  # it joins anew
                 self.guard.check("private", call.caller)
             self.share(call, enabled=False)
+            if self.outbox.keys.known_id() or self.outbox.keys.day_keys():
+                self.guard.note("settings", call.caller, "reset: id and day keys deleted")
             self.outbox.withdraw()
             if before.enabled:
                 self.share(call, enabled=True, hubs=before.hubs)
