@@ -9127,15 +9127,29 @@ SHORT_SECRET = 10  # characters below which a secret is warned of
 PACKAGES = ("bottle", "waitress", "docker", "nats")
 
 
+class LogHandler(logging.Handler):
+    """Writes each line to standard output at once; one that is full or gone takes none, and that
+    ends nobody. Through sys.stdout what was not taken would be tried again at the end: code 120.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if sys.stdout is None:  # closed before we began; its number may be the database's by now
+            return
+        left = memoryview(
+            (self.format(record) + "\n").encode(sys.stdout.encoding, "backslashreplace")
+        )
+        with contextlib.suppress(OSError):
+            while left:
+                left = left[os.write(sys.stdout.fileno(), left) :]
+
+
 def set_up_log(config: Config, redactor: Redactor) -> None:
     """One line an event, in UTC; addresses in words that come from elsewhere are replaced here
     too.
     """
     formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
-    # as stderr does it
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    handler = logging.StreamHandler(sys.stdout)  # where `docker logs NAME | grep` looks
+    handler = LogHandler()  # where `docker logs NAME | grep` looks
     handler.format = (  # type: ignore[method-assign]
         lambda record: redactor.clean(formatter.format(record))
     )

@@ -219,7 +219,7 @@ def test_before_joining_the_limits_and_the_bytes_are_shown(tab: Tab) -> None:
         "invoice_created",
     ]
     assert not any(name in text for text in map(str, shown) for name in ("blockHash", "wallet"))
-    tab.page.get_by_role("button", name="Enable Federation").click()
+    tab.opt_in()
     tab.see("Demo data is not shared.")
 
 
