@@ -2026,6 +2026,7 @@ CELL_ENTRIES = (
 RECEIVED, ENDED = 1, 2  # bits of task.told
 ENGINE, FILES = 1, 2  # bits of log.sources
 SUSPECT, UNRECOGNISED, UNSTAMPED = 1, 2, 4  # bits of log.flags
+NUL_SIGN = "\u2400"  # in log.message for a NUL, behind which SQLite's LIKE would see nothing
 
 COUNT_TASK = """INSERT INTO total VALUES ({row}.status, {sign}1, {sign}IFNULL({row}.cached, 0),
     {sign}({row}.elapsed_ms IS NOT NULL), {sign}IFNULL({row}.elapsed_ms, 0),
@@ -5146,7 +5147,7 @@ class Recorder:
             self.source,
             flags | (0 if entry.stamped else UNSTAMPED),
             entry.execution_id or "",
-            entry.text,
+            entry.text.replace("\0", NUL_SIGN),
         )
 
     def note_head(self, head: Head, at: int) -> None:

@@ -92,7 +92,7 @@ MEANINGS = {
     "invoices_without_task": "invoices of tasks that tbmon does not know",
     "month": "as in `2026-01`, in UTC; null for invoices without a time",
     "timestamp_original": "as the node wrote it, in its own time zone",
-    "message": "as the node wrote it, wallets replaced",
+    "message": "as the node wrote it, wallets replaced, a NUL as U+2400",
     "data": "what the message holds as JSON, if it does",
     "source": "where it was read",
     "LogStatus.source": "`engine` follows the container, `directory` the files in LOG_DIR",
