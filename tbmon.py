@@ -284,7 +284,9 @@ class Config:
     """What an operator can set; field `x` is the environment variable X."""
 
     port: int = setting(8090, "TCP port of dashboard and API", low=1, high=65535)
-    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 opens it to the network")
+    host: str = setting(
+        "127.0.0.1", "address to listen on; 0.0.0.0 opens it to the network, :: to IPv6 as well"
+    )
     container_name: str = setting(
         "runner-node",
         "name of the node's container",
@@ -8992,12 +8994,19 @@ def listen(config: Config) -> socket.socket:
     """Take the port; raises UserError if it or the address cannot be had."""
     try:
         family = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((config.host, config.port), family=family)
-    except (OSError, ValueError) as error:  # ValueError: no such host
-        words = (
-            f"cannot listen on {config.host}:{config.port}: {reason_of(error)}; set PORT or HOST"
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()  # as 0.0.0.0, and IPv6
+        return socket.create_server(
+            (config.host, config.port), family=family, dualstack_ipv6=both and config.host == "::"
         )
+    except (OSError, ValueError) as error:  # ValueError: no such host
+        words = f"cannot listen on {place_of(config)}: {reason_of(error)}; set PORT or HOST"
         raise UserError(words) from None
+
+
+def place_of(config: Config) -> str:
+    """Host and port as an address has them, an IPv6 address in brackets."""
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"{host}:{config.port}"
 
 
 SLOW_S = 20  # a client that takes nothing of its answer for so long is cut
@@ -9383,9 +9392,7 @@ def run(monitor: Monitor, listener: socket.socket, ends: set[signal.Signals]) ->
         )
         source = config.log_dir or f"container {config.container_name}"
         source = "a simulated node (demo data)" if monitor.demo else source
-        log.info(
-            "tbmon %s on http://%s:%d, following %s", __version__, config.host, config.port, source
-        )
+        log.info("tbmon %s on http://%s, following %s", __version__, place_of(config), source)
         for finding in warnings_of(config):
             log.warning("%s. %s", finding.what, finding.remedy)
         # what is there now stays, and what ingest makes has no cycles: seldom looked at, it is 7 %
@@ -9570,14 +9577,10 @@ def check_host(config: Config, serving: bool) -> Iterator[Finding]:
         yield Finding("OK", f"tbmon answers on port {config.port}")
     else:
         try:
-            with socket.create_server((config.host, config.port)):
+            with listen(config):
                 yield Finding("OK", f"port {config.port} is free")
-        except OSError as error:
-            yield Finding(
-                "FAIL",
-                f"{config.host}:{config.port} cannot be had: {reason_of(error)}",
-                "Set PORT or HOST.",
-            )
+        except UserError as error:
+            yield Finding("FAIL", str(error).partition(";")[0], "Set PORT or HOST.")
     free = shutil.disk_usage(folder).free
     level = "FAIL" if free < 100 * MIB else "WARN" if free < 2048 * MIB else "OK"
     remedy = "" if level == "OK" else "Make room, or lower MAX_DB_BYTES and LOG_RETENTION_DAYS."
