@@ -7019,6 +7019,8 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "stream": ("local", "stream"),
 }
 LOGIN_FAILURES, LOGIN_WINDOW_S = 10, 900
+# a JSON web token, signed or encrypted, as a proxy that logs people in adds it to what it passes on
+PROXY_TOKEN = re.compile(rb"eyJ[\w-]+(\.[\w-]*){2}(\.[\w-]+){0,2}")
 SESSION_MS, SESSIONS = DAY_MS, 1000
 NOTES_A_MINUTE = 60  # rows of the audit log; a flood of refusals must not fill the disk
 
@@ -7180,13 +7182,22 @@ class Guard:
             )
             raise Refusal(429, words, {"Retry-After": str(wait_s)})
 
+    def given(self, grant: str, caller: Caller) -> bytes | None:
+        """The credential in the caller's header; None if there is none. A proxy's token is none: an
+        API key that is no token cannot be guessed by one.
+        """
+        given = caller.secret(grant)
+        if given is None or grant != "local" or not PROXY_TOKEN.fullmatch(given):
+            return given
+        return given if PROXY_TOKEN.fullmatch(self.secret_of["local"].encode()) else None
+
     def holds(self, grant: str, caller: Caller) -> bool:
         secret, session = self.secret_of[grant], caller.session
         if not secret or (
             session is not None and grant in session.grants and self.monitor.now() < session.ends_at
         ):
             return True
-        given = caller.secret(grant)
+        given = self.given(grant, caller)
         return given is not None and same_secret(given, secret)
 
     def check(self, access: str, caller: Caller, told: Iterable[str] = ()) -> None:
@@ -7195,13 +7206,13 @@ class Guard:
         """
         for grant in (
             *NEEDS[access],
-            *(grant for grant in told if caller.secret(grant) is not None),
+            *(grant for grant in told if self.given(grant, caller) is not None),
         ):
             if self.holds(grant, caller):
                 continue
             name, header = CREDENTIALS[grant]
             challenge = {"WWW-Authenticate": "Bearer"} if grant == "local" else NOTHING
-            if caller.secret(grant) is None:
+            if self.given(grant, caller) is None:
                 words = f"this needs the {name}: send the header '{header}', or log in"
                 raise Refusal(401, words, challenge)
             self.fail(caller, f"wrong {name}")
