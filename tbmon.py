@@ -293,7 +293,9 @@ class Config:
     """What an operator can set; field `x` is the environment variable X."""
 
     port: int = setting(8090, "TCP port of dashboard and API", low=1, high=65535)
-    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 opens it to the network")
+    host: str = setting(
+        "127.0.0.1", "address to listen on; 0.0.0.0 opens it to the network, :: to IPv6 as well"
+    )
     container_name: str = setting(
         "runner-node",
         "name of the node's container",
@@ -2297,7 +2299,7 @@ BALLAST_BYTES = (
 )  # held on the disk, and let go when it is full: room for what the operator does then
 READERS = 8  # read-only connections kept open; each may hold a MiB of pages
 ROWS_AT_ONCE = 8  # in memory of a list: each may hold ENTRY_BYTES, or an invoice's 200 line items
-AUDIT_ROWS = 10_000  # the newest are kept
+AUDIT_ROWS = 10_000  # the newest are kept, of refusals and of all else
 OUTBOX_ROWS, OUTBOX_MS = (
     10_000,
     7 * DAY_MS,
@@ -2311,6 +2313,7 @@ CELL_ENTRIES = (
 RECEIVED, ENDED = 1, 2  # bits of task.told
 ENGINE, FILES = 1, 2  # bits of log.sources
 SUSPECT, UNRECOGNISED, UNSTAMPED = 1, 2, 4  # bits of log.flags
+NUL_SIGN = "\u2400"  # in log.message for a NUL, behind which SQLite's LIKE would see nothing
 
 COUNT_TASK = """INSERT INTO total VALUES ({row}.status, {sign}1, {sign}IFNULL({row}.cached, 0),
     {sign}({row}.elapsed_ms IS NOT NULL), {sign}IFNULL({row}.elapsed_ms, 0),
@@ -2800,6 +2803,8 @@ class Sharing(NamedTuple):
     servers: tuple[str, ...] = ()
     joined_at: int = 0  # ms; nothing from before it is told
     greeted: bool = False  # node_joined has gone out
+    hubs: tuple[str, ...] = ()  # what was opted in to; another hub is told nothing
+    agreed: bool = False  # the hub that is configured now is one of them
 
     @property
     def kinds(self) -> set[str]:
@@ -2812,7 +2817,7 @@ class Sharing(NamedTuple):
         return {
             kind
             for kind in chosen
-            if chosen[kind] and self.enabled and self.level in ("minimal", "balanced")
+            if chosen[kind] and self.agreed and self.level in ("minimal", "balanced")
         }
 
 
@@ -3406,9 +3411,15 @@ class Store:
             for name, went in (("log", log_is_large and gone), ("data", data_is_large and data)):
                 if went:
                     self.put(db, "state", [(f"pruned {name}", upkeep.now)])
-            db.execute(
-                "DELETE FROM audit WHERE id <= (SELECT MAX(id) FROM audit) - ?", (AUDIT_ROWS,)
-            )
+            for kind in (
+                "event = 'refused'",
+                "event <> 'refused'",
+            ):  # a flood of them costs no other
+                db.execute(
+                    f"DELETE FROM audit WHERE {kind} AND id <= "
+                    f"(SELECT id FROM audit WHERE {kind} ORDER BY id DESC LIMIT 1 OFFSET ?)",
+                    (AUDIT_ROWS,),
+                )
             db.execute("DELETE FROM sent WHERE at < ?", (upkeep.sent_before,))
         with self.lock:
             self.db.executescript(
@@ -3839,24 +3850,53 @@ class Outbox:
     """Puts into the outbox what may be told, in the transaction of what it tells of. Any thread."""
 
     def __init__(
-        self, store: Store, keys: SharingKeys, now: Callable[[], int], dice: random.Random
+        self,
+        store: Store,
+        keys: SharingKeys,
+        now: Callable[[], int],
+        dice: random.Random,
+        hub: str,
     ) -> None:
-        self.store, self.keys, self.now, self.dice = store, keys, now, dice
+        self.store, self.keys, self.now, self.dice, self.hub = store, keys, now, dice, hub
         kept = json.loads(store.first("state", "federation") or "{}")
-        self.sharing = Sharing(**{**kept, "servers": tuple(kept.get("servers", ()))})
+        for name in ("servers", "hubs"):
+            kept[name] = tuple(kept.get(name) or ())
+        self.sharing = Sharing(**kept)
+        if self.sharing.enabled and not self.sharing.hubs:  # of an earlier tbmon: the hub in use
+            self.sharing = self.sharing._replace(hubs=self.servers(), agreed=True)
+            self.keep()
+        if self.after() != self.sharing:  # another hub is configured than was, or the old one again
+            self.keep()
         self.event_db: bool | None = (
             None  # ingest: whether there is one to check tasks against; None before a look
         )
 
+    def servers(self) -> tuple[str, ...]:
+        """The hub that is configured now, as the addresses that are tried in turn."""
+        return self.sharing.servers or (self.hub,)
+
+    def after(self, **chosen: Any) -> Sharing:
+        """The settings as these would make them. Opting in and naming servers consent to the hub
+        of then; nothing else does.
+        """
+        sharing = self.sharing._replace(**chosen)
+        servers = sharing.servers or (self.hub,)
+        if "hubs" not in chosen and not {"enabled", "servers"}.isdisjoint(chosen):
+            sharing = sharing._replace(hubs=servers if sharing.enabled else ())
+        return sharing._replace(agreed=sharing.enabled and set(servers) <= set(sharing.hubs))
+
     def keep(self, **chosen: Any) -> None:
-        """Take over new settings; what waits and may no longer be told is taken back."""
+        """Take over new settings; what waits and may no longer be told is taken back, and all of it
+        where it waited for another hub.
+        """
         with self.store.write() as db:
-            sharing = self.sharing._replace(**chosen)
-            if (
-                sharing.kinds - self.sharing.kinds
-            ):  # what happened while a kind was off stays untold
+            sharing, told = self.after(**chosen), self.sharing.kinds
+            if set(sharing.hubs) - set(self.sharing.hubs):
+                told = set[str]()
+                sharing = sharing._replace(greeted=chosen.get("greeted", False))
+            if sharing.kinds - told:  # what happened while a kind was off stays untold
                 sharing = sharing._replace(joined_at=self.now())
-            silent = {"task_received", "task_completed", "invoice_created"} - sharing.kinds
+            silent = {"task_received", "task_completed", "invoice_created"} - (sharing.kinds & told)
             self.store.put(db, "state", [("federation", json.dumps(sharing._asdict()))])
             self.store.put(db, "take_back", [(MESSAGES[kind].subject,) for kind in silent])
             self.sharing = (
@@ -3864,9 +3904,14 @@ class Outbox:
             )
         self.forget_keys()
 
+    def withdraw(self) -> None:
+        """Take back the consent and what waits, and forget the installation's id and all keys."""
+        self.keep(enabled=False)
+        self.keys.reset()
+
     def forget_keys(self) -> None:
         """Delete the keys of days of which nothing waits any more."""
-        today = {utc_day(self.now())} if self.sharing.enabled else set[str]()
+        today = {utc_day(self.now())} if self.sharing.agreed else set[str]()
         try:
             self.keys.forget_all_but(today | {row["day"] for row in self.store.get("outbox_days")})
         except OSError as error:  # tried again with the next heartbeat
@@ -4074,20 +4119,22 @@ class Federation:
         self.online: bool | None = None  # None before tbmon itself knows
         self.look_at, self.received_at, self.ignored = 0.0, 0.0, 0
 
-    def servers(self) -> tuple[str, ...]:
-        return self.outbox.sharing.servers or (self.config.federation_nats_url,)
-
     def start(self) -> None:
-        """Run the thread if the operator opted in; called once at the start and after each
-        change.
+        """Run the thread if the operator opted in to this hub; called at the start and after each
+        change. Raises RuntimeError if there is no thread to be had.
         """
         with self.lock:
-            if self.outbox.sharing.enabled and self.thread is None and not self.ended:
+            if self.outbox.sharing.agreed and self.thread is None and not self.ended:
                 self.leaving, self.last_error = threading.Event(), None
-                self.thread = threading.Thread(
+                thread = threading.Thread(
                     target=self.work, args=(self.leaving,), name="federation", daemon=True
                 )
-                self.thread.start()
+                try:
+                    thread.start()
+                except RuntimeError as error:  # the system has none to give
+                    self.last_error = f"its thread cannot be started: {error}"
+                    raise
+                self.thread = thread
 
     def stop(self, says_goodbye: bool = False, timeout_s: float = 3) -> None:
         """End the thread; the connection closes, with node_left before if the operator opted
@@ -4133,7 +4180,7 @@ class Federation:
         call = loop.call_soon_threadsafe
         self.cancel = functools.partial(call, task.cancel)  # type: ignore[union-attr]
         delay_s, (shortest_s, longest_s) = self.pace.retry_s[0], self.pace.retry_s
-        for url in itertools.cycle(self.servers()):
+        for url in itertools.cycle(self.outbox.servers()):
             if leaving.is_set():
                 return
             began = time.monotonic()
@@ -5884,7 +5931,7 @@ class Recorder:
             self.source,
             flags | (0 if entry.stamped else UNSTAMPED),
             entry.execution_id or "",
-            entry.text,
+            entry.text.replace("\0", NUL_SIGN),
         )
 
     def note_head(self, head: Head, at: int) -> None:
@@ -7999,7 +8046,7 @@ SHAPES = {
     "Recent": "at time?, what text, execution_id uuid?, detail text?",
     "Now": "*Status, tasks Summary, invoices InvoiceCounts, uptime Uptime, usage Consumption, "
     "activity Activity,"
-    " recent [Recent], stream text",
+    " recent [Recent], strangers text?, stream text",
     "TimedCell": "*TaskCell, p50_ms int?, p95_ms int?",
     "Failures": "reason text, tasks int, last_at time?",
     "TaskChart": f"{SERIES}, cells [TimedCell], failures [Failures]",
@@ -8010,8 +8057,8 @@ SHAPES = {
     " gaps int",
     "Setup": "version text, startedAt time, memory_bytes int?, source engine|directory|demo, "
     "container text, host text,"
-    " port int, apiKey bool, passwordFrom setting|file, streamToken bool, allowedHosts [text], "
-    "allowedOrigins [text],"
+    " port int, strangers text?, apiKey bool, passwordFrom setting|file, streamToken bool,"
+    " allowedHosts [text], allowedOrigins [text],"
     " trustedProxy [text], dockerUrl text?, dockerCalls [text], dockerFolders [text], database "
     "Database",
     "Finding": "level ok|warn|fail, what text, remedy text",
@@ -8027,8 +8074,9 @@ SHAPES = {
     "queued int,"
     " refused int, dropped int, ignored int",
     "FederationStatus": "enabled bool, connected bool, healthy bool, status "
-    "off|connecting|connected|failing,"
-    " nodeId text?, stats FederationCounts, lastError text?, lastRefusal text?",
+    "off|consent needed|connecting|connected|failing,"
+    " nodeId text?, hub [text], consentedTo [text], stats FederationCounts, lastError text?,"
+    " lastRefusal text?",
     "Peer": "handle text, seen today|yesterday",
     "NetworkStats": "status awaiting_data|connected, lastUpdated time?, activeNodes int?, "
     "totalNodes int?,"
@@ -8444,6 +8492,8 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "stream": ("local", "stream"),
 }
 LOGIN_FAILURES, LOGIN_WINDOW_S = 10, 900
+# a JSON web token, signed or encrypted, as a proxy that logs people in adds it to what it passes on
+PROXY_TOKEN = re.compile(rb"eyJ[\w-]+(\.[\w-]*){2}(\.[\w-]+){0,2}")
 SESSION_MS, SESSIONS = DAY_MS, 1000
 NOTES_A_MINUTE = 60  # rows of the audit log; a flood of refusals must not fill the disk
 
@@ -8605,13 +8655,22 @@ class Guard:
             )
             raise Refusal(429, words, {"Retry-After": str(wait_s)})
 
+    def given(self, grant: str, caller: Caller) -> bytes | None:
+        """The credential in the caller's header; None if there is none. A proxy's token is none: an
+        API key that is no token cannot be guessed by one.
+        """
+        given = caller.secret(grant)
+        if given is None or grant != "local" or not PROXY_TOKEN.fullmatch(given):
+            return given
+        return given if PROXY_TOKEN.fullmatch(self.secret_of["local"].encode()) else None
+
     def holds(self, grant: str, caller: Caller) -> bool:
         secret, session = self.secret_of[grant], caller.session
         if not secret or (
             session is not None and grant in session.grants and self.monitor.now() < session.ends_at
         ):
             return True
-        given = caller.secret(grant)
+        given = self.given(grant, caller)
         return given is not None and same_secret(given, secret)
 
     def check(self, access: str, caller: Caller, told: Iterable[str] = ()) -> None:
@@ -8620,13 +8679,13 @@ class Guard:
         """
         for grant in (
             *NEEDS[access],
-            *(grant for grant in told if caller.secret(grant) is not None),
+            *(grant for grant in told if self.given(grant, caller) is not None),
         ):
             if self.holds(grant, caller):
                 continue
             name, header = CREDENTIALS[grant]
             challenge = {"WWW-Authenticate": "Bearer"} if grant == "local" else NOTHING
-            if caller.secret(grant) is None:
+            if self.given(grant, caller) is None:
                 words = f"this needs the {name}: send the header '{header}', or log in"
                 raise Refusal(401, words, challenge)
             self.fail(caller, f"wrong {name}")
@@ -8643,17 +8702,15 @@ class Guard:
         self.note("refused", caller, detail)
 
     def note(self, event: str, caller: Caller, detail: str) -> None:
-        """Add to the audit log, which must neither fill the disk nor keep anybody from an
-        answer.
+        """Add to the audit log, which must neither fill the disk nor keep anybody from an answer:
+        of a flood of refusals some are only counted, of all else everything is kept.
         """
-        if self.notes.take(""):
+        if self.notes.take("") and event == "refused":
             self.unnoted += 1
             return
         if self.unnoted:
-            detail, self.unnoted = (
-                f"{detail} ({self.unnoted} more events before it were not kept)",
-                0,
-            )
+            detail = f"{detail} ({self.unnoted} more refusals before it were not kept)"
+            self.unnoted = 0
         log.info("api: %s: %s (the audit log has the address)", event, detail)
         store = self.monitor.store
         with contextlib.suppress(sqlite3.DatabaseError), store.write() as db:
@@ -8763,6 +8820,51 @@ class Reply(NamedTuple):
     content: Mapping[str, Any] | Listing | str | bytes | Iterator[bytes]
     headers: Mapping[str, str] = NOTHING
     status: int = 200
+
+
+STRICTNESS = ("minimal", "balanced", "maximum")  # each lets less out than the one before
+
+
+def lets_more_out(before: Sharing, after: Sharing) -> bool:
+    """True if more would leave, or sooner; what is chosen while off counts as if it were on."""
+    return (
+        after.agreed > before.agreed
+        or STRICTNESS.index(after.level) < STRICTNESS.index(before.level)
+        or after.tasks > before.tasks
+        or after.stats > before.stats
+    )
+
+
+def changes_of(before: Sharing, after: Sharing, hub: str) -> str:
+    """What a change of the sharing was, from what to what, as the audit log says it."""
+
+    def said(one: Sharing) -> dict[str, str]:
+        return {
+            "federation": "on" if one.enabled else "off",
+            "hub": ", ".join(one.servers or (hub,)),
+            "consent": ", ".join(one.hubs) or "none",
+            "privacyLevel": one.level,
+            "shareTasks": str(one.tasks).lower(),
+            "shareStats": str(one.stats).lower(),
+        }
+
+    old, new = said(before), said(after)
+    return "; ".join(
+        f"{name} from {old[name]} to {new[name]}" for name in old if old[name] != new[name]
+    )
+
+
+def open_words(config: Config) -> str | None:
+    """What strangers may do; None where only this machine reaches tbmon, or a key is asked for."""
+    is_near = config.host == "localhost"
+    with contextlib.suppress(ValueError):  # a name
+        is_near = is_near or ipaddress.ip_address(config.host).is_loopback
+    if is_near or config.api_key:
+        return None
+    return (
+        f"anybody who reaches port {config.port} can read the node's status, tasks and invoices, "
+        f"and change what the federation shares to less or nothing"
+    )
 
 
 class Api:
@@ -9216,31 +9318,52 @@ class Api:
             "privacyLevel": chosen.level,
             "shareTasks": chosen.tasks,
             "shareStats": chosen.stats,
-            "natsServers": list(self.federation.servers()),
+            "natsServers": list(self.outbox.servers()),
         }
 
     def share(self, call: Call, **chosen: Any) -> None:
         """Take over what the operator chose, and let the federation's thread begin, begin anew or
         end.
         """
-        if self.monitor.demo and chosen.get("enabled"):
-            raise Refusal(409, "demo data is not shared")
         with self.sharing_lock:
-            before = self.outbox.sharing
-            if chosen.get("enabled") and not before.enabled:
-                chosen["greeted"] = False
-            after = before._replace(**chosen)
-            turned = (after.enabled, after.servers) != (before.enabled, before.servers)
+            self.ask_consent(call, chosen)
+            before, after = self.outbox.sharing, self.outbox.after(**chosen)
+            turned = (after.agreed, after.servers) != (before.agreed, before.servers)
             if turned or not after.enabled:  # first: opting out must not depend on a disk
                 self.federation.stop(says_goodbye=not after.enabled)
             try:
                 if after != before:
-                    words = f"federation {'on' if after.enabled else 'off'}, {after.level}"
-                    self.guard.note("settings", call.caller, words)
                     self.outbox.keep(**chosen)
             finally:
                 if after.enabled:  # as it was, where a full disk keeps the change from being kept
-                    self.federation.start()
+                    self.begin(before)
+            if words := changes_of(before, after, self.outbox.hub):
+                self.guard.note("settings", call.caller, words)
+
+    def begin(self, before: Sharing) -> None:
+        """Let the federation's thread begin; if it cannot, put the settings back, raise Refusal."""
+        try:
+            self.federation.start()
+        except RuntimeError as error:
+            self.outbox.keep(**before._asdict())
+            left = "is not connected" if before.enabled else "is off"
+            raise Refusal(
+                503,
+                f"the federation's thread cannot be started ({error}), and the federation {left}: "
+                f"let tbmon have more threads or memory, and try again",
+                {"Retry-After": "10"},
+            ) from None
+
+    def ask_consent(self, call: Call, chosen: Mapping[str, Any]) -> None:
+        """Raise Refusal unless the caller may choose this: more leaves by the task-data password
+        only, less by nobody's leave.
+        """
+        if self.monitor.demo and chosen.get("enabled"):
+            raise Refusal(409, "demo data is not shared")
+        before, after = self.outbox.sharing, self.outbox.after(**chosen)
+        servers = set(after.servers or (self.outbox.hub,))
+        if lets_more_out(before, after) or servers - set(self.outbox.servers()):
+            self.guard.check("private", call.caller)
 
     def put_sharing(self, call: Call) -> dict[str, Any]:
         body = dict(call.body)
@@ -9251,9 +9374,9 @@ class Api:
             "natsServers": "servers",
         }
         chosen = {names.get(name, name): value for name, value in body.items()}
-        if "servers" in chosen and tuple(chosen["servers"]) != self.federation.servers():
-            if not self.guard.secret_of["local"]:  # where there is an API key, the caller has it
-                self.guard.check("private", call.caller)
+        if "servers" in chosen:
+            chosen["servers"] = tuple(chosen["servers"])
+            self.ask_consent(call, chosen)  # before a word about the servers
             try:
                 for url in chosen["servers"]:
                     check_server(url)
@@ -9261,9 +9384,8 @@ class Api:
                     raise ValueError("ten at most")
             except ValueError as error:
                 raise Refusal(400, f"natsServers: {error}") from None
-        if "servers" in chosen:
-            same = tuple(chosen["servers"]) == (self.monitor.config.federation_nats_url,)
-            chosen["servers"] = () if same else tuple(chosen["servers"])
+            if chosen["servers"] == (self.outbox.hub,):
+                chosen["servers"] = ()
         self.share(call, **chosen)
         return self.sharing()
 
@@ -9278,20 +9400,27 @@ class Api:
     def reset(self, call: Call) -> dict[str, Any]:
         """A new id and new keys; what waits under the old ones is taken back."""
         with self.sharing_lock:
-            enabled = self.outbox.sharing.enabled
+            before = self.outbox.sharing
+            if before.agreed:  # it joins anew
+                self.guard.check("private", call.caller)
             self.share(call, enabled=False)
-            self.outbox.keys.reset()
-            if enabled:
-                self.share(call, enabled=True)
+            if self.outbox.keys.known_id() or self.outbox.keys.day_keys():
+                self.guard.note("settings", call.caller, "reset: id and day keys deleted")
+            self.outbox.withdraw()
+            if before.enabled:
+                self.share(call, enabled=True, hubs=before.hubs)
         return self.done("the id and the keys of this installation are new")
 
     def done(self, words: str) -> dict[str, Any]:
         return {"success": True, "message": words, "connected": self.federation.connected}
 
     def federation_status(self) -> dict[str, Any]:
-        federation, on = self.federation, self.outbox.sharing.enabled
-        trouble = "failing" if federation.last_error else "connecting"
-        status = "off" if not on else "connected" if federation.connected else trouble
+        federation, chosen = self.federation, self.outbox.sharing
+        on, status = chosen.enabled, "failing" if federation.last_error else "connecting"
+        if not chosen.agreed:
+            status = "consent needed" if on else "off"
+        elif federation.connected:
+            status = "connected"
         reason = json.loads(self.store.first("state", "federation refusal") or "null")
         return {
             "enabled": on,
@@ -9299,6 +9428,8 @@ class Api:
             "healthy": federation.connected or not on,
             "status": status,
             "nodeId": self.outbox.keys.known_id(),
+            "hub": list(self.outbox.servers()),
+            "consentedTo": list(chosen.hubs),
             "stats": self.federation_counts(),
             "lastError": federation.last_error if on else None,
             "lastRefusal": reason,
@@ -9401,11 +9532,11 @@ class Api:
         kinds = [
             kind
             for kind in MESSAGES
-            if chosen.enabled and (MESSAGES[kind].named or kind in chosen.kinds)
+            if chosen.agreed and (MESSAGES[kind].named or kind in chosen.kinds)
         ]
         return {
             "enabled": chosen.enabled,
-            "connectsTo": list(self.federation.servers()) if chosen.enabled else [],
+            "connectsTo": list(self.outbox.servers()) if chosen.agreed else [],
             "installationId": self.outbox.keys.known_id() is not None,
             "kindsShared": kinds,
             "delayUpToMinutes": delay_ms // MINUTE_MS if delay_ms else None,
@@ -9637,6 +9768,7 @@ def now_json(api: Api) -> dict[str, Any]:
         "usage": usage_json(store, now),
         "activity": task_series(store, cells_of(now, *SPANS["24h"])),
         "recent": recent_json(store),
+        "strangers": open_words(api.monitor.config),
         "stream": place,
     }
 
@@ -9694,6 +9826,7 @@ def setup_json(api: Api) -> dict[str, Any]:
         "container": name,
         "host": config.host,
         "port": config.port,
+        "strangers": open_words(config),
         "apiKey": bool(config.api_key),
         "passwordFrom": "setting" if config.task_data_password else "file",
         "streamToken": bool(config.ws_auth_required),
@@ -9962,14 +10095,21 @@ ROUTES = (
     Route(
         "/api/federation/settings",
         "local",
-        "Changes what is given, at once; changing natsServers asks for the API"
-        " key or the task-data password in any case.",
+        "Changes what is given, at once. What lets more out, sooner or to another hub asks for the"
+        " task-data password; what lets less out does not.",
         "Sharing",
         Api.put_sharing,
         method="PUT",
         body="SharingBody",
     ),
-    Route("/api/federation/enable", "local", "Opts in.", "Done", Api.enable, method="POST"),
+    Route(
+        "/api/federation/enable",
+        "private",
+        "Opts in to the hub that is configured now.",
+        "Done",
+        Api.enable,
+        method="POST",
+    ),
     Route(
         "/api/federation/disable",
         "local",
@@ -9981,7 +10121,8 @@ ROUTES = (
     Route(
         "/api/federation/reset",
         "local",
-        "Makes a new id and new keys.",
+        "Makes a new id and new keys. While the federation is on this asks for the task-data"
+        " password; while it is off they are only deleted.",
         "Done",
         Api.reset,
         method="POST",
@@ -10427,11 +10568,12 @@ def listen(config: Config) -> socket.socket:
     """Take the port; raises UserError if it or the address cannot be had."""
     try:
         family = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((config.host, config.port), family=family)
-    except (OSError, ValueError) as error:  # ValueError: no such host
-        words = (
-            f"cannot listen on {config.host}:{config.port}: {reason_of(error)}; set PORT or HOST"
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()  # as 0.0.0.0, and IPv6
+        return socket.create_server(
+            (config.host, config.port), family=family, dualstack_ipv6=both and config.host == "::"
         )
+    except (OSError, ValueError) as error:  # ValueError: no such host
+        words = f"cannot listen on {place_of(config)}: {reason_of(error)}; set PORT or HOST"
         raise UserError(words) from None
 
 
@@ -10476,6 +10618,12 @@ def threads_allowed(root: Path = Path("/sys/fs/cgroup")) -> int | None:
                 if folder == top:
                     break
     return max(0, min(left)) if left else None
+
+
+def place_of(config: Config) -> str:
+    """Host and port as an address has them, an IPv6 address in brackets."""
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"{host}:{config.port}"
 
 
 SLOW_S = 20  # a client that takes nothing of its answer for so long is cut
@@ -10683,15 +10831,29 @@ SHORT_SECRET = 10  # characters below which a secret is warned of
 PACKAGES = ("bottle", "waitress", "docker", "nats")
 
 
+class LogHandler(logging.Handler):
+    """Writes each line to standard output at once; one that is full or gone takes none, and that
+    ends nobody. Through sys.stdout what was not taken would be tried again at the end: code 120.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if sys.stdout is None:  # closed before we began; its number may be the database's by now
+            return
+        left = memoryview(
+            (self.format(record) + "\n").encode(sys.stdout.encoding, "backslashreplace")
+        )
+        with contextlib.suppress(OSError):
+            while left:
+                left = left[os.write(sys.stdout.fileno(), left) :]
+
+
 def set_up_log(config: Config, redactor: Redactor) -> None:
     """One line an event, in UTC; addresses in words that come from elsewhere are replaced here
     too.
     """
     formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
-    # as stderr does it
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    handler = logging.StreamHandler(sys.stdout)  # where `docker logs NAME | grep` looks
+    handler = LogHandler()  # where `docker logs NAME | grep` looks
     handler.format = (  # type: ignore[method-assign]
         lambda record: redactor.clean(formatter.format(record))
     )
@@ -10733,11 +10895,7 @@ class Finding(NamedTuple):
 
 def warnings_of(config: Config) -> Iterator[Finding]:
     """What is allowed, but should be known."""
-    with contextlib.suppress(ValueError):  # a name
-        if ipaddress.ip_address(config.host).is_loopback:
-            config = replace(config, host="localhost")
-    if config.host != "localhost" and not config.api_key:
-        words = "anybody who reaches this port can read the node's status, tasks and invoices"
+    if words := open_words(config):
         remedy = (
             "Set API_KEY, or HOST=127.0.0.1 (for a container, publish the port on that "
             "address only)."
@@ -10807,6 +10965,15 @@ def start_thread(
     thread = threading.Thread(target=guarded, name=name)
     thread.start()
     return thread
+
+
+def consent_words(outbox: Outbox) -> str:
+    """What the log says where another hub is configured than the operator opted in to."""
+    agreed, hub = ", ".join(outbox.sharing.hubs), ", ".join(outbox.servers())
+    return (
+        f"federation: nothing is sent: you opted in to {agreed}, and {hub} is configured now. "
+        f"Opt in again on the page Federation if you want it, or set FEDERATION_NATS_URL back"
+    )
 
 
 def is_online(monitor: Monitor) -> bool | None:
@@ -10901,7 +11068,11 @@ def serve(config: Config, demo: bool = False) -> int:
                 functools.partial(findings, config, demo, store),
             )
             monitor.outbox = Outbox(
-                store, SharingKeys(config.keys), monitor.now, random.SystemRandom()
+                store,
+                SharingKeys(config.keys),
+                monitor.now,
+                random.SystemRandom(),
+                config.federation_nats_url,
             )
             monitor.federation = Federation(
                 config,
@@ -10931,9 +11102,7 @@ def run(monitor: Monitor, listener: socket.socket, ends: set[signal.Signals]) ->
         server = make_server(build_app(api), listener, config, monitor.stop, lambda: api.pressed_at)
         source = config.log_dir or f"container {config.container_name}"
         source = "a simulated node (demo data)" if monitor.demo else source
-        log.info(
-            "tbmon %s on http://%s:%d, following %s", __version__, config.host, config.port, source
-        )
+        log.info("tbmon %s on http://%s, following %s", __version__, place_of(config), source)
         for finding in warnings_of(config):
             log.warning("%s. %s", finding.what, finding.remedy)
         # what is there now stays, and what ingest makes has no cycles: seldom looked at, it is 7 %
@@ -10949,6 +11118,8 @@ def run(monitor: Monitor, listener: socket.socket, ends: set[signal.Signals]) ->
             threads.append(start_thread(monitor, name, work, failures))
         federation.died = lambda: end_process("federation", failures)
         federation.start()
+        if federation.outbox.sharing.enabled and not federation.outbox.sharing.agreed:
+            log.warning("%s", consent_words(federation.outbox))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)
         notify("READY=1")
         server.run()
@@ -11142,14 +11313,10 @@ def check_host(config: Config, serving: bool) -> Iterator[Finding]:
         yield Finding("OK", f"tbmon answers on port {config.port}")
     else:
         try:
-            with socket.create_server((config.host, config.port)):
+            with listen(config):
                 yield Finding("OK", f"port {config.port} is free")
-        except OSError as error:
-            yield Finding(
-                "FAIL",
-                f"{config.host}:{config.port} cannot be had: {reason_of(error)}",
-                "Set PORT or HOST.",
-            )
+        except UserError as error:
+            yield Finding("FAIL", str(error).partition(";")[0], "Set PORT or HOST.")
     free = shutil.disk_usage(folder).free
     level = "FAIL" if free < 100 * MIB else "WARN" if free < 2048 * MIB else "OK"
     remedy = "" if level == "OK" else "Make room, or lower MAX_DB_BYTES and LOG_RETENTION_DAYS."

@@ -97,7 +97,7 @@ MEANINGS = {
     "invoices_without_task": "invoices of tasks that tbmon does not know",
     "month": "as in `2026-01`, in UTC; null for invoices without a time",
     "timestamp_original": "as the node wrote it, in its own time zone",
-    "message": "as the node wrote it, wallets replaced",
+    "message": "as the node wrote it, wallets replaced, a NUL as U+2400",
     "data": "what the message holds as JSON, if it does",
     "source": "where it was read",
     "LogStatus.source": "`engine` follows the container, `directory` the files in LOG_DIR",
@@ -129,7 +129,10 @@ MEANINGS = {
     "Done.message": "what was done",
     "connected": "whether the hub is connected to now",
     "healthy": "connected, or off",
-    "FederationStatus.status": "`failing` where the last attempt failed",
+    "FederationStatus.status": "`failing` where the last attempt failed; `consent needed` where "
+    "another hub is configured than you opted in to: nothing is sent",
+    "hub": "the hub that is configured now, tried in turn",
+    "consentedTo": "the hub you opted in to; empty while off",
     "messagesSent": "messages that left, repeats included",
     "messagesReceived": "statistics taken from the hub",
     "errors": "connections that failed or broke",
@@ -222,6 +225,8 @@ MEANINGS = {
     "memory_bytes": "memory that tbmon holds",
     "Setup.source": "`engine` follows the container, `directory` the files in LOG_DIR",
     "Setup.container": "CONTAINER_NAME",
+    "strangers": "what whoever reaches the port may read and change; null if that is nobody else "
+    "than this machine, or API_KEY is set",
     "apiKey": "whether API_KEY is set",
     "passwordFrom": "whether TASK_DATA_PASSWORD was set, or tbmon made one and keeps it in a file",
     "streamToken": "whether the live stream asks for its token",
@@ -568,7 +573,11 @@ The routes below `/api/federation` are about sending coarse messages to a hub, a
 network that come back. It is off until you opt in. [FEDERATION.md](FEDERATION.md) says what is sent, and what the
 hub's operator can learn from it: read it before you opt in.
 
-The curl line of `/api/federation/enable` opts in, those after it opt out again and make a new id.
+Whatever makes more leave asks for the task-data password: opting in, an earlier `privacyLevel`, more shares, another
+hub, a new id while it is on. What is chosen while it is off counts as if it were on. Whatever makes less leave, opting
+out above all, never does.
+
+The curl line of `/api/federation/enable` opts in, those after it opt out again and delete the id.
 
 ## Metrics
 

@@ -152,8 +152,9 @@ async function ask(path, options = {}) {
   return body;
 }
 
-const send = (path, body = {}, method = 'POST') => ask(path, {
-  method, headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(body),
+const send = (path, body = {}, method = 'POST', password = '') => ask(path, {
+  method, headers: { 'Content-Type': 'application/json', ...(password && { 'X-Task-Data-Password': password }) },
+  body: JSON.stringify(body),
 });
 
 const PRIVATE = /^api\/(logs(?!\/status)|audit|doctor|tasks\/[^/]+\/(data|artifacts))/;
@@ -637,6 +638,8 @@ function nowPage() {
     () => h('div', { 'data-key': 'metrics' }, metrics(nowMetrics(data))), () => activityChart(data),
     () => pair(usageCharts(data)), () => uptimeChart(data),
     () => pair(block('Latest', recentFeed(data.recent)), block('Node', nodeFacts(data))),
+    () => data.strangers && h('p', { class: 'note', 'data-key': 'strangers' }, strangers(data), ' ',
+      link('#/setup', 'More'), '.'),
   ];
   return parts.slice(0, state.parts).map((part) => part());
 }
@@ -1004,16 +1007,33 @@ const LIMITS = [
 
 function federationPage() {
   const status = need('api/federation/status');
-  const said = state.said && h('p', { class: 'note', role: 'status' }, state.said);
+  const said = state.said && h('p', { class: 'note', role: 'status', 'data-key': 'said' }, state.said);
   const parts = status.data?.enabled ? joinedParts() : outsideParts();
   return [
     head('Federation', 'How all the nodes do that share a little of themselves.'),
-    boxed(status, (data) => [data.enabled && federationState(data), said, parts]),
+    boxed(status, (data) => [consentBanner(data), data.enabled && federationState(data), said, parts]),
   ].flat(Infinity).filter(Boolean);
 }
 
+/** Where another hub is configured than the operator opted in to: both, and what to do. */
+const consentBanner = ({ status, hub, consentedTo }) => status === 'consent needed' && h('div', {
+  class: 'note warn stack', role: 'alert', 'data-key': 'consent' },
+  h('p', {}, 'Nothing is sent: the hub has changed. You opted in to ', h('code', {}, consentedTo.join(', ')),
+    '; ', h('code', {}, hub.join(', ')), ' is configured now.'),
+  h('p', {}, 'Opt in to the new hub if you want it. Else set FEDERATION_NATS_URL back and restart tbmon, or disable'
+    + ' the federation.'),
+  h('form', { class: 'stack', 'data-submit': 'consent' }, passwordField('consent', true), alertOf(state.federationError),
+    h('div', { class: 'actions' }, h('button', {}, 'Opt in to the new hub'), button('leave', 'Disable Federation'))));
+
+/** Where the session has not opened it yet: the password by which more leaves than now. */
+const passwordField = (name, required, ...hint) => !auth()?.open.private && [username(),
+  h('label', { for: `${name}-password` }, 'Task-data password'), h('input', { id: `${name}-password`, name: 'password',
+    type: 'password', autocomplete: 'current-password', required, 'aria-describedby': `${name}-hint` }),
+  h('p', { class: 'muted small', id: `${name}-hint` }, hint, ' ', passwordPlace())];
+
 const federationState = ({ status, lastError, stats }) => h('div', { 'data-key': 'metrics' }, metrics([
-  ['State', upper(status), '', lastError ?? 'nothing is wrong'],
+  ['State', upper(status), '', lastError ?? (status === 'consent needed' ? 'another hub is configured'
+    : 'nothing is wrong')],
   ['Messages sent', count(stats.messagesSent), '', `${count(stats.queued)} wait`],
   ['Statistics received', count(stats.messagesReceived), '', `${count(stats.ignored)} ignored`],
   ['Held back', count(stats.refused), '', 'by the last check before sending'],
@@ -1033,7 +1053,9 @@ function outsideParts() {
 
 const sharingForm = (name, data, hub, ...buttons) => h('form',
   { class: 'sheet stack', 'data-submit': name, 'data-key': name },
-  settingsFields(data), hub, alertOf(state.federationError), h('div', { class: 'actions' }, buttons));
+  settingsFields(data), hub, name === 'join' ? passwordField(name, true) : passwordField(name, false,
+    'Needed to share more or sooner, and for a new id; never to share less or to leave.'),
+  alertOf(state.federationError), h('div', { class: 'actions' }, buttons));
 
 const message = (one) => h('div', { class: 'stack', 'data-key': `${one.subject} ${one.dueAt ?? one.timestamp ?? ''}` },
   h('h3', { class: 'mono' }, one.subject, one.dueAt && [' leaves ', utc(one.dueAt)]), pre(one.subject, one.payload));
@@ -1062,7 +1084,9 @@ function joinedParts() {
     boxed(need('api/federation/network-stats'), networkParts),
     boxed(need('api/federation/stats'), historyChart),
     boxed(need('api/federation/peers'), peersBlock),
-    pair(block('What waits to leave', boxed(need('api/federation/preview'), waitingMessages)),
+    // of a name, so that what is above comes and goes without taking what is being chosen here
+    h('div', { class: 'pair', 'data-key': 'own' },
+      block('What waits to leave', boxed(need('api/federation/preview'), waitingMessages)),
       block('Sharing', boxed(need('api/federation/settings'), (data) => sharingForm('sharing', data, null, buttons)))),
   ];
 }
@@ -1160,13 +1184,17 @@ function sentPart({ messages }) {
   moreOf(SENT, need(SENT))];
 }
 
+const strangers = (data) => `${upper(data.strangers)}. Set API_KEY to prevent it.`;
+
 function readers(data) {
   const isNear = /^(127\.|::1$|localhost$)/.test(data.host);
   return [
     isNear ? `This machine only: tbmon listens on ${data.host}, port ${data.port}.`
       : `Whoever reaches port ${data.port} of ${data.host}, or the port that a container publishes for it.`,
-    data.apiKey ? 'Everything asks for the API key.'
-      : `Status, tasks and invoices ask for nothing${isNear ? '.' : ': set API_KEY to change that.'}`,
+    data.strangers && strangers(data),
+    data.apiKey && 'Everything asks for the API key.',
+    isNear && !data.apiKey && 'Status, tasks and invoices ask for nothing.',
+    'What lets more leave this machine asks for the task-data password.',
     'Log entries, input and output of tasks, and artifacts ask for the task-data password, which'
       + (data.passwordFrom === 'setting' ? ' was set by the operator.' : ' tbmon made and keeps in a file.'),
     data.allowedOrigins.length ? `Pages of other sites that may ask: ${data.allowedOrigins.join(', ')}.`
@@ -1245,8 +1273,8 @@ const ACTIONS = {
     Object.assign(box, { wanted: rowsOf(box.data).length + 50, askedAt: 0 });
     outdate(path);
   },
-  leave: () => share('api/federation/disable'),
-  reset: () => share('api/federation/reset'),
+  leave: () => share(null, 'api/federation/disable'),
+  reset: (pressed) => share(pressed.form, 'api/federation/reset'),
 };
 
 const SUBMITS = {
@@ -1269,25 +1297,27 @@ const SUBMITS = {
     go(readRoute().page, new URLSearchParams(fields));
   },
   join: async (form) => {
-    if (await share('api/federation/settings', chosenSharing(form), 'PUT')) await share('api/federation/enable');
+    await share(form, 'api/federation/settings', { ...chosenSharing(form), enabled: true }, 'PUT');
   },
-  sharing: (form) => share('api/federation/settings', chosenSharing(form), 'PUT'),
+  consent: (form) => share(form, 'api/federation/enable'),
+  sharing: (form) => share(form, 'api/federation/settings', chosenSharing(form), 'PUT'),
   shortcuts: (form) => localStorage.setItem('tbmon-keys', find('input', form).checked ? 'on' : 'off'),
 };
 
 const chosenSharing = (form) => ({ privacyLevel: form.privacyLevel.value, shareTasks: form.shareTasks.checked,
   shareStats: form.shareStats.checked });
 
-/** Change what is shared; false if tbmon refuses, which is said beside the form. */
-async function share(path, body, method) {
+/** Change what is shared, with the password in the form; a refusal is said beside the form. */
+async function share(form, path, body, method) {
+  const field = form?.password;
   try {
-    const answer = await send(path, body, method);
+    const answer = await send(path, body, method, field?.value);
+    if (field) field.value = '';
     Object.assign(state, { federationError: '', said: answer.message ? sentence(answer.message) : 'Saved.' });
   } catch (error) {
     Object.assign(state, { federationError: sentence(error.message), said: '' });
   }
   outdate('api/federation');
-  return !state.federationError;
 }
 
 function askSecret(title, label) {
@@ -1370,7 +1400,7 @@ function draw() {
     find('#main').focus({ preventScroll: true });
   }
   state.seen = `${route.page}/${route.id}`;
-  if (state.parts < 7) {
+  if (state.parts < 8) {
     state.parts += 1;
     setTimeout(schedule);
   }

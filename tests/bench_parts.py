@@ -173,7 +173,8 @@ class Monitor(Program):
         self.process.wait()
 
     def post(self, path: str) -> Any:
-        url, headers = f"http://127.0.0.1:{self.port}{path}", {"Content-Type": "application/json"}
+        url, password = f"http://127.0.0.1:{self.port}{path}", self.env["TASK_DATA_PASSWORD"]
+        headers = {"Content-Type": "application/json", "X-Task-Data-Password": password}
         with urllib.request.urlopen(
             urllib.request.Request(url, b"{}", headers, method="POST"), timeout=10
         ) as answer:

@@ -219,7 +219,7 @@ def test_before_joining_the_limits_and_the_bytes_are_shown(tab: Tab) -> None:
         "invoice_created",
     ]
     assert not any(name in text for text in map(str, shown) for name in ("blockHash", "wallet"))
-    tab.page.get_by_role("button", name="Enable Federation").click()
+    tab.opt_in()
     tab.see("Demo data is not shared.")
 
 
@@ -324,7 +324,7 @@ def test_joining_the_federation_and_leaving_it(
     one = follow(program(FEDERATION_NATS_URL=hub.url, **to_hub), "Starting services")
     try:
         with Tab(browser, one) as tab:
-            tab.go("federation").page.get_by_role("button", name="Enable Federation").click()
+            tab.opt_in()
             tab.see("No figures yet")
             tab.see("Connected")
             hub.peer().publish(publication())
@@ -354,7 +354,7 @@ def test_what_is_chosen_to_be_shared_stays_chosen_until_it_is_sent(
             )  # the page draws itself anew
             tab.settle()
         assert not tasks.is_checked()
-        tab.page.get_by_role("button", name="Enable Federation").click()
+        tab.opt_in()
         tab.page.get_by_role("button", name="Disable Federation").wait_for()
         kept = one.get("/api/federation/settings")[1]
         assert (kept["enabled"], kept["shareTasks"], kept["privacyLevel"]) == (

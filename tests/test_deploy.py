@@ -406,7 +406,8 @@ def test_the_proxy_ends_at_the_engine_what_a_reader_has_left(site: Stack, node: 
 
 def test_hub_and_aggregator_tell_the_monitor_of_its_network(site: Stack) -> None:
     wait_for(site.sees_node)
-    assert site.ask("/api/federation/enable", "POST")["success"]
+    password = password_of(site.monitor)
+    assert site.ask("/api/federation/enable", "POST", X_Task_Data_Password=password)["success"]
 
     def counted() -> bool:
         found = site.ask("/api/federation/network-stats")

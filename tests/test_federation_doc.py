@@ -55,6 +55,7 @@ ERRORS = {text for line in TROUBLES if not line[0].isdigit() for text in codes(l
 REFUSALS = [(int(line[0]), codes(line[1])[0]) for line in TROUBLES if line[0].isdigit()]
 VOCABULARY = {
     *(word for shape in tbmon.SHAPES.values() for word in re.split(r"[\s,|?]+", shape)),
+    *(word for shape in tbmon.SHAPES.values() for word in re.split(r"[,|?]+", shape)),
     *(
         word
         for kind in tbmon.MESSAGES.values()
@@ -301,7 +302,7 @@ def member(hubs: Hubs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pro
     program = over_a_folder(
         folder, FEDERATION_NATS_URL=url, FEDERATION_TLS_CA=str(hubs.certificate)
     ).start()
-    send(program, "POST", "/api/federation/enable")
+    send(program, "POST", "/api/federation/enable", None, PASSWORD)
     wait_for(lambda: status(program)["connected"])
     yield program
     program.end()
@@ -411,7 +412,8 @@ def test_with_an_api_key_no_line_is_answered_without_it_and_a_missing_ca_file_is
         (site.folder / "data" / "task-data.password").write_text("open sesame")
         assert [line for line in CURL_LINES if run(site, line).returncode == 0] == []
         header_of = next(name for name in codes(PROSE) if name.startswith("-H"))
-        answer_to(site, f"curl {header_of} -X POST http://localhost:8090/api/federation/enable")
+        opts_in = next(line for line in CURL_LINES if line.endswith("/enable"))
+        answer_to(site, opts_in.replace("curl", f"curl {header_of}"))
         ask = f"curl {header_of} http://localhost:8090/api/federation/status"
         assert wait_for(lambda: says(answer_to(site, ask), "No such file or directory"))
     finally:
@@ -472,7 +474,7 @@ def test_the_refusals_of_the_api_are_those_explained(member: Program, tmp_path: 
     ]
     demo = Program(tmp_path / "demo").start("demo")
     try:
-        answers.append(send(demo, "POST", "/api/federation/enable"))
+        answers.append(send(demo, "POST", "/api/federation/enable", None, PASSWORD))
     finally:
         demo.end()
     assert [number for number, _ in REFUSALS] == [number for number, _ in answers]

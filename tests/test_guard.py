@@ -271,7 +271,11 @@ def api(tmp_path: Path) -> Iterator[tuple[tbmon.Api, list[float]]]:
         clock=lambda: clock[0],
     )
     monitor.outbox = tbmon.Outbox(
-        store, tbmon.SharingKeys(tmp_path), monitor.now, random.SystemRandom()
+        store,
+        tbmon.SharingKeys(tmp_path),
+        monitor.now,
+        random.SystemRandom(),
+        monitor.config.federation_nats_url,
     )
     monitor.federation = tbmon.Federation(
         monitor.config, monitor.outbox, lambda payload: True, lambda: True

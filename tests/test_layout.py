@@ -167,7 +167,7 @@ def test_blank_lines_comments_and_long_names_are_no_code() -> None:
 
 
 def test_the_files_stay_within_their_budgets_of_code() -> None:
-    assert nodes(TREE) <= 52_000
+    assert nodes(TREE) <= 53_000
     aggregator = ROOT / "aggregator.py"
     assert not aggregator.exists() or nodes(ast.parse(aggregator.read_text("utf-8"))) <= 5_200
 

@@ -895,6 +895,9 @@ def test_nothing_but_the_two_levels_has_a_delay() -> None:
 # The outbox
 
 
+HUB = "tls://hub.example:4222"
+
+
 class Desk:
     """An outbox on a store of its own, with a clock and dice that the test holds."""
 
@@ -902,7 +905,7 @@ class Desk:
         self.store = store(folder / "t.db", b"k" * 32)
         self.keys = SharingKeys(folder)
         self.at = NOON
-        self.outbox = Outbox(self.store, self.keys, lambda: self.at, random.Random(seed))
+        self.outbox = Outbox(self.store, self.keys, lambda: self.at, random.Random(seed), HUB)
         self.outbox.event_db = False
 
     def share(self, **chosen: Any) -> None:
@@ -1108,10 +1111,10 @@ def test_settings_outlive_the_process(desk: Desk) -> None:
         joined_at=NOON,
         greeted=True,
     )
-    again = Outbox(desk.store, desk.keys, lambda: NOON, random.Random(1))
+    again = Outbox(desk.store, desk.keys, lambda: NOON, random.Random(1), HUB)
     assert again.sharing == desk.outbox.sharing
     assert again.sharing == Sharing(
-        True, "minimal", True, False, ("tls://hub.example:4222",), NOON, True
+        True, "minimal", True, False, (hub := ("tls://hub.example:4222",)), NOON, True, hub, True
     )
 
 

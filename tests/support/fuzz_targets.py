@@ -867,7 +867,11 @@ class Site:
         recorder.feed("file", node_samples.lines(WHOLE_LOG))
         recorder.commit()
         monitor.outbox = tbmon.Outbox(
-            store, tbmon.SharingKeys(folder), monitor.now, random.Random(5)
+            store,
+            tbmon.SharingKeys(folder),
+            monitor.now,
+            random.Random(5),
+            config.federation_nats_url,
         )
         monitor.federation = tbmon.Federation(
             config, monitor.outbox, lambda payload: True, lambda: True

@@ -472,7 +472,9 @@ class Station:
             clock=lambda: self.now / 1000,
         )
         dice = random.Random(seed)
-        self.outbox = tbmon.Outbox(self.store, tbmon.SharingKeys(folder), self.monitor.now, dice)
+        self.outbox = tbmon.Outbox(
+            self.store, tbmon.SharingKeys(folder), self.monitor.now, dice, url
+        )
         self.federation = tbmon.Federation(
             self.config,
             self.outbox,

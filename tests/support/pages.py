@@ -87,6 +87,11 @@ class Tab:
         field.fill(secret)
         field.press("Enter")
 
+    def opt_in(self, secret: str = PASSWORD) -> None:
+        """By the form of the page Federation."""
+        self.go("federation").page.get_by_label("Task-data password").fill(secret)
+        self.page.get_by_role("button", name="Enable Federation").click()
+
     def logged_in(self) -> Tab:
         """With the private class open."""
         self.go("logs").unlock()

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from support import contract
-from support.asking import Answer, elsewhere
+from support.asking import PASSWORD, Answer, elsewhere
 from support.hubs import LOOPBACK, SECRET, Hub
 from support.machine import wait_for
 from support.programs import Program
@@ -38,7 +38,10 @@ def tell(program: Program, method: str, path: str, body: object = None, **header
 
 
 def change(program: Program, path: str, body: object = None, **headers: str) -> Any:
-    """A change that must be accepted: POST to /api/federation/`path`, or, with a body, PUT."""
+    """A change that must be accepted: POST to /api/federation/`path`, or, with a body, PUT; with
+    the task-data password, since it may let more out.
+    """
+    headers = {"X_Task_Data_Password": PASSWORD, **headers}
     answer = tell(program, "PUT" if body else "POST", f"/api/federation/{path}", body, **headers)
     assert answer.status == 200, answer.body
     return answer.json
