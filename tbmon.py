@@ -5722,7 +5722,7 @@ class Recorder:
             monitor.config.log_retention_days * DAY_MS
         )  # older gives no rows
         self.heard: tuple[Head, int] | None = None  # the newest believed header, and when
-        self.newest_at: int | None = None
+        self.newest_at: int | None = None if fresh_pass else saved.get("newest_at")
         self.first_at: int | None = None
         self.created_at: int | None = None  # when the container was, in ms, if that is known
         self.loose: set[str] = set(
@@ -5989,6 +5989,7 @@ class Recorder:
             "rival": rival and (*rival.who, rival.since_s, rival.from_key.hex(), rival.headers),
             "seq": self.seq,
             "newest_second": self.newest_second,
+            "newest_at": self.newest_at,
             "streams": streams,
             "loose": sorted(self.loose),
         }
@@ -6955,9 +6956,10 @@ class EngineFeed:
         """
         if self.start is not None:
             self.note_start(self.start, self.start)
+        self.commit()  # first: what is overdue is asked of the store
         if not self.recorder.rereads:  # a clock that went back has yet to come in it
             self.recorder.lose_overdue()
-        self.dirty = self.dirty or bool(self.recorder.tracker.tasks)
+        self.dirty = bool(self.recorder.tracker.tasks)
         self.commit()
 
 

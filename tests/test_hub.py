@@ -501,7 +501,9 @@ def test_a_reply_subject_sends_nothing_anywhere(plain: Server) -> None:
 
 def test_headers_delete_replace_and_hold_up_nothing(plain: Server) -> None:
     aggregator, monitor = plain.client("aggregator"), plain.client()
+    count = state(aggregator)["last_seq"]
     monitor.publish(RECEIVED, b"first").settle()
+    wait_for(lambda: state(aggregator)["last_seq"] > count)  # the stream stores it a moment later
     before = state(aggregator)
     refused = (
         {"Nats_Rollup": "all"},

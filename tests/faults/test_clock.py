@@ -373,6 +373,8 @@ def test_a_long_log_with_a_jump_in_it_is_read_again_without_a_double(engine_log:
 class Halting:
     """An engine that gives its log in two parts, as a network may, and then ends the connection."""
 
+    copies = 0
+
     def __init__(self, lines: list[tuple[float, str]]) -> None:
         started = int(lines[0][0] * 1000)
         self.container = tbmon.Container(

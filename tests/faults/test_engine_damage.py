@@ -114,7 +114,9 @@ def test_what_stands_behind_a_damaged_place_is_read_and_the_gap_told(
     with watch:  # goes on where it was: nothing is lost, doubled or told again
         rest = say(node, 300, 3)
         watch.wait_for_message(rest[-1])
-        assert sorted(watch.messages()) == sorted([*have, *rest])
+        # What is left of the damaged record may come now, and is an entry that nobody recognises.
+        said = [words for words in watch.messages() if words.startswith(WORDS)]
+        assert sorted(said) == sorted(words for words in (*have, *rest) if words.startswith(WORDS))
         assert gaps() == [GAP]
 
 
