@@ -2562,6 +2562,13 @@ SAVE_INVOICE = """
         memory_peak = IFNULL(excluded.memory_peak, memory_peak),
         confirmed = MAX(confirmed, excluded.confirmed)
 """
+TASK_DATA = ("input", "output", "error_text")
+LONGER = """{0} = CASE WHEN length(CAST(IFNULL(excluded.{0}, '') AS BLOB))
+    > length(CAST(IFNULL({0}, '') AS BLOB)) THEN excluded.{0} ELSE {0} END"""
+SAVE_TASK_DATA = (
+    f"INSERT INTO task_data (execution_id, {', '.join(TASK_DATA)}) VALUES (?, ?, ?, ?)"
+    f" ON CONFLICT (execution_id) DO UPDATE SET {', '.join(map(LONGER.format, TASK_DATA))}"
+)
 LOG_COLUMNS = "key, seq, at, level, type, sources, flags, execution_id, message"
 QUERIES = {  # by `Store.get` and `Store.first`
     "quick_check": "PRAGMA quick_check(1)",
@@ -3284,22 +3291,12 @@ class Store:
         db.executemany("DELETE FROM doubt WHERE key = ?", ((key,) for key in doubts))
         db.executemany("INSERT INTO doubt (key, execution_id) VALUES (?, ?)", rows)
 
-    def save_task_data(
-        self, db: sqlite3.Connection, execution_id: str, data: Mapping[str, str]
-    ) -> None:
-        """Keep input, output and error_text; the longer text of each wins (an entry still
-        growing).
+    def save_task_data(self, db: sqlite3.Connection, data: Mapping[str, Mapping[str, str]]) -> None:
+        """Keep input, output and error_text by execution id; the longer text of each wins (an entry
+        still growing).
         """
-        for name, text in data.items():
-            assert name in ("input", "output", "error_text")
-            db.execute(
-                f"INSERT INTO task_data (execution_id, {name}) VALUES (?, ?) ON CONFLICT "
-                f"(execution_id) DO UPDATE"
-                f" SET {name} = excluded.{name}"
-                f" WHERE length(CAST(excluded.{name} AS BLOB)) > length(CAST(IFNULL({name}, '') "
-                f"AS BLOB))",
-                (execution_id, text),
-            )
+        rows = [(name, *map(texts.get, TASK_DATA)) for name, texts in data.items()]
+        db.executemany(SAVE_TASK_DATA, rows)
 
     def save_invoice(
         self, db: sqlite3.Connection, event: Event, confirmed: bool
@@ -5380,8 +5377,7 @@ class Tracker:
         for pseudonym in self.new_own:
             self.store.add_own(db, pseudonym)
         self.store.save_tasks(db, self.tasks.values())
-        for execution_id, data in self.data.items():
-            self.store.save_task_data(db, execution_id, data)
+        self.store.save_task_data(db, self.data)
         self.store.put(db, "task_event", self.events)
         for event, confirmed in self.invoices:
             self.store.save_invoice(db, event, confirmed)
@@ -5420,7 +5416,7 @@ class Tracker:
         return merged
 
     def keep_data(self, execution_id: str, fields: Mapping[str, Any]) -> None:
-        for name in ("input", "output", "error_text"):
+        for name in TASK_DATA:
             if isinstance(text := fields.get(name), str) and text:
                 kept = text.encode("utf-8", "replace")[: self.limit].decode("utf-8", "ignore")
                 self.data.setdefault(execution_id, {})[name] = kept

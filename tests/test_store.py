@@ -661,8 +661,8 @@ def test_overdue_tasks_are_the_unfinished_ones_past_their_time_or_before_the_nod
 def test_task_data_is_kept_verbatim_and_the_longer_text_wins(store: Store) -> None:
     data = {"input": "long input", "output": "\0binary", "error_text": ""}
     with store.write() as db:
-        store.save_task_data(db, "e1", {"input": data["input"]})
-        store.save_task_data(db, "e1", {**data, "input": "short"})
+        store.save_task_data(db, {"e1": {"input": data["input"]}})
+        store.save_task_data(db, {"e1": {**data, "input": "short"}})
     row = store.get("task_data", "e1")[0]
     assert row is not None and {**row, "error_text": row["error_text"] or ""} == data
 

@@ -39,9 +39,8 @@ def save(store: Store, number: int, at: int | None, size: int) -> None:
     with store.write() as db:
         store.save_tasks(db, [Task(name_of(number), received_at=at)])
         half = size // 2
-        store.save_task_data(
-            db, name_of(number), {"input": "i" * half, "output": "ö" * (half // 2)}
-        )
+        texts = {"input": "i" * half, "output": "ö" * (half // 2)}
+        store.save_task_data(db, {name_of(number): texts})
 
 
 def save_log(store: Store, count: int, size: int) -> None:

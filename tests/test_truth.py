@@ -24,6 +24,7 @@ import ways
 from histories import History, Truth
 from truths import FIGURES, heard, mark_of, untruths
 
+pytestmark = pytest.mark.slow
 IS_LONG = os.environ.get("TBMON_SOAK") == "1"
 HISTORIES = 5000 if IS_LONG else 300
 BLOCKS = 10 if IS_LONG else 2
