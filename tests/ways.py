@@ -272,7 +272,8 @@ def follow(
     """Follows the engine's log from line `first` on over several connections.
 
     `gap`: lines that the engine dropped while tbmon was ended. `events`: when the event database is there:
-    `before` the first line, `after` the last, or `between`. `with_files`: what the container's files hold.
+    `before` the first line, `after` the last, or `between`. `with_files`: what the container's files hold
+    in the end.
     """
     engine = StandIn(chance)
     engine.created_at = history.starts[0]
@@ -296,14 +297,14 @@ def follow(
         engine.started_at = history.starts[0]
         known.starts.add(engine.started_at)
         life.step(history.starts[0] + 0.1)
-    if with_files is not None:
-        engine.files |= day_files(history, with_files, LOGS)
     begin = first
     for number, end in enumerate(ends):
         now = history.said[end - 1].at + 0.5
         engine.started_at = max(start for start in history.starts if start <= now)
         known.starts.add(engine.started_at)
         engine.said = history.said[first:end]
+        written = [one for one in with_files or () if one.at <= now]  # no file tells the future
+        engine.files |= day_files(history, written, LOGS) if written else {}
         if gap is not None and end > gap[0]:
             engine.said = history.said[gap[1] : end]
             begin = max(begin, gap[1])
