@@ -30,6 +30,7 @@ from support.federation_feed import Aggregation
 from support.hub_conf import Server
 from support.hubs import Hub, Listening, Station, Stepped
 from support.machine import LONG
+from support.own_engine import OwnEngine
 from support.pages import chromium
 from support.programs import Program, Watch, discard
 
@@ -99,6 +100,18 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def engine() -> None:
     """A Docker Engine, with an image made from the busybox on this machine."""
     make_image()
+
+
+@pytest.fixture(scope="module")
+def own(engine: None) -> Iterator[OwnEngine]:
+    """An engine of the tests' own, whose files they may spoil; `docker` still talks to the machine's."""
+    made = OwnEngine(live_restore=False)
+    made.start()
+    try:
+        made.load()
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture

@@ -21,18 +21,6 @@ Make = Callable[..., Program]
 GAP = "the engine's log is damaged"
 
 
-@pytest.fixture(scope="module")
-def own(engine: None) -> Iterator[OwnEngine]:
-    """An engine of the tests' own, whose files they may spoil."""
-    made = OwnEngine(live_restore=False)
-    made.start()
-    try:
-        made.load()
-        yield made
-    finally:
-        made.close()
-
-
 @pytest.fixture
 def node(own: OwnEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
     """A node at that engine, with which `docker` talks meanwhile."""

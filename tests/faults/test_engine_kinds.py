@@ -289,18 +289,6 @@ def test_an_old_engine_says_in_words_that_a_driver_cannot_be_read(
 # Where the node has gone
 
 
-@pytest.fixture(scope="module")
-def own(engine: None) -> Iterator[OwnEngine]:
-    """An engine of the tests' own; `docker` in this process still talks to the machine's."""
-    made = OwnEngine(live_restore=False)
-    made.start()
-    try:
-        made.load()
-        yield made
-    finally:
-        made.close()
-
-
 @pytest.fixture
 def at_own(own: OwnEngine, monkeypatch: pytest.MonkeyPatch) -> OwnEngine:
     """That engine, with which `docker` and Node talk for as long as the test runs."""
